@@ -1,0 +1,237 @@
+use serde::{Deserialize, Serialize};
+
+/// Raised with every change of a message; both ends come from one build, so only equal versions talk.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// Bytes in a mapping that both processes know; which mapping the field's name says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Region {
+    /// Offset of the first byte.
+    pub offset: u64,
+    /// Length in bytes.
+    pub bytes: u64,
+}
+
+/// Which device a worker opens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceSpec {
+    /// As configured: `host`, `host:1`, `cuda:0`.
+    pub id: String,
+    /// Threads that one operator may use on the CPU; 0 leaves libtorch's own choice.
+    pub threads: u32,
+}
+
+/// First message to a worker. Descriptors: the pool's (when its handle is one), the slots', the control page's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// Number of the worker in its server, for logs.
+    pub worker: u32,
+    /// Device to open.
+    pub device: DeviceSpec,
+    /// Length of the pool.
+    pub pool_bytes: u64,
+    /// Length of the slot memory.
+    pub slots_bytes: u64,
+    /// Offset of this worker's stop flag in the control page.
+    pub stop_flag: u64,
+    /// Length of the control page.
+    pub control_bytes: u64,
+}
+
+/// Build a model over its home in the pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadModel {
+    /// Number of the model in its server.
+    pub model: u32,
+    /// Name, for logs and messages.
+    pub name: String,
+    /// Archive to read the graph from.
+    pub path: String,
+    /// Digest of the archive the controller has read: the file must not have changed since.
+    pub digest: String,
+    /// Home of the span in the pool.
+    pub span: Region,
+    /// Doorbells of the home in the pool, one 4-byte word a group.
+    pub doorbells: Region,
+}
+
+/// A tensor's place in shared memory, dense and in row-major order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacedTensor {
+    /// Code of the element type, as in the archive.
+    pub dtype: u8,
+    /// Sizes, outermost first.
+    pub shape: Vec<u64>,
+    /// Its bytes: of inputs in the pool, of outputs in the slot memory.
+    pub at: Region,
+}
+
+/// Run a model once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Execute {
+    /// Number that the answer carries.
+    pub execution: u64,
+    /// Model to run.
+    pub model: u32,
+    /// Inputs in the order of the program's tensor and integer inputs, already on their way into the pool.
+    pub inputs: Vec<PlacedTensor>,
+    /// Word in the pool that is rung when the inputs have landed; the worker clears it.
+    pub input_doorbell: u64,
+    /// Place in the pool for all that the execution allocates.
+    pub arena: Region,
+    /// Place in the slot memory for the outputs.
+    pub outputs: Region,
+    /// Place in the slot memory for one `f32` of microseconds a node, when the execution is to be profiled.
+    pub profile: Option<Region>,
+    /// Longest wait for a doorbell before the execution gives up.
+    pub doorbell_timeout_ms: u64,
+}
+
+/// Controller to worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// Map what is shared; answered by [`FromWorker::Attached`].
+    Attach(Attach),
+    /// Build a model; answered by [`FromWorker::Loaded`].
+    Load(LoadModel),
+    /// Forget a model; not answered.
+    Unload {
+        /// The model.
+        model: u32,
+    },
+    /// Groups of a model from now on: the first node of each, ascending; not answered.
+    Plan {
+        /// The model.
+        model: u32,
+        /// First node of every group.
+        first_nodes: Vec<u32>,
+    },
+    /// Run a model; answered by [`FromWorker::Finished`].
+    Execute(Execute),
+    /// End in good order.
+    Shutdown,
+}
+
+/// Why an execution gave no output, as far as the answer to the client depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FaultClass {
+    /// The model refused the values of the inputs (an index out of range, sizes that do not match).
+    Input,
+    /// The arena is too small for the activations.
+    OutOfMemory,
+    /// The outputs are larger than the place given.
+    OutputsTooLarge {
+        /// What they need.
+        needed_bytes: u64,
+    },
+    /// The stop flag was set.
+    Stopped,
+    /// A doorbell was poisoned or never rung: the weights did not come.
+    Transfer,
+    /// Anything else that libtorch raised.
+    Model,
+}
+
+/// An execution that failed; the worker is ready for the next.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecutionFault {
+    /// What the answer depends on.
+    pub class: FaultClass,
+    /// First line of the reason, with the operator's name and place.
+    pub message: String,
+}
+
+/// An execution that succeeded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Executed {
+    /// Outputs in the program's order, in the slot memory.
+    pub outputs: Vec<PlacedTensor>,
+    /// `CLOCK_MONOTONIC` when the first layer began, in nanoseconds.
+    pub first_layer_ns: u64,
+    /// `CLOCK_MONOTONIC` when the outputs lay in their place, in nanoseconds.
+    pub finished_ns: u64,
+    /// Time spent waiting for groups, in nanoseconds.
+    pub waited_ns: u64,
+    /// Most bytes of the arena in use at once.
+    pub arena_peak_bytes: u64,
+}
+
+/// Worker to controller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromWorker {
+    /// Pool, slots and control page are mapped.
+    Attached,
+    /// A model is built.
+    Loaded {
+        /// The model.
+        model: u32,
+        /// Why it could not be, if so.
+        error: Option<String>,
+    },
+    /// An execution ended.
+    Finished {
+        /// Its number.
+        execution: u64,
+        /// Its end.
+        result: Result<Executed, ExecutionFault>,
+    },
+}
+
+/// Controller to zygote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToZygote {
+    /// Fork a worker that speaks on the socket sent along.
+    Fork {
+        /// Number of the worker; unique in the server's life.
+        worker: u32,
+    },
+    /// Kill a worker if it still runs; [`FromZygote::Exited`] follows.
+    Kill {
+        /// The worker.
+        worker: u32,
+    },
+}
+
+/// How a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitCause {
+    /// By itself, with this code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+impl std::fmt::Display for ExitCause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+/// Zygote to controller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromZygote {
+    /// A worker runs.
+    Forked {
+        /// The worker.
+        worker: u32,
+        /// Its process.
+        pid: i32,
+    },
+    /// A worker could not be forked.
+    ForkFailed {
+        /// The worker.
+        worker: u32,
+        /// The system's reason.
+        reason: String,
+    },
+    /// A worker is gone and reaped: it writes nothing any more.
+    Exited {
+        /// The worker.
+        worker: u32,
+        /// How it ended.
+        cause: ExitCause,
+    },
+}
