@@ -1,1 +1,11 @@
-//! Skeleton.
+//! Scheduler, switcher, supervision of workers and front ends of pswitch.
+
+mod service;
+mod slots;
+
+pub use service::{
+    Answer, Datatype, DimensionSignature, ErrorClass, InferOptions, InferenceService, ModelSignature,
+    ModelSnapshot, ModelState, ModelStatus, OutputTensor, PlacedTensor, ServiceError, ServiceFuture,
+    ServiceSnapshot, Submission, TensorSignature, TensorSpec, Timings,
+};
+pub use slots::{FrozenSlot, Slot, SlotMemory};
