@@ -1,0 +1,168 @@
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::host::HostDevice;
+use crate::{
+    DeviceError, DeviceId, DeviceMemory, DeviceSlice, HostSlice, MemoryHandle, PinnedMemory, SharedMemory,
+};
+
+/// What a device is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceProperties {
+    /// Its name in this program.
+    pub id: DeviceId,
+    /// Its maker's name for it.
+    pub name: String,
+    /// All the memory that it has, in use or not.
+    pub total_memory_bytes: u64,
+}
+
+/// The cost of copies over the host backend's link, one for each direction, shared by all streams of the device.
+///
+/// A copy of `b` bytes takes `per_copy + b / bandwidth` from the moment it begins; the link does one copy at a time.
+/// The default costs nothing beyond the copy itself.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct LinkThrottle {
+    /// Bytes a second; `None` for as fast as memory goes.
+    pub bandwidth_bytes_per_s: Option<f64>,
+    /// What a copy costs before its first byte.
+    pub per_copy: Duration,
+}
+
+/// The stream on which a worker executes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ExecutionStream {
+    /// The calling thread itself.
+    Host,
+    /// A raw `CUstream` of this process.
+    Cuda(u64),
+}
+
+/// A place where models run: its memory, copies to and from it, and the doorbells that announce them.
+///
+/// All methods may be called from any thread.
+pub trait Device: Send + Sync + Debug {
+    /// What it is.
+    fn properties(&self) -> &DeviceProperties;
+
+    /// Allocates zeroed memory that other processes can open.
+    ///
+    /// # Errors
+    /// [`DeviceError::NeverFits`] if the device has less in all; [`DeviceError::EmptyAllocation`];
+    /// [`DeviceError::System`].
+    fn allocate(&self, bytes: u64) -> Result<Arc<dyn DeviceMemory>, DeviceError>;
+
+    /// Opens memory that another process (or this one) has exported from the same device.
+    ///
+    /// # Errors
+    /// What is wrong with the handle; a handle from a process that is not trusted does no harm.
+    fn open(&self, handle: MemoryHandle) -> Result<Arc<dyn DeviceMemory>, DeviceError>;
+
+    /// Pins host memory, so that copies from and to it run at the link's speed; undone when the last clone is dropped.
+    ///
+    /// # Errors
+    /// [`DeviceError::System`] if the memory cannot be pinned.
+    fn pin(&self, memory: Arc<SharedMemory>) -> Result<PinnedMemory, DeviceError>;
+
+    /// A new stream of copies; `name` appears in messages and as a thread's name.
+    ///
+    /// # Errors
+    /// [`DeviceError::System`] if it cannot be made.
+    fn copy_stream(&self, name: &str) -> Result<Box<dyn CopyStream>, DeviceError>;
+
+    /// Lets everything that is launched on the execution stream after this call wait until the doorbell word is at
+    /// least [`RUNG`](crate::doorbell::RUNG). What the doorbell announces is visible then.
+    ///
+    /// `host` blocks the calling thread until then. `cuda` enqueues the wait and returns at once: a poisoned word lets
+    /// the stream go on too, and `deadline` is the business of whoever waits for the stream.
+    ///
+    /// # Errors
+    /// [`DeviceError::Poisoned`] and [`DeviceError::TimedOut`] where the call blocks; [`DeviceError::NotAWord`],
+    /// [`DeviceError::ForeignMemory`], [`DeviceError::WrongExecutionStream`].
+    fn wait_doorbell(
+        &self,
+        on: ExecutionStream,
+        word: &DeviceSlice,
+        deadline: Instant,
+    ) -> Result<(), DeviceError>;
+
+    /// Stores a word of device memory at once, past all streams, and wakes who waits on it; returns when it is stored.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::System`].
+    fn set_word(&self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError>;
+
+    /// Loads a word of device memory at once, past all streams.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::System`].
+    fn word(&self, word: &DeviceSlice) -> Result<u32, DeviceError>;
+}
+
+/// Copies in the order in which they were enqueued. Every call checks, enqueues and returns.
+///
+/// Dropping a stream waits until all that was enqueued is done: copies under way keep their memory, and no doorbell
+/// that was promised stays silent.
+pub trait CopyStream: Send + Debug {
+    /// Copies host memory to the device. Both ends must be equally long; zero bytes cost nothing.
+    ///
+    /// # Errors
+    /// [`DeviceError::UnequalCopy`], [`DeviceError::ForeignMemory`], [`DeviceError::StreamEnded`].
+    fn copy_in(&mut self, from: &HostSlice, to: &DeviceSlice) -> Result<(), DeviceError>;
+
+    /// Copies the device's memory to the host. Both ends must be equally long; zero bytes cost nothing.
+    ///
+    /// # Errors
+    /// [`DeviceError::UnequalCopy`], [`DeviceError::ForeignMemory`], [`DeviceError::StreamEnded`].
+    fn copy_out(&mut self, from: &DeviceSlice, to: &HostSlice) -> Result<(), DeviceError>;
+
+    /// Stores a word of device memory after all copies before it are complete, and wakes who waits on it.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::StreamEnded`].
+    fn write_word(&mut self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError>;
+
+    /// An event that is complete when all that was enqueued before it is done.
+    ///
+    /// # Errors
+    /// [`DeviceError::StreamEnded`], [`DeviceError::System`].
+    fn record(&mut self) -> Result<Arc<dyn Event>, DeviceError>;
+}
+
+/// A point in a [`CopyStream`].
+pub trait Event: Send + Sync + Debug {
+    /// Whether the stream has passed it.
+    ///
+    /// # Errors
+    /// What went wrong in the stream before it.
+    fn is_complete(&self) -> Result<bool, DeviceError>;
+
+    /// Blocks until the stream has passed it.
+    ///
+    /// # Errors
+    /// [`DeviceError::TimedOut`] after `deadline`; what went wrong in the stream before it.
+    fn wait(&self, deadline: Instant) -> Result<(), DeviceError>;
+
+    /// When the stream passed it, by this process's clock: exact on `host`, on other devices no earlier than it was and
+    /// no later than it was noticed. `None` before.
+    fn completed_at(&self) -> Option<Instant>;
+}
+
+/// Opens a device. Every call gives a device of its own: two of one name share no link.
+///
+/// `throttle` describes the link of the host backend; a CUDA device has a real one.
+///
+/// # Errors
+/// [`DeviceError::Unavailable`] if this build or machine has no such device, [`DeviceError::InvalidThrottle`].
+pub fn open_device(id: DeviceId, throttle: LinkThrottle) -> Result<Arc<dyn Device>, DeviceError> {
+    match id {
+        DeviceId::Host(_) => Ok(Arc::new(HostDevice::new(id, throttle)?)),
+        DeviceId::Cuda(_) => Err(DeviceError::Unavailable {
+            device: id,
+            reason: "this build of pswitch has no CUDA backend; use `host`".to_owned(),
+        }),
+    }
+}

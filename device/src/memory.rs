@@ -1,0 +1,226 @@
+use std::any::Any;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::{DeviceError, DeviceId, SharedMemory};
+
+/// An address in a device's memory: a pointer of this process on the host, a `CUdeviceptr` on CUDA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceAddress(pub u64);
+
+impl fmt::Display for DeviceAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// Memory of a device, freed (or closed, if another process made it) when dropped.
+///
+/// A backend accepts only its own memory: it looks at the type behind the trait, not at the address alone.
+pub trait DeviceMemory: Any + Send + Sync + fmt::Debug {
+    /// The device that it belongs to.
+    fn device(&self) -> DeviceId;
+
+    /// Where it begins, in this process.
+    fn address(&self) -> DeviceAddress;
+
+    /// Its size.
+    fn bytes(&self) -> u64;
+
+    /// A handle with which another process can open the same memory.
+    ///
+    /// # Errors
+    /// [`DeviceError::System`] if the handle cannot be made.
+    fn export(&self) -> Result<MemoryHandle, DeviceError>;
+}
+
+/// How a device's memory is handed to another process.
+///
+/// A sender takes it [apart](MemoryHandle::into_parts) and need not know the variants.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum MemoryHandle {
+    /// Shared memory behind a file descriptor (`host`).
+    Memfd {
+        /// The descriptor, which travels beside the message (`SCM_RIGHTS`).
+        fd: OwnedFd,
+        /// The memory's size; checked against the file when it is opened.
+        bytes: u64,
+    },
+}
+
+impl MemoryHandle {
+    const MEMFD: u8 = 1;
+
+    /// Takes the handle apart for a message: bytes to be sent as they are, and the descriptors that travel with them.
+    pub fn into_parts(self) -> (Vec<u8>, Vec<OwnedFd>) {
+        match self {
+            Self::Memfd { fd, bytes } => {
+                let mut description = vec![Self::MEMFD];
+                description.extend_from_slice(&bytes.to_le_bytes());
+                (description, vec![fd])
+            }
+        }
+    }
+
+    /// Puts a handle together again. Both parts may come from a process that is not trusted.
+    ///
+    /// # Errors
+    /// [`DeviceError::MalformedHandle`] if they do not fit each other.
+    pub fn from_parts(description: &[u8], descriptors: Vec<OwnedFd>) -> Result<Self, DeviceError> {
+        let malformed = |reason| DeviceError::MalformedHandle { reason };
+        match description.split_first() {
+            Some((&Self::MEMFD, size)) => {
+                let size = size.try_into().map_err(|_| malformed("a memfd's size has 8 bytes"))?;
+                let [fd] = <[OwnedFd; 1]>::try_from(descriptors)
+                    .map_err(|_| malformed("a memfd comes with one descriptor"))?;
+                Ok(Self::Memfd { fd, bytes: u64::from_le_bytes(size) })
+            }
+            Some(_) => Err(malformed("of a kind that this build does not know")),
+            None => Err(malformed("empty")),
+        }
+    }
+}
+
+/// Shared memory that a device can copy from and to at full speed, as long as this or a clone of it lives.
+///
+/// The pin holds for every device of the same kind in this process (CUDA: registered as portable).
+#[derive(Debug, Clone)]
+pub struct PinnedMemory {
+    memory: Arc<SharedMemory>,
+}
+
+impl PinnedMemory {
+    /// For a backend that has pinned `memory`, or need not.
+    pub(crate) fn new(memory: Arc<SharedMemory>) -> Self {
+        Self { memory }
+    }
+
+    /// The memory that is pinned.
+    pub fn memory(&self) -> &Arc<SharedMemory> {
+        &self.memory
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> u64 {
+        self.memory.bytes()
+    }
+}
+
+/// Refuses a range that is not inside `capacity_bytes`.
+fn check_inside(what: &'static str, offset: u64, bytes: u64, capacity_bytes: u64) -> Result<(), DeviceError> {
+    match offset.checked_add(bytes) {
+        Some(end) if end <= capacity_bytes => Ok(()),
+        _ => Err(DeviceError::OutOfRange { what, offset, bytes, capacity_bytes }),
+    }
+}
+
+/// A range of a device's memory, known to lie inside, that keeps the memory alive.
+#[derive(Debug, Clone)]
+pub struct DeviceSlice {
+    memory: Arc<dyn DeviceMemory>,
+    offset: u64,
+    bytes: u64,
+}
+
+impl DeviceSlice {
+    /// The `bytes` at `offset`; zero bytes are allowed.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfRange`].
+    pub fn new(memory: Arc<dyn DeviceMemory>, offset: u64, bytes: u64) -> Result<Self, DeviceError> {
+        check_inside("device memory", offset, bytes, memory.bytes())?;
+        Ok(Self { memory, offset, bytes })
+    }
+
+    /// A part of this slice; `offset` counts from where it begins.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfRange`].
+    pub fn sub(&self, offset: u64, bytes: u64) -> Result<Self, DeviceError> {
+        check_inside("device slice", offset, bytes, self.bytes)?;
+        Ok(Self { memory: Arc::clone(&self.memory), offset: self.offset + offset, bytes })
+    }
+
+    /// Where it begins.
+    pub fn address(&self) -> DeviceAddress {
+        DeviceAddress(self.memory.address().0 + self.offset)
+    }
+
+    /// How long it is.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Where it begins in its memory.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The memory that it lies in.
+    pub fn memory(&self) -> &Arc<dyn DeviceMemory> {
+        &self.memory
+    }
+}
+
+/// A range of pinned host memory, known to lie inside, that keeps the memory pinned.
+#[derive(Debug, Clone)]
+pub struct HostSlice {
+    memory: PinnedMemory,
+    offset: u64,
+    bytes: u64,
+}
+
+impl HostSlice {
+    /// The `bytes` at `offset`; zero bytes are allowed.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfRange`].
+    pub fn new(memory: PinnedMemory, offset: u64, bytes: u64) -> Result<Self, DeviceError> {
+        check_inside("pinned memory", offset, bytes, memory.bytes())?;
+        Ok(Self { memory, offset, bytes })
+    }
+
+    /// A part of this slice; `offset` counts from where it begins.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfRange`].
+    pub fn sub(&self, offset: u64, bytes: u64) -> Result<Self, DeviceError> {
+        check_inside("host slice", offset, bytes, self.bytes)?;
+        Ok(Self { memory: self.memory.clone(), offset: self.offset + offset, bytes })
+    }
+
+    /// How long it is.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Where it begins in its memory.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The memory that it lies in.
+    pub fn memory(&self) -> &PinnedMemory {
+        &self.memory
+    }
+
+    /// Writes `data` at `offset` of the slice.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfRange`]; nothing is written then.
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
+        check_inside("host slice", offset, data.len() as u64, self.bytes)?;
+        self.memory.memory.write(self.offset + offset, data)
+    }
+
+    /// Fills `into` from `offset` of the slice on.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfRange`]; `into` is untouched then.
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), DeviceError> {
+        check_inside("host slice", offset, into.len() as u64, self.bytes)?;
+        self.memory.memory.read(self.offset + offset, into)
+    }
+}
