@@ -1,0 +1,2 @@
+//! What an allocation costs.
+fn main() {}
