@@ -198,3 +198,114 @@ impl Drop for SharedMemory {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    fn received(memory: &SharedMemory) -> OwnedFd {
+        memory.fd().try_clone_to_owned().unwrap()
+    }
+
+    #[test]
+    fn both_mappings_show_the_same_bytes() {
+        let memory = SharedMemory::create("test", 5000).unwrap();
+        let other = SharedMemory::from_fd(received(&memory), 5000).unwrap();
+        memory.write(4090, &[1, 2, 3]).unwrap();
+        let mut found = [9; 5];
+        other.read(4089, &mut found).unwrap();
+        assert_eq!(found, [0, 1, 2, 3, 0]);
+        other.word(8).unwrap().store(0x0102_0304, Ordering::Relaxed);
+        assert_eq!(memory.word(8).unwrap().load(Ordering::Relaxed), 0x0102_0304);
+    }
+
+    #[test]
+    fn ranges_outside_are_refused_and_change_nothing() {
+        let memory = SharedMemory::create("test", 100).unwrap();
+        for (offset, bytes) in [(100, 1), (99, 2), (0, 101), (u64::MAX, 1), (u64::MAX - 3, 10)] {
+            let data = vec![7; usize::try_from(bytes).unwrap()];
+            let expected =
+                DeviceError::OutOfRange { what: "shared memory", offset, bytes, capacity_bytes: 100 };
+            assert_eq!(memory.write(offset, &data), Err(expected.clone()));
+            let mut into = data.clone();
+            assert_eq!(memory.read(offset, &mut into), Err(expected.clone()));
+            assert_eq!(into, data);
+            assert_eq!(memory.copy(offset, &memory, 0, bytes), Err(expected.clone()));
+            assert_eq!(memory.copy(0, &memory, offset, bytes), Err(expected));
+        }
+        assert!(matches!(memory.word(100), Err(DeviceError::OutOfRange { .. })));
+        assert!(matches!(memory.word(u64::MAX - 3), Err(DeviceError::OutOfRange { .. })));
+        assert_eq!(memory.word(2).unwrap_err(), DeviceError::NotAWord { offset: 2, bytes: 4 });
+        memory.write(100, &[]).unwrap();
+        let mut all = [1; 100];
+        memory.read(0, &mut all).unwrap();
+        assert_eq!(all, [0; 100]);
+    }
+
+    #[test]
+    fn overlapping_copies_move_the_bytes() {
+        let memory = SharedMemory::create("test", 8).unwrap();
+        memory.write(0, &[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
+        memory.copy(0, &memory, 2, 6).unwrap();
+        let mut found = [0; 8];
+        memory.read(0, &mut found).unwrap();
+        assert_eq!(found, [1, 2, 1, 2, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn its_size_is_sealed() {
+        let memory = SharedMemory::create("test", 8192).unwrap();
+        assert_eq!(ftruncate(memory.fd(), 4096), Err(Errno::EPERM));
+        assert_eq!(ftruncate(memory.fd(), 16384), Err(Errno::EPERM));
+    }
+
+    #[test]
+    fn what_its_sender_could_shrink_is_refused() {
+        let unsealed = memfd_create("test", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).unwrap();
+        ftruncate(&unsealed, 4096).unwrap();
+        assert_eq!(SharedMemory::from_fd(unsealed, 4096).unwrap_err(), DeviceError::Unsealed);
+        // A file of a kind that knows no seals.
+        let null = File::open("/dev/null").unwrap();
+        assert_eq!(SharedMemory::from_fd(null.into(), 4096).unwrap_err(), DeviceError::Unsealed);
+    }
+
+    #[test]
+    fn another_size_than_announced_is_refused() {
+        let memory = SharedMemory::create("test", 4096).unwrap();
+        for expected_bytes in [1, 4095, 4097, 1 << 40, u64::MAX] {
+            let error = SharedMemory::from_fd(received(&memory), expected_bytes).unwrap_err();
+            assert_eq!(error, DeviceError::WrongFileSize { expected_bytes, found_bytes: 4096 });
+        }
+        assert_eq!(SharedMemory::from_fd(received(&memory), 0).unwrap_err(), DeviceError::EmptyAllocation);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_cannot_be_mapped() {
+        let memory = SharedMemory::create("test", 4096).unwrap();
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&memory.fd()));
+        let read_only = File::open(path).unwrap();
+        let error = SharedMemory::from_fd(read_only.into(), 4096).unwrap_err();
+        assert_eq!(error, DeviceError::System { call: "mmap", source: Errno::EACCES });
+    }
+
+    #[test]
+    fn the_file_and_the_mapping_are_one() {
+        let memory = SharedMemory::create("test", 4096).unwrap();
+        memory.write(10, b"hello").unwrap();
+        let mut found = [0; 5];
+        File::from(received(&memory)).read_exact_at(&mut found, 10).unwrap();
+        assert_eq!(&found, b"hello");
+    }
+
+    #[test]
+    fn impossible_sizes_and_names_are_refused() {
+        assert_eq!(SharedMemory::create("test", 0).unwrap_err(), DeviceError::EmptyAllocation);
+        assert!(matches!(SharedMemory::create("test", u64::MAX), Err(DeviceError::System { .. })));
+        assert!(matches!(SharedMemory::create("test", 1 << 62), Err(DeviceError::System { .. })));
+        assert!(matches!(SharedMemory::create("a\0b", 1), Err(DeviceError::System { .. })));
+    }
+}

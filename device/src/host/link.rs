@@ -90,3 +90,93 @@ fn time_for(bytes: u64, bytes_per_s: f64) -> Duration {
 fn piece_bytes(bytes_per_s: f64) -> u64 {
     ((bytes_per_s * PIECE.as_secs_f64()) as u64).max(LEAST_PIECE_BYTES)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn link(bytes_per_ms: f64, per_copy: Duration) -> Link {
+        Link::new(LinkThrottle { bandwidth_bytes_per_s: Some(bytes_per_ms * 1000.0), per_copy }).unwrap()
+    }
+
+    #[test]
+    fn a_copy_ends_after_its_own_cost_and_its_bytes() {
+        let (link, now) = (link(1000.0, MS), Instant::now());
+        let copy = link.reserve(now, now, 4000).unwrap();
+        assert_eq!(copy.moves_at, now + MS);
+        assert_eq!(copy.ends_at, now + 5 * MS);
+        assert_eq!(copy.arrival(1000, 4000), now + 2 * MS);
+        assert_eq!(copy.arrival(4000, 4000), now + 5 * MS);
+    }
+
+    #[test]
+    fn copies_of_all_streams_follow_one_another() {
+        let (link, now) = (link(1000.0, Duration::ZERO), Instant::now());
+        let first = link.reserve(now, now, 3000).unwrap();
+        let of_another_stream = link.reserve(now, now, 2000).unwrap();
+        assert_eq!(of_another_stream.moves_at, first.ends_at);
+        assert_eq!(of_another_stream.ends_at, now + 5 * MS);
+    }
+
+    #[test]
+    fn a_late_wake_up_does_not_add_up() {
+        let (link, now) = (link(1000.0, Duration::ZERO), Instant::now());
+        let mut ready = now;
+        for copy in 1..=100 {
+            let late = ready + Duration::from_micros(70);
+            ready = link.reserve(ready, late, 1000).unwrap().ends_at;
+            assert_eq!(ready, now + copy * MS);
+        }
+    }
+
+    #[test]
+    fn time_that_nobody_used_is_lost() {
+        let (link, now) = (link(1000.0, Duration::ZERO), Instant::now());
+        // Ready long ago, but the thread was busy with something else than this link.
+        let copy = link.reserve(now, now + 100 * MS, 1000).unwrap();
+        assert_eq!(copy.ends_at, now + 100 * MS - LATE_START + MS);
+    }
+
+    #[test]
+    fn an_idle_link_waits_for_the_copy() {
+        let (link, now) = (link(1000.0, Duration::ZERO), Instant::now());
+        link.reserve(now, now, 1000).unwrap();
+        let copy = link.reserve(now + 10 * MS, now + 10 * MS, 1000).unwrap();
+        assert_eq!(copy.moves_at, now + 10 * MS);
+    }
+
+    #[test]
+    fn without_a_throttle_copies_cost_nothing() {
+        let link = Link::new(LinkThrottle::default()).unwrap();
+        assert_eq!(link.reserve(Instant::now(), Instant::now(), u64::MAX), None);
+    }
+
+    #[test]
+    fn the_cost_of_a_copy_alone_is_a_throttle_too() {
+        let link = Link::new(LinkThrottle { bandwidth_bytes_per_s: None, per_copy: MS }).unwrap();
+        let now = Instant::now();
+        let copy = link.reserve(now, now, 1 << 40).unwrap();
+        assert_eq!((copy.ends_at, copy.piece_bytes), (now + MS, u64::MAX));
+    }
+
+    #[test]
+    fn the_slowest_link_does_not_overflow() {
+        let link = link(0.001, MOST_PER_COPY);
+        let now = Instant::now();
+        for _ in 0..3 {
+            link.reserve(now, now, u64::MAX).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_throttle_that_describes_no_link_is_refused() {
+        for bandwidth in [0.0, 0.5, -1.0, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let throttle = LinkThrottle { bandwidth_bytes_per_s: Some(bandwidth), per_copy: MS };
+            assert!(matches!(Link::new(throttle), Err(DeviceError::InvalidThrottle { .. })), "{bandwidth}");
+        }
+        let throttle = LinkThrottle { bandwidth_bytes_per_s: None, per_copy: Duration::MAX };
+        assert!(matches!(Link::new(throttle), Err(DeviceError::InvalidThrottle { .. })));
+    }
+}

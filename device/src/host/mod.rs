@@ -100,7 +100,8 @@ impl Device for HostDevice {
     }
 
     fn set_word(&self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {
-        futex::store_and_wake(HostWord::new(self.properties.id, word)?.atomic(), value)
+        futex::store_and_wake(HostWord::new(self.properties.id, word)?.atomic(), value);
+        Ok(())
     }
 
     fn word(&self, word: &DeviceSlice) -> Result<u32, DeviceError> {
