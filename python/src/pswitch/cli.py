@@ -1,0 +1,132 @@
+"""`pswitch-export`: writes models into a repository that `pswitch serve` loads."""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from . import __version__
+from .errors import ExportError
+
+EXAMPLES = """\
+examples:
+  pswitch-export torchvision:resnet152 --batch 1:32 --out models/
+  pswitch-export torchvision:resnet18 --weights resnet18.safetensors --name classifier --out models/
+  pswitch-export hf-config:bert-base --batch 8 --seq-len 251 --out models/
+  pswitch-export hf-config:gpt2,n_layer=4 --batch 1:8 --seq-len 2:128 --out models/
+  pswitch-export hf-config:my-model/config.json --head sequence-classification --out models/
+  pswitch-export pretrained:all-minilm-l6-v2 --batch 1:32 --seq-len 2:256 --out models/
+  pswitch-export my_package.my_module:build --batch 1:16 --out models/
+
+Models of torchvision and hf-config have random weights unless --weights names a state dictionary. `module:function`
+returns (module, example inputs) or (module, example inputs, dynamic shapes as torch.export takes them); it gets
+`batch=N` if it has such a parameter.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pswitch-export",
+        description="Exports PyTorch models as NAME/model.pt2 for the pswitch server.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "model", help="torchvision:NAME, hf-config:NAME|FILE.json, pretrained:NAME or module:function"
+    )
+    parser.add_argument("--out", type=Path, default=Path("models"), help="the repository (default: models)")
+    parser.add_argument("--name", help="the model's name in the repository (default: taken from MODEL)")
+    parser.add_argument("--batch", default="1", help="batch size N, or MIN:MAX for a dynamic one (default: 1)")
+    parser.add_argument("--example-batch", type=int, help="batch size to trace with (default: 4 if MIN:MAX)")
+    parser.add_argument("--seq-len", default="128", help="sequence length N or MIN:MAX of text (default: 128)")
+    parser.add_argument("--head", help="head of an hf-config model: causal-lm, masked-lm, ..., none")
+    parser.add_argument("--weights", type=Path, help="state dictionary, .safetensors or .pth")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "float64"), help="convert the model")
+    parser.add_argument("--seed", type=int, default=0, help="seed of random weights (default: 0)")
+    parser.add_argument("--output-names", help="names of the outputs, separated by commas")
+    parser.add_argument("--version", action="version", version=f"pswitch {__version__}")
+    return parser
+
+
+def run(options: argparse.Namespace) -> Path:
+    # torch takes seconds to import: not for --help.
+    import torch
+
+    from . import export, sources
+
+    batch, sequence = sources.Range.parse(options.batch), sources.Range.parse(options.seq_len)
+    sizes = sources.Sizes(batch.example(options.example_batch), sequence.example(dynamic=16))
+    if options.head is not None:
+        check_head(options)
+    torch.manual_seed(options.seed)
+    source = sources.resolve(options.model, sizes.batch, options.head)
+    if source.fixed_inputs and batch.is_fixed and batch.minimum != 1:
+        raise ExportError("--batch N needs a function with a parameter named 'batch'")
+    if source.dynamic_shapes is not None and not batch.is_fixed:
+        raise ExportError("the function returned dynamic shapes itself: leave --batch MIN:MAX out")
+    if options.weights is not None:
+        load_weights(source.module, options.weights)
+    inputs = source.example(sizes, torch.Generator().manual_seed(options.seed))
+    if options.dtype is not None:
+        dtype = getattr(torch, options.dtype)
+        source.module.to(dtype)
+        inputs = torch.utils._pytree.tree_map_only(
+            torch.Tensor, lambda value: value.to(dtype) if value.is_floating_point() else value, inputs
+        )
+    names = tuple(options.output_names.split(",")) if options.output_names else source.output_names
+    shapes = sources.dynamic_shapes(source, inputs, batch, sequence)
+    return export.export_model(source.module, inputs, options.out / (options.name or source.name), shapes, names)
+
+
+def check_head(options: argparse.Namespace) -> None:
+    from .transformers_source import HEADS
+
+    if not options.model.startswith("hf-config:") or options.head not in HEADS:
+        raise ExportError(f"--head goes with hf-config and is one of {', '.join(HEADS)}")
+
+
+def load_weights(module, path: Path) -> None:
+    """Fills a module from a file; every name must be there, and no other."""
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            import safetensors.torch
+
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            while isinstance(state, dict) and set(state) & {"state_dict", "model"}:
+                state = state.get("state_dict", state.get("model"))
+        module.load_state_dict(state)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise ExportError(f"cannot use the weights of {path}: {error}") from error
+
+
+def main() -> int:
+    options = parser().parse_args()
+    started = time.monotonic()
+    try:
+        path = run(options)
+    except ExportError as error:
+        print(f"pswitch-export: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        # What torch.export says about a model it cannot trace is long; its first paragraph names the cause.
+        if os.environ.get("PSWITCH_DEBUG"):
+            raise
+        cause = str(error).strip().split("\n\n")[0]
+        print(
+            f"pswitch-export: {options.model} cannot be exported: {type(error).__name__}: {cause}",
+            file=sys.stderr,
+        )
+        print("pswitch-export: PSWITCH_DEBUG=1 prints the whole traceback", file=sys.stderr)
+        return 1
+    megabytes = path.stat().st_size / 1e6
+    print(f"{path}: {megabytes:.1f} MB in {time.monotonic() - started:.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

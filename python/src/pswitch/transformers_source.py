@@ -1,0 +1,223 @@
+"""Models of the transformers library from configurations: architecture as published, weights random.
+
+Nothing is fetched: a configuration is one of the library's own classes with its defaults and what the caller
+overrides, or a `config.json` on disk.
+"""
+
+import inspect
+import json
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+
+from .errors import ExportError
+from .export import Inputs
+from .sources import Sizes, Source
+
+# Published models and small ones: (model type, overrides of the configuration's defaults, head).
+NAMED = {
+    "bert-base-uncased": ("bert", {}, None),
+    "bert-base": ("bert", {}, None),
+    "bert-large-uncased": (
+        "bert",
+        {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+        None,
+    ),
+    "bert-2-layers": ("bert", {"num_hidden_layers": 2}, None),
+    "distilbert-base-uncased": ("distilbert", {}, None),
+    "roberta-base": (
+        "roberta",
+        {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+        None,
+    ),
+    "gpt2": ("gpt2", {}, "causal-lm"),
+    "gpt2-4-layers": (
+        "gpt2",
+        {"n_layer": 4, "n_embd": 256, "n_head": 8, "vocab_size": 8192, "bos_token_id": 0, "eos_token_id": 0},
+        "causal-lm",
+    ),
+    "vit-base-patch16-224": ("vit", {}, "image-classification"),
+}
+
+HEADS = {
+    "causal-lm": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "image-classification": "AutoModelForImageClassification",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+    "none": "AutoModel",
+}
+
+# Outputs worth an answer, in the order in which a program returns those that its model has.
+OUTPUTS = (
+    "logits",
+    "start_logits",
+    "end_logits",
+    "last_hidden_state",
+    "pooler_output",
+    "logits_per_image",
+    "image_embeds",
+    "text_embeds",
+)
+
+
+class Named(nn.Module):
+    """Calls a transformers model with inputs of fixed names and returns a dictionary of plain tensors."""
+
+    def __init__(self, model: nn.Module, input_names: tuple[str, ...]):
+        super().__init__()
+        self.model = model
+        self.input_names = input_names
+        self.forward = named_forward(self._call, input_names)
+
+    def _call(self, *values):
+        out = self.model(**dict(zip(self.input_names, values, strict=True)), return_dict=True)
+        return {name: out[name] for name in OUTPUTS if isinstance(out.get(name), torch.Tensor)}
+
+
+def named_forward(call, names: tuple[str, ...]):
+    """A function with the given parameter names: an exported program's inputs are named by `forward`'s parameters."""
+
+    def forward(*args, **kwargs):
+        return call(*forward.__signature__.bind(*args, **kwargs).args)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    forward.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])
+    return forward
+
+
+def config_source(name: str, head: str | None) -> Source:
+    """`NAME` of the table above, `TYPE[,key=value...]` of the library, or `FILE.json`."""
+    if name.endswith(".json"):
+        config, automatic = _config_from_file(Path(name)), None
+        stem = Path(name).parent.name if Path(name).name == "config.json" else Path(name).stem
+    else:
+        base, *assignments = name.split(",")
+        model_type, overrides, automatic = NAMED.get(base, (base, {}, None))
+        overrides = overrides | dict(_assignment(text) for text in assignments)
+        if model_type not in transformers.CONFIG_MAPPING:
+            raise ExportError(
+                f"transformers has no configuration '{base}'; named here are {', '.join(NAMED)}; otherwise give a "
+                "model type of the library such as 'bert,num_hidden_layers=2' or a FILE.json"
+            )
+        config, stem = transformers.AutoConfig.for_model(model_type, **overrides), base
+    model = _model(config, head or automatic)
+    return model_source(stem or config.model_type, model)
+
+
+def model_source(name: str, model: nn.Module) -> Source:
+    """A `Source` around a transformers model."""
+    model.eval()
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False
+    axes = _axes(model)
+    return Source(name, Named(model, tuple(axes)), _example(model, axes), axes=axes)
+
+
+def _model(config, head: str | None) -> nn.Module:
+    if head is not None:
+        return getattr(transformers, HEADS[head]).from_config(config)
+    for architecture in getattr(config, "architectures", None) or ():
+        if hasattr(transformers, architecture):
+            return getattr(transformers, architecture)(config)
+    return transformers.AutoModel.from_config(config)
+
+
+def _config_from_file(path: Path):
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"cannot read the configuration {path}: {error}") from error
+    model_type = fields.pop("model_type", None) if isinstance(fields, dict) else None
+    if model_type not in transformers.CONFIG_MAPPING:
+        raise ExportError(f"{path} has no 'model_type' that transformers {transformers.__version__} knows")
+    return transformers.AutoConfig.for_model(model_type, **fields)
+
+
+def _assignment(text: str) -> tuple[str, object]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ExportError(f"'{text}' is not of the form key=value")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _axes(model: nn.Module) -> dict[str, dict[int, str]]:
+    """The inputs that a model is exported with, and which of their dimensions may be dynamic."""
+    main = model.main_input_name
+    parameters = inspect.signature(model.forward).parameters
+    sequence = {0: "batch", 1: "sequence"}
+    if main == "pixel_values":
+        return {"pixel_values": {0: "batch"}}
+    if main != "input_ids":
+        raise ExportError(
+            f"{type(model).__name__} takes '{main}': hf-config exports models of text and of pictures; use "
+            "module:function for others"
+        )
+    axes = {"input_ids": sequence}
+    if "pixel_values" in parameters:
+        axes["pixel_values"] = {0: "batch"}
+    axes["attention_mask"] = sequence
+    if getattr(model.config, "is_encoder_decoder", False):
+        axes["decoder_input_ids"] = sequence
+    return axes
+
+
+def _example(model: nn.Module, axes):
+    text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    vision = getattr(model.config, "vision_config", model.config)
+
+    def one(name: str, sizes: Sizes, generator: torch.Generator) -> torch.Tensor:
+        if name == "pixel_values":
+            side = vision.image_size
+            height, width = (side, side) if isinstance(side, int) else side
+            channels = getattr(vision, "num_channels", 3)
+            return torch.randn(sizes.batch, channels, height, width, generator=generator)
+        if name == "attention_mask":
+            return padding_mask(sizes)
+        return torch.randint(3, text.vocab_size, (sizes.batch, sizes.sequence), generator=generator)
+
+    def example(sizes: Sizes, generator: torch.Generator) -> Inputs:
+        return {name: one(name, sizes, generator) for name in axes}
+
+    return example
+
+
+def padding_mask(sizes: Sizes) -> torch.Tensor:
+    """A mask in which every row but the longest ends in padding, and a lone row too if there is room.
+
+    Without any padding transformers leaves the mask out in eager mode and so runs other kernels than the program.
+    """
+    mask = torch.ones(sizes.batch, sizes.sequence, dtype=torch.int64)
+    for row in range(sizes.batch):
+        padding = min(1 + row, sizes.sequence - 1)
+        mask[row, sizes.sequence - padding :] = 0
+    return mask
+
+
+class SentenceEmbedding(nn.Module):
+    """Mean of the token embeddings under the mask, normalised: what sentence-transformers computes."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask):
+        tokens = self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=True).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).expand(tokens.size()).to(tokens.dtype)
+        mean = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+        return {"sentence_embedding": nn.functional.normalize(mean, p=2, dim=1)}
+
+
+def sentence_embedding(name: str, folder: Path) -> Source:
+    """A sentence-transformers model from its folder."""
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    axes = _axes(model)
+    return Source(name, SentenceEmbedding(model), _example(model, axes), axes=axes)
