@@ -1,12 +1,12 @@
 use std::fmt;
 
-/// An expression over symbols, as it stands in the sizes of an exported program.
-#[derive(Debug, Clone, PartialEq)]
+use crate::symbols::Symbols;
+
+/// An expression over symbols, as it stands in the sizes of an exported program: `2*s17 + 1`.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Expr {
     /// A whole number.
     Integer(i64),
-    /// A fraction of whole numbers; the second is positive.
-    Rational(i64, i64),
     /// A symbol by name.
     Symbol(String),
     /// The sum of all.
@@ -15,52 +15,220 @@ pub enum Expr {
     Mul(Vec<Expr>),
     /// The first to the power of the second.
     Pow(Box<Expr>, Box<Expr>),
-    /// The first divided by the second, rounded towards minus infinity.
+    /// The exact quotient.
+    Div(Box<Expr>, Box<Expr>),
+    /// The quotient rounded towards minus infinity.
     FloorDiv(Box<Expr>, Box<Expr>),
-    /// The first divided by the second, which divides it without a remainder.
-    CleanDiv(Box<Expr>, Box<Expr>),
     /// The remainder of a division, with the sign of the second.
     Mod(Box<Expr>, Box<Expr>),
     /// The largest of all.
     Max(Vec<Expr>),
     /// The smallest of all.
     Min(Vec<Expr>),
+    /// The next whole number towards minus infinity.
+    Floor(Box<Expr>),
+    /// The next whole number towards plus infinity.
+    Ceil(Box<Expr>),
+    /// The next whole number towards zero.
+    Trunc(Box<Expr>),
+}
+
+impl Expr {
+    /// Reads what `sympy.srepr` writes, which is how archives store expressions:
+    /// `Add(Mul(Integer(2), Symbol('s17', positive=True, integer=True)), Integer(1))`.
+    ///
+    /// None if it holds a function that this crate does not know, is malformed or nested deeper than 64 levels.
+    pub fn parse(srepr: &str) -> Option<Expr> {
+        crate::srepr::parse(srepr)
+    }
+
+    /// The value of this expression, computed exactly.
+    ///
+    /// None if a symbol has no value, the result is not a whole number, a divisor is zero, or a number on the way does
+    /// not fit into 128 bits.
+    pub fn evaluate(&self, symbols: &Symbols) -> Option<i64> {
+        self.fraction(symbols)?.whole()
+    }
+
+    /// Calls `visit` for every symbol, as often as it occurs.
+    pub(crate) fn for_each_symbol<'a>(&'a self, visit: &mut impl FnMut(&'a str)) {
+        match self {
+            Expr::Integer(_) => {}
+            Expr::Symbol(name) => visit(name),
+            Expr::Add(terms) | Expr::Mul(terms) | Expr::Max(terms) | Expr::Min(terms) => {
+                terms.iter().for_each(|term| term.for_each_symbol(visit));
+            }
+            Expr::Pow(a, b) | Expr::Div(a, b) | Expr::FloorDiv(a, b) | Expr::Mod(a, b) => {
+                a.for_each_symbol(visit);
+                b.for_each_symbol(visit);
+            }
+            Expr::Floor(a) | Expr::Ceil(a) | Expr::Trunc(a) => a.for_each_symbol(visit),
+        }
+    }
+
+    fn fraction(&self, symbols: &Symbols) -> Option<Fraction> {
+        let value = |expr: &Expr| expr.fraction(symbols);
+        match self {
+            Expr::Integer(value) => Some(Fraction::from(*value)),
+            Expr::Symbol(name) => symbols.get(name).map(Fraction::from),
+            Expr::Add(terms) => fold(terms, value, Fraction::add),
+            Expr::Mul(terms) => fold(terms, value, Fraction::mul),
+            Expr::Max(terms) => fold(terms, value, |a, b| Some(if a.less(b)? { b } else { a })),
+            Expr::Min(terms) => fold(terms, value, |a, b| Some(if b.less(a)? { b } else { a })),
+            Expr::Pow(a, b) => value(a)?.pow(value(b)?.whole()?),
+            Expr::Div(a, b) => value(a)?.div(value(b)?),
+            Expr::FloorDiv(a, b) => value(a)?.div(value(b)?)?.floor(),
+            Expr::Mod(a, b) => {
+                let (a, b) = (value(a)?, value(b)?);
+                a.add(b.mul(a.div(b)?.floor()?)?.negate()?)
+            }
+            Expr::Floor(a) => value(a)?.floor(),
+            Expr::Ceil(a) => value(a)?.negate()?.floor()?.negate(),
+            Expr::Trunc(a) => {
+                let a = value(a)?;
+                if a.numerator < 0 { a.negate()?.floor()?.negate() } else { a.floor() }
+            }
+        }
+    }
+}
+
+fn fold(
+    terms: &[Expr],
+    value: impl Fn(&Expr) -> Option<Fraction>,
+    join: impl Fn(Fraction, Fraction) -> Option<Fraction>,
+) -> Option<Fraction> {
+    let (first, rest) = terms.split_first()?;
+    rest.iter().try_fold(value(first)?, |so_far, term| join(so_far, value(term)?))
+}
+
+/// A fraction in lowest terms with a positive denominator.
+#[derive(Debug, Clone, Copy)]
+struct Fraction {
+    numerator: i128,
+    denominator: i128,
+}
+
+impl From<i64> for Fraction {
+    fn from(value: i64) -> Self {
+        Fraction { numerator: value.into(), denominator: 1 }
+    }
+}
+
+impl Fraction {
+    fn new(numerator: i128, denominator: i128) -> Option<Fraction> {
+        let (mut a, mut b) = (numerator.unsigned_abs(), denominator.unsigned_abs());
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        let divisor = i128::try_from(a).ok()?;
+        if denominator == 0 {
+            return None;
+        }
+        let divisor = if denominator < 0 { -divisor } else { divisor };
+        Some(Fraction {
+            numerator: numerator.checked_div(divisor)?,
+            denominator: denominator.checked_div(divisor)?,
+        })
+    }
+
+    fn whole(self) -> Option<i64> {
+        if self.denominator == 1 { i64::try_from(self.numerator).ok() } else { None }
+    }
+
+    fn add(self, other: Fraction) -> Option<Fraction> {
+        let left = self.numerator.checked_mul(other.denominator)?;
+        let right = other.numerator.checked_mul(self.denominator)?;
+        Fraction::new(left.checked_add(right)?, self.denominator.checked_mul(other.denominator)?)
+    }
+
+    fn mul(self, other: Fraction) -> Option<Fraction> {
+        Fraction::new(
+            self.numerator.checked_mul(other.numerator)?,
+            self.denominator.checked_mul(other.denominator)?,
+        )
+    }
+
+    fn div(self, other: Fraction) -> Option<Fraction> {
+        Fraction::new(
+            self.numerator.checked_mul(other.denominator)?,
+            self.denominator.checked_mul(other.numerator)?,
+        )
+    }
+
+    fn negate(self) -> Option<Fraction> {
+        Some(Fraction { numerator: self.numerator.checked_neg()?, denominator: self.denominator })
+    }
+
+    fn floor(self) -> Option<Fraction> {
+        Some(Fraction { numerator: self.numerator.checked_div_euclid(self.denominator)?, denominator: 1 })
+    }
+
+    fn less(self, other: Fraction) -> Option<bool> {
+        let left = self.numerator.checked_mul(other.denominator)?;
+        let right = other.numerator.checked_mul(self.denominator)?;
+        Some(left < right)
+    }
+
+    fn pow(self, exponent: i64) -> Option<Fraction> {
+        let steps = u32::try_from(exponent.unsigned_abs()).ok()?;
+        let power = Fraction {
+            numerator: self.numerator.checked_pow(steps)?,
+            denominator: self.denominator.checked_pow(steps)?,
+        };
+        if exponent < 0 { Fraction::from(1).div(power) } else { Some(power) }
+    }
+}
+
+/// How tightly an expression binds, to set parentheses only where they are needed.
+fn binds(expr: &Expr) -> u8 {
+    match expr {
+        Expr::Add(_) => 1,
+        Expr::Mul(_) | Expr::Div(..) | Expr::FloorDiv(..) | Expr::Mod(..) => 2,
+        Expr::Integer(value) if *value < 0 => 2,
+        Expr::Pow(..) => 3,
+        _ => 4,
+    }
 }
 
 impl fmt::Display for Expr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fn list(f: &mut fmt::Formatter<'_>, terms: &[Expr], between: &str) -> fmt::Result {
+        // Writes an operand, in parentheses if it binds less tightly than asked.
+        fn operand(f: &mut fmt::Formatter<'_>, expr: &Expr, at_least: u8) -> fmt::Result {
+            if binds(expr) < at_least { write!(f, "({expr})") } else { write!(f, "{expr}") }
+        }
+        fn list(f: &mut fmt::Formatter<'_>, terms: &[Expr], between: &str, at_least: u8) -> fmt::Result {
             for (i, term) in terms.iter().enumerate() {
                 if i > 0 {
                     f.write_str(between)?;
                 }
-                match term {
-                    Expr::Add(_) => write!(f, "({term})")?,
-                    _ => write!(f, "{term}")?,
-                }
+                operand(f, term, at_least)?;
             }
             Ok(())
         }
+        fn pair(f: &mut fmt::Formatter<'_>, a: &Expr, between: &str, b: &Expr, level: u8) -> fmt::Result {
+            operand(f, a, level)?;
+            f.write_str(between)?;
+            operand(f, b, level + 1)
+        }
+        fn call(f: &mut fmt::Formatter<'_>, name: &str, terms: &[Expr]) -> fmt::Result {
+            write!(f, "{name}(")?;
+            list(f, terms, ", ", 0)?;
+            f.write_str(")")
+        }
         match self {
             Expr::Integer(value) => write!(f, "{value}"),
-            Expr::Rational(p, q) => write!(f, "({p}/{q})"),
             Expr::Symbol(name) => f.write_str(name),
-            Expr::Add(terms) => list(f, terms, " + "),
-            Expr::Mul(terms) => list(f, terms, "*"),
-            Expr::Pow(a, b) => write!(f, "({a})**({b})"),
-            Expr::FloorDiv(a, b) => write!(f, "(({a}) // ({b}))"),
-            Expr::CleanDiv(a, b) => write!(f, "(({a}) / ({b}))"),
-            Expr::Mod(a, b) => write!(f, "(({a}) % ({b}))"),
-            Expr::Max(terms) => {
-                f.write_str("max(")?;
-                list(f, terms, ", ")?;
-                f.write_str(")")
-            }
-            Expr::Min(terms) => {
-                f.write_str("min(")?;
-                list(f, terms, ", ")?;
-                f.write_str(")")
-            }
+            Expr::Add(terms) => list(f, terms, " + ", 1),
+            Expr::Mul(terms) => list(f, terms, "*", 3),
+            Expr::Pow(a, b) => pair(f, a, "**", b, 3),
+            Expr::Div(a, b) => pair(f, a, "/", b, 2),
+            Expr::FloorDiv(a, b) => pair(f, a, "//", b, 2),
+            Expr::Mod(a, b) => pair(f, a, "%", b, 2),
+            Expr::Max(terms) => call(f, "max", terms),
+            Expr::Min(terms) => call(f, "min", terms),
+            Expr::Floor(a) => write!(f, "floor({a})"),
+            Expr::Ceil(a) => write!(f, "ceil({a})"),
+            Expr::Trunc(a) => write!(f, "trunc({a})"),
         }
     }
 }

@@ -1,14 +1,34 @@
 //! Reader of `torch.export` archives (`.pt2`): graph, weights in order of use, inputs and outputs.
 
+mod archive;
+mod container;
 mod dtype;
+mod error;
 mod expr;
+mod limits;
 mod program;
+mod resolve;
+mod schema;
+mod span;
+mod srepr;
 mod symbolic;
+mod symbols;
+mod values;
+mod zip;
 
+pub use archive::Archive;
 pub use dtype::{DType, Layout, MemoryFormat};
+pub use error::ModelError;
 pub use expr::Expr;
+pub use limits::Limits;
 pub use program::{
     Argument, Constant, Dim, Input, InputKind, Mutation, MutationKind, NamedArgument, Node, NodeOutput,
     Output, OutputKind, Program, Storage, StorageId, Sym, SymbolRange, SymbolicOperator, Target, TensorMeta,
     ValueId, ValueInfo, ValueKind, Weight, WeightKind,
 };
+pub use span::{Layer, Span};
+pub use symbols::{Given, Symbols};
+
+/// The schema version that this crate follows. Archives of other minor versions are read as far as they use nothing
+/// newer; other major versions are refused.
+pub const SUPPORTED_SCHEMA: &str = "8.17";

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
 use crate::dtype::{DType, Layout, MemoryFormat};
 use crate::expr::Expr;
@@ -254,7 +255,7 @@ pub struct Weight {
     pub offset_bytes: u64,
     /// Whether gradients flow to it.
     pub requires_grad: bool,
-    /// The first node that uses it.
+    /// The first node that uses it. A weight that is only returned or written at the end counts as used by the last.
     pub first_use: Option<usize>,
 }
 
@@ -279,8 +280,10 @@ pub struct Storage {
     pub bytes: u64,
     /// The first node that uses one of its weights.
     pub first_use: Option<usize>,
-    /// Where the bytes lie in the archive file.
-    pub(crate) file_offset: u64,
+    /// Where the bytes lie in the archive file; inside it.
+    pub(crate) in_file: Range<usize>,
+    /// The index of the entry that they are part of.
+    pub(crate) entry: usize,
 }
 
 /// One operator call.
@@ -292,12 +295,15 @@ pub struct Node {
     pub module: String,
     /// What is called.
     pub target: Target,
-    /// The arguments, positional ones first.
+    /// The arguments, in the order of the operator's schema; those left at their defaults are missing.
     pub inputs: Vec<NamedArgument>,
     /// What it returns.
     pub outputs: Vec<NodeOutput>,
-    /// The line of Python that it comes from (`File "model.py", line 12, in forward`), empty if unknown.
+    /// The line of Python that it comes from (`model.py:12`), empty if unknown.
     pub place: String,
+    /// Whether gradients are recorded here: set inside `torch.no_grad()` and `torch.enable_grad()`, otherwise as the
+    /// caller has it.
+    pub grad: Option<bool>,
 }
 
 /// What a node calls.
