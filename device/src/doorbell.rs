@@ -1,7 +1,7 @@
 //! The values of a doorbell word.
 //!
-//! A copy stream writes [`RUNG`](RUNG) behind a group's bytes; whoever executes waits until the word is at least that.
-//! [`POISONED`](POISONED) is above it, so that a waiter on a GPU, which can only compare, is released as well and finds
+//! A copy stream writes [`RUNG`] behind a group's bytes; whoever executes waits until the word is at least that.
+//! [`POISONED`] is above it, so that a waiter on a GPU, which can only compare, is released as well and finds
 //! out by reading the word when it is done.
 
 /// What the word announces has not arrived.

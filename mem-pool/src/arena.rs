@@ -51,7 +51,7 @@ impl Arena {
     /// Allocates; an allocation of zero bytes has an address of its own, too.
     ///
     /// # Errors
-    /// [`PoolError::NeverFits`] or [`PoolError::ArenaFull`], with the numbers.
+    /// [`PoolError::NeverFits`] or [`PoolError::NoRoomNow`], with the numbers.
     pub fn allocate(&self, bytes: u64) -> Result<DeviceAddress, PoolError> {
         let mut state = self.state();
         // A size that cannot be rounded up is refused as it is.

@@ -6,8 +6,8 @@ use crate::{ArenaId, ModelId, Residency};
 
 /// Everything that the pool and its accounts can refuse, with the numbers that explain it.
 ///
-/// [`NoRoomNow`](Self::NoRoomNow), [`ArenaFull`](Self::ArenaFull) and [`ArenaBusy`](Self::ArenaBusy) may succeed later;
-/// [`NeverFits`](Self::NeverFits) will not, whatever is freed.
+/// What is refused with [`NoRoomNow`](Self::NoRoomNow), [`PlaceHeld`](Self::PlaceHeld), [`ArenaBusy`](Self::ArenaBusy) or
+/// [`NoDoorbells`](Self::NoDoorbells) may succeed later; with [`NeverFits`](Self::NeverFits) it will not, whatever is freed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolError {
@@ -31,7 +31,7 @@ pub enum PoolError {
          finished",
         list(held_by)
     )]
-    NoRoomNow {
+    PlaceHeld {
         /// The model that was to move in.
         model: ModelId,
         /// Bytes of its span.
@@ -44,7 +44,7 @@ pub enum PoolError {
         "{asked_bytes} bytes do not fit now: {in_use_bytes} of {capacity_bytes} bytes are in use and the largest \
          free range has {largest_free_bytes} bytes; free something or make the whole larger"
     )]
-    ArenaFull {
+    NoRoomNow {
         /// Bytes asked for.
         asked_bytes: u64,
         /// Bytes in use.

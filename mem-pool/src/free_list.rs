@@ -39,7 +39,7 @@ impl FreeList {
     /// long ones the first.
     ///
     /// # Errors
-    /// [`PoolError::NeverFits`] or [`PoolError::ArenaFull`], with the numbers; [`PoolError::EmptyAllocation`],
+    /// [`PoolError::NeverFits`] or [`PoolError::NoRoomNow`], with the numbers; [`PoolError::EmptyAllocation`],
     /// [`PoolError::InvalidAlignment`]. Nothing changes then.
     pub fn allocate(&mut self, bytes: u64, alignment: u64) -> Result<Range, PoolError> {
         if bytes == 0 {
@@ -161,7 +161,7 @@ impl FreeList {
                 advice: "make the whole larger or ask for less (a smaller batch)",
             };
         }
-        PoolError::ArenaFull {
+        PoolError::NoRoomNow {
             asked_bytes,
             in_use_bytes: self.in_use_bytes,
             capacity_bytes: self.bytes,

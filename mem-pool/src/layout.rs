@@ -58,3 +58,41 @@ impl PoolLayout {
         self.arenas.iter().chain([&self.doorbells, &self.homes]).map(Range::end).max().unwrap_or(0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_error_says_what_is_missing() {
+        let error = PoolLayout::new(1 << 20, 2, 512 * 1024).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "2 arenas of 524288 bytes beside the doorbells and at least one tensor needs 1053184 bytes and can never \
+             fit: there are 1048576 bytes in all; make the pool larger, or the arenas smaller or fewer"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn parts_are_aligned_and_apart(pool in any::<u64>(), arenas in 0_usize..20, arena in any::<u64>(), shift in 0..60) {
+            // Small and large ones alike.
+            let (pool, arena) = (pool >> shift, arena >> shift >> 3);
+            let Ok(layout) = PoolLayout::new(pool, arenas, arena) else { return Ok(()) };
+            prop_assert!(layout.bytes() <= pool);
+            prop_assert_eq!(layout.arenas.len(), arenas);
+            prop_assert!(layout.homes.bytes > 0 && layout.doorbells.bytes >= LEAST_DOORBELL_BYTES);
+            prop_assert!(layout.arenas.iter().all(|range| range.bytes >= arena));
+            let parts: Vec<Range> = [layout.doorbells, layout.homes].into_iter().chain(layout.arenas).collect();
+            for (index, part) in parts.iter().enumerate() {
+                prop_assert_eq!(part.offset % TENSOR_ALIGNMENT_BYTES, 0);
+                prop_assert!(parts[index + 1..].iter().all(|other| !part.overlaps(other)));
+            }
+            // No more than the doorbells' share and a tensor's rest is lost.
+            let used: u64 = parts.iter().map(|part| part.bytes).sum();
+            prop_assert!(pool - used < TENSOR_ALIGNMENT_BYTES);
+        }
+    }
+}

@@ -1,4 +1,37 @@
-//! One pool of device memory, fixed homes in it, a ledger of every byte, leases and arenas.
+//! Unified device memory: one pool, allocated once, and an account of every byte in it.
+//!
+//! A [`PoolLayout`] divides a pool into doorbell words, homes and arenas. Each model's span (its weights, one contiguous
+//! range) has a fixed home; homes overlap when not all models fit. The [`Ledger`] decides who is in the pool: a model
+//! that moves in evicts what lies in its place, unless that is leased or moving itself. An execution holds a [`Lease`] on
+//! a span and on an arena, from which an [`Arena`] allocates its activations. A [`HostStore`] keeps every span in pinned
+//! host memory.
+//!
+//! [`FreeList`] and [`Ledger`] are pure: they count offsets and touch no memory, so that random histories can be driven
+//! against their invariants. Errors tell what does not fit *now* from what can *never* fit, with the numbers.
+//!
+//! ```
+//! use pswitch_mem_pool::{ArenaId, Ledger, ModelId, PoolError, PoolLayout, Residency};
+//!
+//! # fn main() -> Result<(), PoolError> {
+//! // Room for 8 KiB of weights and one execution.
+//! let mut ledger = Ledger::new(&PoolLayout::new(16 << 10, 1, 4 << 10)?);
+//! let (bert, resnet) = (ModelId(0), ModelId(1));
+//! ledger.place(bert, 6 << 10, 1)?;
+//! // No room beside the first one: the homes overlap.
+//! ledger.place(resnet, 5 << 10, 1)?;
+//!
+//! assert_eq!(ledger.begin_move(bert)?, []);
+//! ledger.finish_move(bert)?;
+//! let lease = ledger.lease(bert, ArenaId(0))?;
+//! // A leased span is never evicted ...
+//! assert!(matches!(ledger.begin_move(resnet), Err(PoolError::PlaceHeld { .. })));
+//! ledger.release(lease)?;
+//! // ... and afterwards it makes room.
+//! assert_eq!(ledger.begin_move(resnet)?, [bert]);
+//! assert_eq!(ledger.state(bert)?, Residency::Host);
+//! # Ok(())
+//! # }
+//! ```
 
 mod arena;
 mod error;
@@ -19,3 +52,8 @@ pub use layout::PoolLayout;
 pub use ledger::{ArenaReport, Home, Lease, Ledger, LedgerReport, ModelReport, Residency};
 pub use pool::Pool;
 pub use range::{Range, TENSOR_ALIGNMENT_BYTES};
+
+/// The README's example runs as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

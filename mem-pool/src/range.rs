@@ -60,3 +60,30 @@ pub(crate) fn align_down(value: u64, alignment: u64) -> u64 {
     debug_assert!(alignment.is_power_of_two());
     value & !(alignment - 1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_know_what_they_share() {
+        let range = Range::new(10, 10);
+        assert_eq!(range.end(), 20);
+        assert_eq!(range.to_string(), "10..20");
+        for (other, shared) in [
+            (Range::new(0, 10), 0),
+            (Range::new(0, 11), 1),
+            (Range::new(12, 3), 3),
+            (Range::new(19, 100), 1),
+            (Range::new(20, 5), 0),
+            (Range::new(15, 0), 0),
+            (Range::new(5, u64::MAX), 10),
+        ] {
+            assert_eq!(range.overlap_bytes(&other), shared, "{other}");
+            assert_eq!(other.overlap_bytes(&range), shared, "{other}");
+            assert_eq!(range.overlaps(&other), shared > 0, "{other}");
+        }
+        assert!(range.contains(&range) && range.contains(&Range::new(20, 0)));
+        assert!(!range.contains(&Range::new(10, 11)) && !range.contains(&Range::new(9, 2)));
+    }
+}

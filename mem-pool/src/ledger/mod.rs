@@ -7,7 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::placement::least_overlap;
-use crate::range::align_up;
+use crate::range::{align_down, align_up};
 use crate::{ArenaId, FreeList, ModelId, PoolError, PoolLayout, Range, TENSOR_ALIGNMENT_BYTES};
 
 pub use report::{ArenaReport, LedgerReport, ModelReport};
@@ -138,19 +138,20 @@ impl Ledger {
     /// its own.
     ///
     /// # Errors
-    /// [`PoolError::NeverFits`] if the span is longer than all homes together, [`PoolError::NoDoorbells`],
-    /// [`PoolError::ModelExists`].
+    /// [`PoolError::NeverFits`] if the span is longer than all homes together or there are fewer doorbells in all,
+    /// [`PoolError::NoDoorbells`], [`PoolError::ModelExists`].
     pub fn place(&mut self, model: ModelId, span_bytes: u64, doorbells: u32) -> Result<Home, PoolError> {
         if self.models.contains_key(&model) {
             return Err(PoolError::ModelExists { model });
         }
         let rounded = align_up(span_bytes, TENSOR_ALIGNMENT_BYTES).unwrap_or(u64::MAX);
         let taken: Vec<Range> = self.models.values().map(|account| account.place(self.homes)).collect();
-        let Some(offset) = least_overlap(self.homes.bytes, rounded, &taken) else {
+        let capacity_bytes = align_down(self.homes.bytes, TENSOR_ALIGNMENT_BYTES);
+        let Some(offset) = least_overlap(capacity_bytes, rounded, &taken) else {
             return Err(PoolError::NeverFits {
                 what: format!("the span of {model}"),
                 asked_bytes: span_bytes,
-                capacity_bytes: self.homes.bytes,
+                capacity_bytes,
                 advice: "make the pool larger, or the arenas smaller or fewer",
             });
         };
@@ -166,6 +167,14 @@ impl Ledger {
             return Ok(Range::new(self.doorbells.offset, 0));
         }
         let bytes = u64::from(words) * Home::DOORBELL_BYTES;
+        if bytes > self.doorbells.bytes {
+            return Err(PoolError::NeverFits {
+                what: format!("{model} with {words} doorbells"),
+                asked_bytes: bytes,
+                capacity_bytes: self.doorbells.bytes,
+                advice: "cut its plan into fewer groups or make the pool larger",
+            });
+        }
         let range = self.free_doorbells.allocate(bytes, Home::DOORBELL_BYTES).map_err(|_| {
             let free = self.doorbells.bytes - self.free_doorbells.in_use_bytes();
             PoolError::NoDoorbells {
@@ -226,7 +235,7 @@ impl Ledger {
     /// Host -> Moving. Evicts what overlaps with the model's home (Resident -> Host) and returns it, in order.
     ///
     /// # Errors
-    /// [`PoolError::NoRoomNow`] if something in its place is leased or moving, [`PoolError::WrongState`],
+    /// [`PoolError::PlaceHeld`] if something in its place is leased or moving, [`PoolError::WrongState`],
     /// [`PoolError::UnknownModel`].
     pub fn begin_move(&mut self, model: ModelId) -> Result<Vec<ModelId>, PoolError> {
         self.expect_state(model, Residency::Host, "begin to move")?;
@@ -239,7 +248,7 @@ impl Ledger {
             .collect();
         let held_by: Vec<ModelId> = in_place.iter().copied().filter(|id| self.is_held(*id)).collect();
         if !held_by.is_empty() {
-            return Err(PoolError::NoRoomNow { model, asked_bytes: place.bytes, held_by });
+            return Err(PoolError::PlaceHeld { model, asked_bytes: place.bytes, held_by });
         }
         for evicted in &in_place {
             self.set_state(*evicted, Residency::Host);
