@@ -21,15 +21,15 @@ pub struct DeviceSpec {
     pub threads: u32,
 }
 
-/// First message to a worker. Descriptors: the pool's (when its handle is one), the slots', the control page's.
+/// First message to a worker. Descriptors: the slots', the control page's, then those of the pool's handle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attach {
     /// Number of the worker in its server, for logs.
     pub worker: u32,
     /// Device to open.
     pub device: DeviceSpec,
-    /// Length of the pool.
-    pub pool_bytes: u64,
+    /// The pool's handle, as its device describes it.
+    pub pool: Vec<u8>,
     /// Length of the slot memory.
     pub slots_bytes: u64,
     /// Offset of this worker's stop flag in the control page.
@@ -47,8 +47,8 @@ pub struct LoadModel {
     pub name: String,
     /// Archive to read the graph from.
     pub path: String,
-    /// Digest of the archive the controller has read: the file must not have changed since.
-    pub digest: String,
+    /// Digest of the archive that the controller has read: the file must not have changed since.
+    pub digest: u64,
     /// Home of the span in the pool.
     pub span: Region,
     /// Doorbells of the home in the pool, one 4-byte word a group.
@@ -66,6 +66,15 @@ pub struct PlacedTensor {
     pub at: Region,
 }
 
+/// What an execution is given for one input of the program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InputValue {
+    /// A tensor on its way into the pool.
+    Tensor(PlacedTensor),
+    /// An integer of a program that takes integers.
+    Integer(i64),
+}
+
 /// Run a model once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Execute {
@@ -73,8 +82,8 @@ pub struct Execute {
     pub execution: u64,
     /// Model to run.
     pub model: u32,
-    /// Inputs in the order of the program's tensor and integer inputs, already on their way into the pool.
-    pub inputs: Vec<PlacedTensor>,
+    /// Inputs in the order of the program's inputs, those fixed at export left out.
+    pub inputs: Vec<InputValue>,
     /// Word in the pool that is rung when the inputs have landed; the worker clears it.
     pub input_doorbell: u64,
     /// Place in the pool for all that the execution allocates.
@@ -99,12 +108,13 @@ pub enum ToWorker {
         /// The model.
         model: u32,
     },
-    /// Groups of a model from now on: the first node of each, ascending; not answered.
+    /// Groups of a model from now on; not answered. Until then the whole model is one group.
     Plan {
         /// The model.
         model: u32,
-        /// First node of every group.
-        first_nodes: Vec<u32>,
+        /// For every group the node that waits at its doorbell, ascending: the first that uses its bytes, or the
+        /// number of nodes for what only the outputs use.
+        wait_nodes: Vec<u32>,
     },
     /// Run a model; answered by [`FromWorker::Finished`].
     Execute(Execute),

@@ -6,8 +6,8 @@ use std::os::unix::net::UnixStream;
 
 use proptest::prelude::*;
 use pswitch_protocol::{
-    Channel, Execute, FromWorker, MAX_MESSAGE_BYTES, PROTOCOL_VERSION, PlacedTensor, ProtocolError, Region,
-    ToWorker,
+    Channel, Execute, FromWorker, InputValue, MAX_MESSAGE_BYTES, PROTOCOL_VERSION, PlacedTensor,
+    ProtocolError, Region, ToWorker,
 };
 
 fn raw_send(channel: &Channel, packet: &[u8]) {
@@ -20,11 +20,11 @@ fn execute(inputs: usize) -> ToWorker {
         execution: 7,
         model: 3,
         inputs: vec![
-            PlacedTensor {
+            InputValue::Tensor(PlacedTensor {
                 dtype: 7,
                 shape: vec![8, 3, 224, 224],
                 at: Region { offset: 512, bytes: 4_816_896 }
-            };
+            });
             inputs
         ],
         input_doorbell: 64,

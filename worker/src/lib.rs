@@ -1,1 +1,27 @@
-//! Skeleton.
+//! The forked worker process of pswitch: attaches to the pool, builds models over it and executes them.
+//!
+//! - [`Zygote`] is forked first thing in `main` and forks the workers;
+//! - [`serve`] is a worker's life: it maps what the controller shares and does what it says;
+//! - [`Executable`] is a program made ready: every operator found by name in libtorch's dispatcher, every argument in
+//!   place, weights as views of a span. It runs any ATen operator and knows none.
+//! - [`CpuArena`] points libtorch's CPU allocator at the arena of the execution under way.
+//!
+//! This is the only library here that reaches libtorch. Its kernels are PyTorch's own and are called with the
+//! arguments of the graph, so outputs are bit-identical to eager PyTorch on the same machine with as many threads.
+#![warn(clippy::unwrap_used)]
+
+mod cpu_arena;
+mod error;
+mod executable;
+mod ffi;
+mod libtorch;
+mod process;
+mod symbolic;
+mod zygote;
+
+pub use cpu_arena::CpuArena;
+pub use error::{BuildError, RunError, WorkerError};
+pub use executable::{Executable, Input, OutputShape, Watch};
+pub use libtorch::TorchDevice;
+pub use process::serve;
+pub use zygote::Zygote;

@@ -1,0 +1,96 @@
+//! libtorch's CPU allocations, served from the arena of the execution under way.
+
+use std::ffi::c_void;
+use std::ptr;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use pswitch_device::DeviceAddress;
+use pswitch_mem_pool::{Arena, ArenaStats};
+
+use crate::ffi;
+
+/// One process has one libtorch with one CPU allocator, hence one of these.
+static STATE: RwLock<State> = RwLock::new(State { pool: (0, 0), arena: None });
+
+struct State {
+    /// First address of the pool and the first behind it.
+    pool: (u64, u64),
+    arena: Option<Arena>,
+}
+
+/// Points libtorch's CPU allocator at an arena for as long as an execution runs.
+///
+/// Outside of an execution the stock allocator serves. An allocation must not outlive the execution that made it: its
+/// bytes belong to the next one. [`end`](Self::end) tells whether one did.
+#[derive(Debug)]
+#[must_use]
+pub struct CpuArena(());
+
+impl CpuArena {
+    /// Takes over the CPU allocator of this process; `pool` is the mapping in which all arenas will lie.
+    pub fn install(pool: DeviceAddress, bytes: u64) {
+        write().pool = (pool.0, pool.0 + bytes);
+        // SAFETY: both functions may be called from any thread at any time from now on.
+        unsafe { ffi::ps_install_cpu_allocator(allocate, release) }
+    }
+
+    /// Serves allocations from the given range until [`end`](Self::end).
+    ///
+    /// # Panics
+    /// If an execution is under way already: a worker runs one at a time.
+    pub fn begin(base: DeviceAddress, bytes: u64) -> Self {
+        let mut state = write();
+        assert!(state.arena.is_none(), "a worker runs one execution at a time");
+        state.arena = Some(Arena::new(base, bytes));
+        Self(())
+    }
+
+    /// Numbers of this moment.
+    pub fn stats(&self) -> ArenaStats {
+        read().arena.as_ref().map(Arena::stats).expect("set by `begin`, taken by `end` alone")
+    }
+
+    /// Gives the range back. `in_use_bytes` of the answer is what libtorch still holds there, which should be nothing.
+    pub fn end(self) -> ArenaStats {
+        let stats = self.stats();
+        write().arena = None;
+        stats
+    }
+}
+
+fn read() -> RwLockReadGuard<'static, State> {
+    STATE.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write() -> RwLockWriteGuard<'static, State> {
+    STATE.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+extern "C" fn allocate(bytes: usize, refused: *mut bool) -> *mut c_void {
+    let state = read();
+    let Some(arena) = &state.arena else { return ptr::null_mut() };
+    match arena.allocate(bytes as u64) {
+        // An address on the host is a pointer of this process.
+        #[allow(clippy::cast_possible_truncation)]
+        Ok(address) => address.0 as usize as *mut c_void,
+        Err(_) => {
+            // SAFETY: the shim passes a pointer to a bool of its own.
+            unsafe { *refused = true };
+            ptr::null_mut()
+        }
+    }
+}
+
+extern "C" fn release(pointer: *mut c_void) -> bool {
+    let address = pointer as usize as u64;
+    let state = read();
+    if address < state.pool.0 || address >= state.pool.1 {
+        return false;
+    }
+    if let Some(arena) = &state.arena
+        && arena.free(DeviceAddress(address)).is_err()
+    {
+        tracing::error!(address, "libtorch freed memory that outlived its execution");
+    }
+    true
+}

@@ -1,0 +1,87 @@
+use pswitch_protocol::FaultClass;
+
+/// Why a model cannot be built. The server goes on without it.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The graph calls an operator that this libtorch does not have.
+    #[error("node '{node}'{place}: {reason}; export the model with operators of PyTorch 2.11")]
+    UnknownOperator {
+        /// The node.
+        node: String,
+        /// Its line of Python, led by a space and in parentheses; empty if unknown.
+        place: String,
+        /// libtorch's words.
+        reason: String,
+    },
+    /// An argument does not fit the operator's schema.
+    #[error("node '{node}'{place}: {target} does not take the arguments of the graph: {reason}")]
+    Argument {
+        /// The node.
+        node: String,
+        /// Its line of Python, led by a space and in parentheses; empty if unknown.
+        place: String,
+        /// The operator.
+        target: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The program changes its own weights or buffers: its answers would depend on what ran before.
+    #[error(
+        "node '{node}'{place} writes to '{weight}': a model that serves must not change its weights or buffers; \
+         export it in eval mode"
+    )]
+    ChangesState {
+        /// The node, or "the program's end".
+        node: String,
+        /// Its line of Python, led by a space and in parentheses; empty if unknown.
+        place: String,
+        /// The weight.
+        weight: String,
+    },
+    /// libtorch refused a view of the span.
+    #[error("weight '{weight}' cannot be viewed in the pool: {reason}")]
+    Weight {
+        /// The weight.
+        weight: String,
+        /// libtorch's words.
+        reason: String,
+    },
+}
+
+/// Why an execution gave no outputs. The executable is ready for the next.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct RunError {
+    /// What the answer to the client depends on.
+    pub class: FaultClass,
+    /// One line: the node, its place and the reason.
+    pub message: String,
+}
+
+/// Why a worker process ends before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The connection to the controller broke, or what came over it was not a message.
+    #[error("the connection to the controller failed")]
+    Protocol(#[from] pswitch_protocol::ProtocolError),
+    /// A device call failed.
+    #[error("the device failed")]
+    Device(#[from] pswitch_device::DeviceError),
+    /// A message names something that does not exist, or comes at the wrong time.
+    #[error("the controller broke the protocol: {0}")]
+    Order(String),
+    /// A process could not be set up.
+    #[error("{operation} failed")]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// `fork` is only safe in a process with one thread.
+    #[error("the zygote must be forked before the first thread starts, {threads} are running")]
+    TooLate {
+        /// How many.
+        threads: usize,
+    },
+}
