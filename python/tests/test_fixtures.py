@@ -6,7 +6,7 @@ import pytest
 import safetensors
 import torch
 
-from pswitch import cases, fixtures
+from pswitch import cases, fixtures, provenance
 
 SMALL = [fixture for fixture in fixtures.FIXTURES if fixture.source.__qualname__.startswith("_small")]
 
@@ -36,7 +36,7 @@ def test_fixtures_are_current_until_something_they_depend_on_changes(tmp_path, m
     assert not fixtures.is_current(tmp_path, fixtures.key())
     cases.write_json(tmp_path / "manifest.json", {"key": fixtures.key()})
     assert fixtures.is_current(tmp_path, fixtures.key())
-    monkeypatch.setattr(fixtures.importlib.metadata, "version", lambda package: "0.0")
+    monkeypatch.setattr(provenance.importlib.metadata, "version", lambda package: "0.0")
     assert not fixtures.is_current(tmp_path, fixtures.key())
 
 

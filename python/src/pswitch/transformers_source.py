@@ -119,12 +119,16 @@ def model_source(name: str, model: nn.Module) -> Source:
 
 
 def _model(config, head: str | None) -> nn.Module:
-    if head is not None:
-        return getattr(transformers, HEADS[head]).from_config(config)
-    for architecture in getattr(config, "architectures", None) or ():
-        if hasattr(transformers, architecture):
-            return getattr(transformers, architecture)(config)
-    return transformers.AutoModel.from_config(config)
+    if head is None:
+        for architecture in getattr(config, "architectures", None) or ():
+            if hasattr(transformers, architecture):
+                return getattr(transformers, architecture)._from_config(config)
+    classes = getattr(transformers, HEADS[head or "none"])._model_mapping
+    if type(config) not in classes:
+        raise ExportError(f"transformers has no {config.model_type} model with the head '{head or 'none'}'")
+    chosen = classes[type(config)]
+    # Where there are several, the first is the plain one.
+    return (chosen[0] if isinstance(chosen, tuple) else chosen)._from_config(config)
 
 
 def _config_from_file(path: Path):
@@ -175,7 +179,7 @@ def _example(model: nn.Module, axes):
 
     def one(name: str, sizes: Sizes, generator: torch.Generator) -> torch.Tensor:
         if name == "pixel_values":
-            side = vision.image_size
+            side = getattr(vision, "image_size", 224)
             height, width = (side, side) if isinstance(side, int) else side
             channels = getattr(vision, "num_channels", 3)
             return torch.randn(sizes.batch, channels, height, width, generator=generator)
