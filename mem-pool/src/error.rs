@@ -97,7 +97,7 @@ pub enum PoolError {
         model: ModelId,
     },
     /// The transition does not begin where the model is.
-    #[error("{model} is {found}: it must be {needed} to {action}")]
+    #[error("{model} cannot {action}: its state is {found}, it must be {needed}")]
     WrongState {
         /// The model.
         model: ModelId,

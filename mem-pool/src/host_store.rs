@@ -14,8 +14,10 @@ use crate::{ModelId, PoolError, Range, TENSOR_ALIGNMENT_BYTES};
 #[derive(Debug, Clone)]
 pub struct HostStore {
     device: Arc<dyn Device>,
-    spans: Arc<RwLock<BTreeMap<ModelId, Span>>>,
+    spans: Spans,
 }
+
+type Spans = Arc<RwLock<BTreeMap<ModelId, Span>>>;
 
 #[derive(Debug)]
 enum Span {
@@ -30,11 +32,16 @@ enum Span {
 /// A span that is being written. [`seal`](Self::seal) puts it into the store; dropping it instead gives it up.
 #[derive(Debug)]
 pub struct UnsealedSpan {
-    model: ModelId,
+    reservation: Reservation,
+    memory: PinnedMemory,
     bytes: u64,
-    // `None` once it has been sealed.
-    memory: Option<PinnedMemory>,
-    spans: Arc<RwLock<BTreeMap<ModelId, Span>>>,
+}
+
+/// A model's name in the store, given back when dropped unless its span has been sealed.
+#[derive(Debug)]
+struct Reservation {
+    model: ModelId,
+    spans: Spans,
 }
 
 impl HostStore {
@@ -53,14 +60,12 @@ impl HostStore {
             Entry::Occupied(_) => return Err(PoolError::ModelExists { model }),
             Entry::Vacant(entry) => entry.insert(Span::Unsealed),
         };
-        // From here on a failure gives the name back, by dropping this.
-        let mut span =
-            UnsealedSpan { model, bytes: span_bytes, memory: None, spans: Arc::clone(&self.spans) };
+        let reservation = Reservation { model, spans: Arc::clone(&self.spans) };
         // A model without weights has a span of no bytes, but memory of no bytes cannot be had.
         let rounded = align_up(span_bytes.max(1), TENSOR_ALIGNMENT_BYTES).unwrap_or(u64::MAX);
         let memory = SharedMemory::create(&format!("pswitch-span-{}", model.0), rounded)?;
-        span.memory = Some(self.device.pin(Arc::new(memory))?);
-        Ok(span)
+        let memory = self.device.pin(Arc::new(memory))?;
+        Ok(UnsealedSpan { reservation, memory, bytes: span_bytes })
     }
 
     /// Forgets a model's span. Slices of it that are still in use keep its memory.
@@ -132,23 +137,19 @@ impl UnsealedSpan {
     /// # Errors
     /// [`PoolError::OutOfRange`]; nothing is written then.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), PoolError> {
-        check_inside(self.model, Range::new(offset, data.len() as u64), self.bytes)?;
-        match &self.memory {
-            Some(memory) => Ok(memory.memory().write(offset, data)?),
-            None => Err(PoolError::UnknownModel { model: self.model }),
-        }
+        check_inside(self.reservation.model, Range::new(offset, data.len() as u64), self.bytes)?;
+        Ok(self.memory.memory().write(offset, data)?)
     }
 
     /// Puts the span into the store.
-    pub fn seal(mut self) {
-        if let Some(memory) = self.memory.take() {
-            let sealed = Span::Sealed { memory, bytes: self.bytes };
-            self.spans.write().unwrap_or_else(PoisonError::into_inner).insert(self.model, sealed);
-        }
+    pub fn seal(self) {
+        let Self { reservation: Reservation { model, spans }, memory, bytes } = &self;
+        let sealed = Span::Sealed { memory: memory.clone(), bytes: *bytes };
+        spans.write().unwrap_or_else(PoisonError::into_inner).insert(*model, sealed);
     }
 }
 
-impl Drop for UnsealedSpan {
+impl Drop for Reservation {
     fn drop(&mut self) {
         let mut spans = self.spans.write().unwrap_or_else(PoisonError::into_inner);
         if let Entry::Occupied(entry) = spans.entry(self.model)

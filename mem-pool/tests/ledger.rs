@@ -333,7 +333,7 @@ fn wrong_transitions_are_named() {
     ledger.place(model, 512, 1).unwrap();
     assert_eq!(
         ledger.lease(model, ArenaId(0)).unwrap_err().to_string(),
-        "model 0 is host: it must be moving or resident to be leased"
+        "model 0 cannot be leased: its state is host, it must be moving or resident"
     );
     ledger.begin_move(model).unwrap();
     let lease = ledger.lease(model, ArenaId(1)).unwrap();
@@ -345,10 +345,10 @@ fn wrong_transitions_are_named() {
     ledger.release(lease).unwrap();
     ledger.fail_move(model).unwrap();
     assert!(matches!(ledger.finish_move(model), Err(PoolError::WrongState { .. })));
-    assert!(matches!(
-        ledger.lease(model, ArenaId(ARENAS)).unwrap_err(),
-        PoolError::WrongState { .. } | PoolError::UnknownArena { .. }
-    ));
+    ledger.begin_move(model).unwrap();
+    let arena = ArenaId(ARENAS);
+    assert_eq!(ledger.lease(model, arena), Err(PoolError::UnknownArena { arena, arenas: 3 }));
+    assert!(!ledger.is_arena_free(arena));
 }
 
 #[test]

@@ -37,13 +37,19 @@ pub enum Residency {
     Resident,
 }
 
-impl fmt::Display for Residency {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+impl Residency {
+    const fn name(self) -> &'static str {
+        match self {
             Self::Host => "host",
             Self::Moving => "moving",
             Self::Resident => "resident",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Residency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 
@@ -197,7 +203,7 @@ impl Ledger {
             return Err(PoolError::Leased { model, leases: account.leases, action: "remove it" });
         }
         if account.state == Residency::Moving {
-            let needed = "on the host or resident";
+            let needed = "host or resident";
             return Err(PoolError::WrongState { model, action: "be removed", found: account.state, needed });
         }
         let doorbells = account.home.doorbells;
@@ -362,11 +368,6 @@ impl Ledger {
         if found == needed {
             return Ok(());
         }
-        let needed = match needed {
-            Residency::Host => "on the host",
-            Residency::Moving => "moving",
-            Residency::Resident => "resident",
-        };
-        Err(PoolError::WrongState { model, action, found, needed })
+        Err(PoolError::WrongState { model, action, found, needed: needed.name() })
     }
 }
