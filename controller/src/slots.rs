@@ -33,21 +33,15 @@ impl SlotMemory {
     /// [`ServiceError::TooLarge`] if the memory could never hold it, [`ServiceError::NoSlotMemory`] if it cannot now.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Slot, ServiceError> {
         let capacity_bytes = self.shared.bytes();
-        if bytes > capacity_bytes {
-            let what = "the request's tensors".to_owned();
-            return Err(ServiceError::TooLarge { what, asked_bytes: bytes, limit_bytes: capacity_bytes });
-        }
         // A slot without bytes still has a place of its own to give back.
-        let mut free = self.free_list();
-        match free.allocate(bytes.max(1), TENSOR_ALIGNMENT_BYTES) {
+        match self.free_list().allocate(bytes.max(1), TENSOR_ALIGNMENT_BYTES) {
             Ok(range) => Ok(Slot { memory: Arc::clone(self), range: Range { bytes, ..range } }),
-            Err(PoolError::NoRoomNow { .. }) => {
-                let in_use_bytes = free.in_use_bytes();
-                Err(ServiceError::NoSlotMemory { asked_bytes: bytes, in_use_bytes, capacity_bytes })
+            Err(PoolError::NoRoomNow { asked_bytes, in_use_bytes, .. }) => {
+                Err(ServiceError::NoSlotMemory { asked_bytes, in_use_bytes, capacity_bytes })
             }
-            Err(PoolError::NeverFits { .. }) => {
+            Err(PoolError::NeverFits { asked_bytes, .. }) => {
                 let what = "the request's tensors".to_owned();
-                Err(ServiceError::TooLarge { what, asked_bytes: bytes, limit_bytes: capacity_bytes })
+                Err(ServiceError::TooLarge { what, asked_bytes, limit_bytes: capacity_bytes })
             }
             Err(error) => Err(ServiceError::Internal { message: error.to_string() }),
         }
@@ -171,4 +165,79 @@ fn check(range: &Range, offset_bytes: u64, bytes: u64) -> Result<(), ServiceErro
     }
     let message = format!("{bytes} bytes at {offset_bytes} of a slot of {} bytes", range.bytes);
     Err(ServiceError::Internal { message })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory(bytes: u64) -> Arc<SlotMemory> {
+        SlotMemory::new(Arc::new(SharedMemory::create("slots", bytes).unwrap()))
+    }
+
+    #[test]
+    fn a_slot_is_taken_until_its_last_view_is_dropped() {
+        let memory = memory(4096);
+        let mut slot = memory.reserve(100).unwrap();
+        slot.write(10, b"hello").unwrap();
+        let frozen = slot.freeze();
+        let view = frozen.view(10, 5).unwrap();
+        drop(frozen);
+        let clone = view.slice(1..3);
+        drop(view);
+        assert_eq!(&clone[..], b"el");
+        assert!(memory.in_use_bytes() >= 100);
+        drop(clone);
+        assert_eq!(memory.in_use_bytes(), 0);
+    }
+
+    #[test]
+    fn slots_do_not_overlap_and_lie_at_tensor_boundaries() {
+        let memory = memory(1 << 16);
+        let slots: Vec<Slot> = (0..8).map(|_| memory.reserve(700).unwrap()).collect();
+        for (index, slot) in slots.iter().enumerate() {
+            assert_eq!(slot.offset_bytes() % TENSOR_ALIGNMENT_BYTES, 0);
+            for other in &slots[index + 1..] {
+                let apart = slot.offset_bytes() + slot.bytes() <= other.offset_bytes()
+                    || other.offset_bytes() + other.bytes() <= slot.offset_bytes();
+                assert!(apart, "{slot:?} {other:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn full_now_and_too_large_for_ever_are_told_apart() {
+        let memory = memory(8192);
+        let taken = memory.reserve(8192).unwrap();
+        let error = memory.reserve(1).unwrap_err();
+        assert!(matches!(error, ServiceError::NoSlotMemory { capacity_bytes: 8192, .. }), "{error}");
+        drop(taken);
+        let error = memory.reserve(8193).unwrap_err();
+        assert!(
+            matches!(error, ServiceError::TooLarge { asked_bytes: 8193, limit_bytes: 8192, .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn nothing_reaches_past_a_slot() {
+        let memory = memory(4096);
+        let mut slot = memory.reserve(16).unwrap();
+        assert!(slot.write(12, b"hello").is_err());
+        assert!(slot.write(u64::MAX, b"hello").is_err());
+        let frozen = slot.freeze();
+        assert!(frozen.view(0, 17).is_err());
+        assert!(frozen.view(u64::MAX, 2).is_err());
+        assert_eq!(frozen.view(0, 16).unwrap().len(), 16);
+        assert_eq!(frozen.view(16, 0).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn an_empty_slot_is_a_slot() {
+        let memory = memory(4096);
+        let slot = memory.reserve(0).unwrap();
+        assert_eq!(slot.bytes(), 0);
+        drop(slot);
+        assert_eq!(memory.in_use_bytes(), 0);
+    }
 }

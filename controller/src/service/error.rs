@@ -210,8 +210,4 @@ impl ServiceError {
     pub(crate) fn input(tensor: &str, message: impl Into<String>) -> Self {
         Self::InvalidInput { tensor: tensor.to_owned(), message: message.into() }
     }
-
-    pub(crate) fn request(message: impl Into<String>) -> Self {
-        Self::InvalidRequest { message: message.into() }
-    }
 }

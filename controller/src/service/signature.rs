@@ -215,7 +215,7 @@ mod tests {
         let a = TensorSpec::new("a", Datatype::Fp32, [2, 4]);
         let b = TensorSpec::new("b", Datatype::Int64, []);
         assert_eq!(
-            failure(&[a.clone()]),
+            failure(std::slice::from_ref(&a)),
             "input 'b': missing; the request has 1 input(s), the model takes 2: 'a', 'b'"
         );
         assert_eq!(failure(&[a.clone(), a.clone()]), "input 'a': given more than once");
