@@ -2,18 +2,19 @@
 //! Without a file it shows one of the crate's fixtures.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::io::{self, ErrorKind, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use pswitch_model::{Archive, Dim, InputKind, ModelError, OutputKind, Program, WeightKind};
+use pswitch_model::{Archive, Dim, InputKind, OutputKind, Program, WeightKind};
 
 fn main() -> ExitCode {
     let (flags, files): (Vec<String>, Vec<String>) =
         std::env::args().skip(1).partition(|arg| arg.starts_with("--"));
     let fixture = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/two_inputs.pt2"));
     let path = files.first().map_or_else(fixture, PathBuf::from);
-    match inspect(&path, flags.iter().any(|flag| flag == "--nodes")) {
-        Ok(()) => ExitCode::SUCCESS,
+    let archive = match Archive::open(&path).and_then(|archive| archive.verify().map(|()| archive)) {
+        Ok(archive) => archive,
         Err(error) => {
             eprintln!("error: {error}");
             let mut source = std::error::Error::source(&error);
@@ -21,48 +22,56 @@ fn main() -> ExitCode {
                 eprintln!("  caused by: {cause}");
                 source = cause.source();
             }
+            return ExitCode::FAILURE;
+        }
+    };
+    match print(&archive, flags.iter().any(|flag| flag == "--nodes"), &mut io::stdout().lock()) {
+        // Whoever reads this may have seen enough.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            eprintln!("error: cannot print: {error}");
             ExitCode::FAILURE
         }
+        _ => ExitCode::SUCCESS,
     }
 }
 
-fn inspect(path: &Path, with_nodes: bool) -> Result<(), ModelError> {
-    let archive = Archive::open(path)?;
-    archive.verify()?;
+fn print(archive: &Archive, with_nodes: bool, out: &mut impl Write) -> io::Result<()> {
     let program = archive.program();
-    println!("{} (digest {:016x}, PyTorch {})", path.display(), archive.digest(), program.torch_version);
-    print_signature(program);
-    print_weights(program);
-    print_operators(program);
+    let (path, digest) = (archive.path().display(), archive.digest());
+    writeln!(out, "{path} (digest {digest:016x}, PyTorch {})", program.torch_version)?;
+    print_signature(program, out)?;
+    print_weights(program, out)?;
+    print_operators(program, out)?;
     if with_nodes {
-        print_nodes(program);
+        print_nodes(program, out)?;
     }
     Ok(())
 }
 
-fn print_signature(program: &Program) {
-    println!("\ninputs:");
+fn print_signature(program: &Program, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "\ninputs:")?;
     for input in &program.inputs {
         match &input.kind {
             InputKind::Tensor { dtype, shape, .. } => {
-                println!("  {}: {dtype} {}", input.name, describe(shape))
+                writeln!(out, "  {}: {dtype} {}", input.name, describe(shape))?
             }
-            InputKind::SymInt { dim, .. } => println!("  {}: integer {dim}", input.name),
-            InputKind::Constant(constant) => println!("  {}: always {constant:?}", input.name),
+            InputKind::SymInt { dim, .. } => writeln!(out, "  {}: integer {dim}", input.name)?,
+            InputKind::Constant(constant) => writeln!(out, "  {}: always {constant:?}", input.name)?,
         }
     }
-    println!("outputs:");
+    writeln!(out, "outputs:")?;
     for output in &program.outputs {
         match &output.kind {
             OutputKind::Tensor { dtype, shape, .. } => {
-                println!("  {}: {dtype} {}", output.name, describe(shape))
+                writeln!(out, "  {}: {dtype} {}", output.name, describe(shape))?
             }
-            other => println!("  {}: {other:?}", output.name),
+            other => writeln!(out, "  {}: {other:?}", output.name)?,
         }
     }
     for mutation in &program.mutations {
         let name = |value: pswitch_model::ValueId| &program.values[value.index()].name;
-        println!(
+        writeln!(
+            out,
             "afterwards {} is written to {:?} {}",
             name(mutation.from),
             mutation.kind,
@@ -70,13 +79,20 @@ fn print_signature(program: &Program) {
         );
     }
     for (name, range) in &program.symbols {
-        println!("  {name}: {} to {}", range.min, range.max.map_or("any".to_owned(), |max| max.to_string()));
+        writeln!(
+            out,
+            "  {name}: {} to {}",
+            range.min,
+            range.max.map_or("any".to_owned(), |max| max.to_string())
+        )?;
     }
+    Ok(())
 }
 
-fn print_weights(program: &Program) {
+fn print_weights(program: &Program, out: &mut impl Write) -> io::Result<()> {
     let span = program.span();
-    println!(
+    writeln!(
+        out,
         "\nweights: {} in {} storages, {} bytes",
         program.weights.len(),
         program.storages.len(),
@@ -90,25 +106,29 @@ fn print_weights(program: &Program) {
         };
         let at = span.offset(weight.storage) + weight.offset_bytes;
         let user = weight.first_use.map_or("nothing", |node| &program.nodes[node].name);
-        println!(
+        writeln!(
+            out,
             "  {at:>12} {kind:<9} {} {:?} {} first used by {user}",
             weight.dtype, weight.sizes, weight.name
         );
     }
+    Ok(())
 }
 
-fn print_operators(program: &Program) {
+fn print_operators(program: &Program, out: &mut impl Write) -> io::Result<()> {
     let layers = program.layers();
     let with_bytes: Vec<_> = layers.iter().filter(|layer| layer.bytes > 0).collect();
     let modules: BTreeSet<&str> = program.nodes.iter().map(|node| node.module.as_str()).collect();
-    println!(
+    writeln!(
+        out,
         "\nlayers: {} of which {} bring weights, in {} modules",
         layers.len(),
         with_bytes.len(),
         modules.len()
-    );
+    )?;
     for layer in &with_bytes {
-        println!(
+        writeln!(
+            out,
             "  {:>5} {:>12} bytes {} ({})",
             layer.node, layer.bytes, layer.name, program.nodes[layer.node].module
         );
@@ -117,18 +137,20 @@ fn print_operators(program: &Program) {
     for node in &program.nodes {
         *operators.entry(node.target.to_string()).or_default() += 1;
     }
-    println!("\noperators:");
+    writeln!(out, "\noperators:")?;
     for (operator, count) in operators {
-        println!("  {count:>5} {operator}");
+        writeln!(out, "  {count:>5} {operator}")?;
     }
+    Ok(())
 }
 
-fn print_nodes(program: &Program) {
-    println!("\nnodes:");
+fn print_nodes(program: &Program, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "\nnodes:")?;
     for (node, dying) in program.nodes.iter().zip(program.last_uses()) {
         let inputs: Vec<String> =
             node.inputs.iter().map(|input| format!("{}={:?}", input.name, input.value)).collect();
-        println!(
+        writeln!(
+            out,
             "  {:?} = {}({}) at {}, then {dying:?}",
             node.outputs,
             node.target,
@@ -136,6 +158,7 @@ fn print_nodes(program: &Program) {
             node.place
         );
     }
+    Ok(())
 }
 
 fn describe(shape: &[Dim]) -> String {

@@ -209,3 +209,22 @@ impl Layout {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_the_order_of_the_types() {
+        for (index, dtype) in DType::all().enumerate() {
+            assert_eq!(dtype as usize, index);
+            assert_eq!(DType::from_schema_code(dtype.schema_code()), Some(dtype));
+            assert_eq!(DType::from_c10_code(dtype.c10_code()), Some(dtype));
+            if let Some(name) = dtype.protocol_name() {
+                assert_eq!(DType::from_protocol_name(name), Some(dtype));
+            }
+        }
+        assert_eq!(DType::F32.to_string(), "float32");
+        assert_eq!(DType::from_schema_code(0), None);
+    }
+}

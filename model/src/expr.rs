@@ -232,3 +232,81 @@ impl fmt::Display for Expr {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(srepr: &str) -> Option<i64> {
+        let mut symbols = Symbols::default();
+        symbols.insert("s0", 7);
+        symbols.insert("s1", -7);
+        Expr::parse(srepr).expect(srepr).evaluate(&symbols)
+    }
+
+    const S0: &str = "Symbol('s0', positive=True, integer=True)";
+    const S1: &str = "Symbol('s1', integer=True)";
+
+    #[test]
+    fn expressions_have_the_values_that_sympy_gives_them() {
+        assert_eq!(value(&format!("Add(Mul(Integer(2), {S0}), Integer(1))")), Some(15));
+        assert_eq!(value(&format!("FloorDiv({S0}, Integer(2))")), Some(3));
+        assert_eq!(value(&format!("FloorDiv({S1}, Integer(2))")), Some(-4));
+        assert_eq!(value(&format!("FloorDiv({S0}, Integer(-2))")), Some(-4));
+        assert_eq!(value(&format!("CeilDiv({S0}, Integer(2))")), Some(4));
+        assert_eq!(value(&format!("PythonMod({S1}, Integer(3))")), Some(2));
+        assert_eq!(value(&format!("PythonMod({S0}, Integer(-3))")), Some(-2));
+        assert_eq!(value(&format!("Pow({S0}, Integer(3))")), Some(343));
+        assert_eq!(value(&format!("Mul({S0}, Pow({S0}, Integer(-1)))")), Some(1));
+        assert_eq!(value(&format!("Mul(Rational(1, 7), {S0})")), Some(1));
+        assert_eq!(value(&format!("Mul(Rational(1, 2), {S0})")), None, "is not whole");
+        assert_eq!(value(&format!("TruncToInt(IntTrueDiv({S1}, Integer(2)))")), Some(-3));
+        assert_eq!(value(&format!("FloorToInt(IntTrueDiv({S1}, Integer(2)))")), Some(-4));
+        assert_eq!(value(&format!("CeilToInt(IntTrueDiv({S0}, Integer(2)))")), Some(4));
+        assert_eq!(value(&format!("ModularIndexing({S0}, Integer(2), Integer(2))")), Some(1));
+        assert_eq!(value(&format!("Max(Integer(3), {S0}, {S1})")), Some(7));
+        assert_eq!(value(&format!("Min(Integer(3), {S0}, {S1})")), Some(-7));
+    }
+
+    #[test]
+    fn what_has_no_value_has_none() {
+        assert_eq!(value("Symbol('unknown')"), None);
+        assert_eq!(value("FloorDiv(Integer(1), Integer(0))"), None);
+        assert_eq!(value("Mod(Integer(1), Integer(0))"), None);
+        assert_eq!(value("Rational(1, 0)"), None);
+        assert_eq!(value("Pow(Integer(0), Integer(-1))"), None);
+        assert_eq!(value("Pow(Integer(2), Integer(9223372036854775807))"), None);
+        let most = "Integer(9223372036854775807)";
+        assert_eq!(value(&format!("Add({most}, Integer(1))")), None);
+        assert_eq!(value(&format!("Mul({most}, {most}, {most})")), None);
+        // On the way only.
+        assert_eq!(value(&format!("Add({most}, {most}, Mul(Integer(-1), {most}))")), Some(i64::MAX));
+    }
+
+    #[test]
+    fn what_is_no_expression_is_none() {
+        for text in
+            ["", "Integer", "Integer(", "Integer()", "Integer(1", "Integer(1))", "Add()", "Symbol(s0)"]
+        {
+            assert_eq!(Expr::parse(text), None, "{text}");
+        }
+        assert_eq!(Expr::parse("Magic(Integer(1))"), None);
+        assert_eq!(Expr::parse("FloorDiv(Integer(1))"), None);
+        assert_eq!(Expr::parse("Integer(9223372036854775808)"), None);
+        let nested = |depth: usize| format!("{}Integer(1){}", "Add(".repeat(depth), ")".repeat(depth));
+        assert!(Expr::parse(&nested(63)).is_some());
+        assert_eq!(Expr::parse(&nested(64)), None);
+        assert_eq!(Expr::parse(&nested(1_000_000)), None);
+    }
+
+    #[test]
+    fn expressions_are_shown_as_people_write_them() {
+        let show = |srepr: &str| Expr::parse(srepr).unwrap().to_string();
+        assert_eq!(show(&format!("Mul(Integer(2), Add({S0}, Integer(-1)))")), "2*(s0 + -1)");
+        assert_eq!(
+            show(&format!("FloorDiv(Add({S0}, Integer(1)), Mul(Integer(2), {S0}))")),
+            "(s0 + 1)//(2*s0)"
+        );
+        assert_eq!(show(&format!("Max(Integer(1), Pow({S0}, Integer(2)))")), "max(1, s0**2)");
+    }
+}

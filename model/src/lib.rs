@@ -1,4 +1,4 @@
-//! Reader of `torch.export` archives (`.pt2`): graph, weights in order of use, inputs and outputs.
+#![doc = include_str!("../README.md")]
 
 mod archive;
 mod container;

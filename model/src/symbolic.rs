@@ -45,3 +45,20 @@ impl SymbolicOperator {
         NAMES[self as usize].1[0]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_the_order_of_the_operators() {
+        for (index, (operator, names)) in NAMES.iter().enumerate() {
+            assert_eq!(*operator as usize, index);
+            assert_eq!(operator.python_name(), names[0]);
+            for name in *names {
+                assert_eq!(SymbolicOperator::from_python_name(name), Some(*operator));
+            }
+        }
+        assert_eq!(SymbolicOperator::from_python_name("_operator.matmul"), None);
+    }
+}

@@ -184,3 +184,27 @@ fn place(stack_trace: &str) -> String {
     }
     last_foreign.or(last).map_or(String::new(), |(file, line)| format!("{file}:{line}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{module, place};
+
+    #[test]
+    fn modules_are_the_innermost_ones() {
+        assert_eq!(module("L__self__,,M;L__self___a_b,a.b,torch.nn.modules.linear.Linear"), "a.b");
+        assert_eq!(module("L__self__,,M;L__self___a,a@1,N"), "a");
+        assert_eq!(module("L__self__,,M"), "");
+        assert_eq!(module(""), "");
+        let empty = "_empty_nn_module_stack_from_metadata_hook";
+        assert_eq!(module(&[empty; 3].join(",")), "");
+    }
+
+    #[test]
+    fn places_are_in_the_models_own_code() {
+        let own = "File \"/a/model.py\", line 12, in forward\n    x = self.l(x)\n";
+        let torch = "  File \"/env/torch/nn/modules/linear.py\", line 134, in forward\n    return";
+        assert_eq!(place(&format!("{own}{torch}")), "/a/model.py:12");
+        assert_eq!(place(torch), "/env/torch/nn/modules/linear.py:134");
+        assert_eq!(place("nonsense"), "");
+    }
+}
