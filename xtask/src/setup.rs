@@ -221,6 +221,9 @@ fn meaning(complaints: &str) -> &'static str {
     ]) || says(&["ReadTimeoutError", "ProxyError", "ConnectTimeoutError", "Could not fetch URL"])
     {
         "the package index cannot be reached: check the network, or set PSWITCH_PYTHON to a Python that has torch 2.11.0"
+    } else if says(&["(from versions: none)"]) {
+        "the package index cannot be reached, or has nothing for this Python and machine: check the network, or set \
+         PSWITCH_PYTHON to another Python, best one that has torch 2.11.0"
     } else if says(&["No matching distribution found"]) {
         "the package index has no build for this Python and machine: set PSWITCH_PYTHON to another Python"
     } else {
@@ -281,6 +284,10 @@ mod tests {
             "the package index cannot be reached"
         );
         assert_eq!(meaning("ERROR: [Errno 28] No space left on device"), "the disk is full");
+        assert_eq!(
+            meaning("ERROR: Could not find a version that satisfies torch==2.11.0 (from versions: none)"),
+            "the package index cannot be reached, or has nothing for this Python and machine"
+        );
         assert_eq!(
             meaning("ERROR: No matching distribution found for torch==2.11.0"),
             "the package index has no build for this Python and machine"
