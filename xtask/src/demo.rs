@@ -15,9 +15,9 @@ use nix::unistd::Pid;
 use crate::root::Root;
 use crate::{commands, setup};
 
-/// The models' weights are some 900 MB: BERT-base and ResNet152 do not fit together beside the arenas.
-const POOL_SIZE: &str = "1GiB";
-const READY_TIMEOUT: Duration = Duration::from_secs(180);
+/// The models' weights are some 900 MB; BERT-base and ResNet152 do not fit together beside the arena, a quarter.
+const POOL_SIZE: &str = "768MiB";
+const READY_TIMEOUT: Duration = Duration::from_secs(300);
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Builds, exports, serves and asks.
