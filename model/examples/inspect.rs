@@ -76,7 +76,7 @@ fn print_signature(program: &Program, out: &mut impl Write) -> io::Result<()> {
             name(mutation.from),
             mutation.kind,
             name(mutation.into)
-        );
+        )?;
     }
     for (name, range) in &program.symbols {
         writeln!(
@@ -97,7 +97,7 @@ fn print_weights(program: &Program, out: &mut impl Write) -> io::Result<()> {
         program.weights.len(),
         program.storages.len(),
         span.bytes
-    );
+    )?;
     for weight in &program.weights {
         let kind = match weight.kind {
             WeightKind::Parameter => "parameter",
@@ -110,7 +110,7 @@ fn print_weights(program: &Program, out: &mut impl Write) -> io::Result<()> {
             out,
             "  {at:>12} {kind:<9} {} {:?} {} first used by {user}",
             weight.dtype, weight.sizes, weight.name
-        );
+        )?;
     }
     Ok(())
 }
@@ -131,7 +131,7 @@ fn print_operators(program: &Program, out: &mut impl Write) -> io::Result<()> {
             out,
             "  {:>5} {:>12} bytes {} ({})",
             layer.node, layer.bytes, layer.name, program.nodes[layer.node].module
-        );
+        )?;
     }
     let mut operators: BTreeMap<String, usize> = BTreeMap::new();
     for node in &program.nodes {
@@ -156,7 +156,7 @@ fn print_nodes(program: &Program, out: &mut impl Write) -> io::Result<()> {
             node.target,
             inputs.join(", "),
             node.place
-        );
+        )?;
     }
     Ok(())
 }
