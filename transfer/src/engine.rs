@@ -1,0 +1,158 @@
+//! The engine: streams plans over a device.
+
+mod lane;
+mod transfer;
+
+use std::sync::Arc;
+
+use pswitch_device::{CopyStream, Device, DeviceError, DeviceSlice, doorbell};
+
+use crate::TransferError;
+use lane::{Lane, Pending, Reporter};
+pub use transfer::{CopyIn, CopyOut, GroupCopy, Save, Transfer, TransferId, TransferReport};
+
+/// Told about every transfer, once, when it has landed or failed.
+pub type OnLanded = Box<dyn Fn(TransferId, Result<TransferReport, TransferError>) + Send>;
+
+/// Moves models onto a device and state back, and rings a doorbell for every group on the way.
+///
+/// It has three streams, each with a thread that reports what has landed: for weights, for inputs alone, which overtake
+/// the weights of another transfer under way, and for what goes back to the host, since the link is full duplex. Within
+/// a stream all is done in order; between streams there is no order.
+///
+/// A call checks, enqueues everything and returns; it never waits for the device. May be shared between threads.
+///
+/// # Reports
+///
+/// Every transfer that was accepted is reported exactly once, by a call of `on_landed` from a thread of the engine, one
+/// call at a time. A report, of a failure too, means that the device is done with all memory of the transfer. After a
+/// failure some doorbells may have rung and others never will: it is for the caller to poison them. The callback should
+/// be short, since other reports wait for it; it may start transfers. A panic in it is logged and goes no further.
+///
+/// Dropping the engine waits until everything under way has landed and been reported, and joins its threads; so the
+/// callback must not be what drops it.
+///
+/// See the [crate's example](crate#streaming).
+#[derive(Debug)]
+pub struct Engine {
+    device: Arc<dyn Device>,
+    weights: Lane,
+    inputs: Lane,
+    saves: Lane,
+}
+
+impl Engine {
+    /// An engine for one device.
+    ///
+    /// # Errors
+    /// [`TransferError::Device`] if a stream cannot be opened, [`TransferError::Thread`] if a thread cannot be started.
+    pub fn new(device: Arc<dyn Device>, on_landed: OnLanded) -> Result<Self, TransferError> {
+        let reporter = Arc::new(Reporter::new(on_landed));
+        let lane = |name| Lane::open(device.as_ref(), name, Arc::clone(&reporter));
+        let (weights, inputs, saves) = (lane("weights")?, lane("inputs")?, lane("saves")?);
+        Ok(Self { device, weights, inputs, saves })
+    }
+
+    /// Enqueues a transfer: clears doorbells, copies the inputs, rings theirs, then copies group after group and rings
+    /// for each. Without groups it goes by the stream for inputs.
+    ///
+    /// # Errors
+    /// [`TransferError::Device`] if something in it cannot be right (ends of different lengths, memory of another device,
+    /// a doorbell that is no word). Nothing is enqueued then, and nothing will be reported. Whatever the device fails at
+    /// later is reported.
+    pub fn start(&self, transfer: Transfer) -> Result<(), TransferError> {
+        let Transfer { id, clear, inputs, input_doorbell, groups } = transfer;
+        let mut bytes = 0_u64;
+        for CopyIn { from, to } in inputs.iter().chain(groups.iter().map(|group| &group.copy)) {
+            bytes =
+                bytes.saturating_add(self.check_copy(from.bytes(), to.bytes(), to).map_err(cannot(COPY_IN))?);
+        }
+        for word in clear.iter().chain(&input_doorbell).chain(groups.iter().map(|group| &group.doorbell)) {
+            self.check_word(word).map_err(cannot(WRITE_WORD))?;
+        }
+        let lane = if groups.is_empty() { &self.inputs } else { &self.weights };
+        lane.run(id, bytes, |stream, pending| {
+            for word in &clear {
+                write_word(stream, word, doorbell::CLEAR)?;
+            }
+            for copy in &inputs {
+                copy_in(stream, copy)?;
+            }
+            if let Some(word) = &input_doorbell {
+                write_word(stream, word, doorbell::RUNG)?;
+            }
+            if !inputs.is_empty() || input_doorbell.is_some() {
+                pending.inputs = Some(stream.record().map_err(cannot(RECORD))?);
+            }
+            for GroupCopy { copy, doorbell: word } in &groups {
+                copy_in(stream, copy)?;
+                write_word(stream, word, doorbell::RUNG)?;
+                pending.groups.push(stream.record().map_err(cannot(RECORD))?);
+            }
+            Ok(())
+        });
+        Ok(())
+    }
+
+    /// Enqueues copies back to the host, by a stream of their own and in the other direction of the link.
+    ///
+    /// They are in no order with transfers to the device: start one into the same memory when this is reported.
+    ///
+    /// # Errors
+    /// As [`start`](Engine::start).
+    pub fn save(&self, save: Save) -> Result<(), TransferError> {
+        let Save { id, copies } = save;
+        let mut bytes = 0_u64;
+        for CopyOut { from, to } in &copies {
+            bytes = bytes
+                .saturating_add(self.check_copy(from.bytes(), to.bytes(), from).map_err(cannot(COPY_OUT))?);
+        }
+        self.saves.run(id, bytes, |stream: &mut dyn CopyStream, _: &mut Pending| {
+            copies
+                .iter()
+                .try_for_each(|CopyOut { from, to }| stream.copy_out(from, to).map_err(cannot(COPY_OUT)))
+        });
+        Ok(())
+    }
+
+    fn check_copy(&self, from_bytes: u64, to_bytes: u64, there: &DeviceSlice) -> Result<u64, DeviceError> {
+        self.check_device(there)?;
+        if from_bytes == to_bytes {
+            Ok(from_bytes)
+        } else {
+            Err(DeviceError::UnequalCopy { from_bytes, to_bytes })
+        }
+    }
+
+    fn check_word(&self, word: &DeviceSlice) -> Result<(), DeviceError> {
+        self.check_device(word)?;
+        if word.bytes() == 4 && word.address().0.is_multiple_of(4) {
+            Ok(())
+        } else {
+            Err(DeviceError::NotAWord { offset: word.offset(), bytes: word.bytes() })
+        }
+    }
+
+    fn check_device(&self, slice: &DeviceSlice) -> Result<(), DeviceError> {
+        let (device, memory) = (self.device.properties().id, slice.memory().device());
+        if memory == device { Ok(()) } else { Err(DeviceError::ForeignMemory { device, memory }) }
+    }
+}
+
+/// What the device is asked for, as errors say it.
+const COPY_IN: &str = "copy to the device";
+const COPY_OUT: &str = "copy from the device";
+const WRITE_WORD: &str = "write a doorbell";
+const RECORD: &str = "record an event";
+
+fn copy_in(stream: &mut dyn CopyStream, copy: &CopyIn) -> Result<(), TransferError> {
+    stream.copy_in(&copy.from, &copy.to).map_err(cannot(COPY_IN))
+}
+
+fn write_word(stream: &mut dyn CopyStream, word: &DeviceSlice, value: u32) -> Result<(), TransferError> {
+    stream.write_word(word, value).map_err(cannot(WRITE_WORD))
+}
+
+fn cannot(what: &'static str) -> impl FnOnce(DeviceError) -> TransferError {
+    move |source| TransferError::Device { what, source }
+}

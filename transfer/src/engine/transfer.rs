@@ -1,0 +1,83 @@
+use std::fmt;
+use std::time::Instant;
+
+use pswitch_device::{DeviceSlice, HostSlice};
+
+/// Names a transfer in its report. The engine does not care for its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TransferId(pub u64);
+
+impl fmt::Display for TransferId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "transfer {}", self.0)
+    }
+}
+
+/// Bytes on their way to the device. Both ends are equally long.
+#[derive(Debug, Clone)]
+pub struct CopyIn {
+    /// Pinned host memory.
+    pub from: HostSlice,
+    /// Where they go.
+    pub to: DeviceSlice,
+}
+
+/// Bytes on their way back from the device. Both ends are equally long.
+#[derive(Debug, Clone)]
+pub struct CopyOut {
+    /// Where they are.
+    pub from: DeviceSlice,
+    /// Pinned host memory.
+    pub to: HostSlice,
+}
+
+/// A group of a plan: its bytes, and the doorbell that says that they have landed.
+#[derive(Debug, Clone)]
+pub struct GroupCopy {
+    /// The group's part of the span.
+    pub copy: CopyIn,
+    /// A word of device memory; set to [`RUNG`](pswitch_device::doorbell::RUNG) behind the bytes.
+    pub doorbell: DeviceSlice,
+}
+
+/// All that a switch moves to the device, in the order of its fields.
+#[derive(Debug, Clone)]
+pub struct Transfer {
+    /// Its name in the report.
+    pub id: TransferId,
+    /// Doorbells of models that are evicted by this transfer; set to
+    /// [`CLEAR`](pswitch_device::doorbell::CLEAR) before any byte moves.
+    pub clear: Vec<DeviceSlice>,
+    /// The request's inputs. They go ahead of the weights.
+    pub inputs: Vec<CopyIn>,
+    /// A doorbell that rings when the inputs have landed.
+    pub input_doorbell: Option<DeviceSlice>,
+    /// The model's groups in order of execution. Without groups the transfer overtakes others that have some.
+    pub groups: Vec<GroupCopy>,
+}
+
+/// State that moves from the device back to the host.
+#[derive(Debug, Clone)]
+pub struct Save {
+    /// Its name in the report.
+    pub id: TransferId,
+    /// What to copy, in order.
+    pub copies: Vec<CopyOut>,
+}
+
+/// What became of a transfer that has landed.
+///
+/// Instants are exact where the device can tell (`host`), and otherwise those at which the engine noticed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TransferReport {
+    /// Bytes that were copied, inputs included.
+    pub bytes: u64,
+    /// When the first operation was enqueued.
+    pub enqueued_at: Instant,
+    /// When the inputs were there and their doorbell rang; `None` without inputs and input doorbell.
+    pub inputs_landed_at: Option<Instant>,
+    /// When each group was there and its doorbell rang.
+    pub groups_landed_at: Vec<Instant>,
+    /// When all was done.
+    pub landed_at: Instant,
+}

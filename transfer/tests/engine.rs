@@ -1,0 +1,418 @@
+//! The engine on the host device: what is enqueued where and in which order, what lands, and what is reported.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use pswitch_device::{
+    CopyStream, Device, DeviceError, DeviceId, DeviceMemory, DeviceProperties, DeviceSlice, Event,
+    ExecutionStream, HostSlice, LinkThrottle, MemoryHandle, PinnedMemory, SharedMemory, doorbell,
+    open_device,
+};
+use pswitch_transfer::{
+    CopyIn, CopyOut, Engine, GroupCopy, OnLanded, Save, Transfer, TransferError, TransferId, TransferReport,
+};
+
+type Report = (TransferId, Result<TransferReport, TransferError>);
+
+const LONG: Duration = Duration::from_secs(20);
+const KIB: u64 = 1024;
+
+/// What a stream was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Asked {
+    In { offset: u64, bytes: u64 },
+    Out { offset: u64, bytes: u64 },
+    Word { offset: u64, value: u32 },
+}
+
+/// The host device with notes about what its streams are asked for, which may be told to refuse an operation.
+#[derive(Debug)]
+struct Spy {
+    device: Arc<dyn Device>,
+    asked: Arc<Mutex<Vec<(String, Asked)>>>,
+    /// Operations until one is refused.
+    until_refusal: Arc<AtomicUsize>,
+}
+
+#[derive(Debug)]
+struct SpyStream {
+    name: String,
+    stream: Box<dyn CopyStream>,
+    asked: Arc<Mutex<Vec<(String, Asked)>>>,
+    until_refusal: Arc<AtomicUsize>,
+}
+
+impl Spy {
+    fn new(throttle: LinkThrottle) -> Arc<Self> {
+        Arc::new(Self {
+            device: open_device(DeviceId::Host(0), throttle).unwrap(),
+            asked: Arc::default(),
+            until_refusal: Arc::new(AtomicUsize::new(usize::MAX)),
+        })
+    }
+}
+
+impl Device for Spy {
+    fn properties(&self) -> &DeviceProperties {
+        self.device.properties()
+    }
+
+    fn allocate(&self, bytes: u64) -> Result<Arc<dyn DeviceMemory>, DeviceError> {
+        self.device.allocate(bytes)
+    }
+
+    fn open(&self, handle: MemoryHandle) -> Result<Arc<dyn DeviceMemory>, DeviceError> {
+        self.device.open(handle)
+    }
+
+    fn pin(&self, memory: Arc<SharedMemory>) -> Result<PinnedMemory, DeviceError> {
+        self.device.pin(memory)
+    }
+
+    fn copy_stream(&self, name: &str) -> Result<Box<dyn CopyStream>, DeviceError> {
+        Ok(Box::new(SpyStream {
+            name: name.to_owned(),
+            stream: self.device.copy_stream(name)?,
+            asked: Arc::clone(&self.asked),
+            until_refusal: Arc::clone(&self.until_refusal),
+        }))
+    }
+
+    fn wait_doorbell(
+        &self,
+        on: ExecutionStream,
+        word: &DeviceSlice,
+        deadline: Instant,
+    ) -> Result<(), DeviceError> {
+        self.device.wait_doorbell(on, word, deadline)
+    }
+
+    fn set_word(&self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {
+        self.device.set_word(word, value)
+    }
+
+    fn word(&self, word: &DeviceSlice) -> Result<u32, DeviceError> {
+        self.device.word(word)
+    }
+}
+
+impl SpyStream {
+    fn note(&self, asked: Asked) -> Result<(), DeviceError> {
+        if self.until_refusal.fetch_sub(1, Ordering::Relaxed) == 0 {
+            return Err(DeviceError::StreamEnded { stream: self.name.clone() });
+        }
+        self.asked.lock().unwrap().push((self.name.clone(), asked));
+        Ok(())
+    }
+}
+
+impl CopyStream for SpyStream {
+    fn copy_in(&mut self, from: &HostSlice, to: &DeviceSlice) -> Result<(), DeviceError> {
+        self.note(Asked::In { offset: to.offset(), bytes: to.bytes() })?;
+        self.stream.copy_in(from, to)
+    }
+
+    fn copy_out(&mut self, from: &DeviceSlice, to: &HostSlice) -> Result<(), DeviceError> {
+        self.note(Asked::Out { offset: from.offset(), bytes: from.bytes() })?;
+        self.stream.copy_out(from, to)
+    }
+
+    fn write_word(&mut self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {
+        self.note(Asked::Word { offset: word.offset(), value })?;
+        self.stream.write_word(word, value)
+    }
+
+    fn record(&mut self) -> Result<Arc<dyn Event>, DeviceError> {
+        self.stream.record()
+    }
+}
+
+/// A device with a pool and a span of the same size, a page of doorbells behind the pool, and an engine.
+struct Rig {
+    device: Arc<Spy>,
+    span: PinnedMemory,
+    pool: Arc<dyn DeviceMemory>,
+    engine: Engine,
+    reports: Receiver<Report>,
+}
+
+impl Rig {
+    fn new(throttle: LinkThrottle) -> Self {
+        let (sender, reports) = mpsc::channel();
+        Self::with(throttle, reports, Box::new(move |id, result| sender.send((id, result)).unwrap()))
+    }
+
+    fn with(throttle: LinkThrottle, reports: Receiver<Report>, on_landed: OnLanded) -> Self {
+        let device = Spy::new(throttle);
+        let span = device.pin(Arc::new(SharedMemory::create("span", 1024 * KIB).unwrap())).unwrap();
+        let pattern: Vec<u8> = (0..1024 * KIB).map(pattern).collect();
+        span.memory().write(0, &pattern).unwrap();
+        let pool = device.allocate(1028 * KIB).unwrap();
+        let engine = Engine::new(device.clone(), on_landed).unwrap();
+        Self { device, span, pool, engine, reports }
+    }
+
+    fn copy(&self, offset: u64, bytes: u64) -> CopyIn {
+        CopyIn {
+            from: HostSlice::new(self.span.clone(), offset, bytes).unwrap(),
+            to: DeviceSlice::new(self.pool.clone(), offset, bytes).unwrap(),
+        }
+    }
+
+    fn word(&self, index: u64) -> DeviceSlice {
+        DeviceSlice::new(self.pool.clone(), 1024 * KIB + 4 * index, 4).unwrap()
+    }
+
+    fn group(&self, index: u64, bytes: u64) -> GroupCopy {
+        GroupCopy { copy: self.copy(index * bytes, bytes), doorbell: self.word(index) }
+    }
+
+    fn report(&self) -> Report {
+        self.reports.recv_timeout(LONG).expect("every transfer is reported")
+    }
+
+    /// What is on the device now.
+    fn there(&self, offset: u64, bytes: u64) -> Vec<u8> {
+        let mut found = vec![0; usize::try_from(bytes).unwrap()];
+        let copy = self.device.pin(Arc::new(SharedMemory::create("there", bytes).unwrap())).unwrap();
+        let mut stream = self.device.device.copy_stream("there").unwrap();
+        let from = DeviceSlice::new(self.pool.clone(), offset, bytes).unwrap();
+        stream.copy_out(&from, &HostSlice::new(copy.clone(), 0, bytes).unwrap()).unwrap();
+        drop(stream);
+        copy.memory().read(0, &mut found).unwrap();
+        found
+    }
+}
+
+#[allow(clippy::cast_possible_truncation)]
+fn pattern(offset: u64) -> u8 {
+    (offset % 251) as u8 + 1
+}
+
+fn patterns(offset: u64, bytes: u64) -> Vec<u8> {
+    (offset..offset + bytes).map(pattern).collect()
+}
+
+fn transfer(id: u64, groups: Vec<GroupCopy>) -> Transfer {
+    Transfer { id: TransferId(id), clear: vec![], inputs: vec![], input_doorbell: None, groups }
+}
+
+fn throttled(bytes_per_s: f64) -> LinkThrottle {
+    LinkThrottle { bandwidth_bytes_per_s: Some(bytes_per_s), per_copy: Duration::from_micros(50) }
+}
+
+#[test]
+fn everything_is_enqueued_in_order_on_one_stream() {
+    let rig = Rig::new(LinkThrottle::default());
+    rig.device.set_word(&rig.word(9), doorbell::RUNG).unwrap();
+    rig.engine
+        .start(Transfer {
+            id: TransferId(1),
+            clear: vec![rig.word(9)],
+            inputs: vec![rig.copy(512 * KIB, 100), rig.copy(600 * KIB, 200)],
+            input_doorbell: Some(rig.word(8)),
+            groups: vec![rig.group(0, 64 * KIB), rig.group(1, 64 * KIB)],
+        })
+        .unwrap();
+    let (id, report) = rig.report();
+    let report = report.unwrap();
+
+    let word = |index: u64, value| Asked::Word { offset: 1024 * KIB + 4 * index, value };
+    let expected = [
+        word(9, doorbell::CLEAR),
+        Asked::In { offset: 512 * KIB, bytes: 100 },
+        Asked::In { offset: 600 * KIB, bytes: 200 },
+        word(8, doorbell::RUNG),
+        Asked::In { offset: 0, bytes: 64 * KIB },
+        word(0, doorbell::RUNG),
+        Asked::In { offset: 64 * KIB, bytes: 64 * KIB },
+        word(1, doorbell::RUNG),
+    ];
+    let asked = rig.device.asked.lock().unwrap().clone();
+    assert_eq!(asked, expected.map(|asked| ("weights".to_owned(), asked)));
+
+    assert_eq!(id, TransferId(1));
+    assert_eq!(report.bytes, 128 * KIB + 300);
+    assert_eq!(report.groups_landed_at.len(), 2);
+    let mut instants = vec![report.enqueued_at, report.inputs_landed_at.unwrap()];
+    instants.extend(&report.groups_landed_at);
+    instants.push(report.landed_at);
+    assert!(instants.is_sorted());
+
+    assert_eq!(rig.there(0, 128 * KIB), patterns(0, 128 * KIB));
+    assert_eq!(rig.there(600 * KIB, 200), patterns(600 * KIB, 200));
+    let words = [9, 8, 0, 1].map(|index| rig.device.word(&rig.word(index)).unwrap());
+    assert_eq!(words, [doorbell::CLEAR, doorbell::RUNG, doorbell::RUNG, doorbell::RUNG]);
+}
+
+#[test]
+fn start_returns_before_the_bytes_move_and_doorbells_ring_behind_them() {
+    // 128 KiB at 1 MiB/s: 125 ms a group, far longer than enqueueing takes.
+    let rig = Rig::new(throttled(1024.0 * 1024.0));
+    let groups: Vec<GroupCopy> = (0..4).map(|index| rig.group(index, 128 * KIB)).collect();
+    rig.engine.start(transfer(1, groups.clone())).unwrap();
+    assert_eq!(rig.device.word(&groups[3].doorbell).unwrap(), doorbell::CLEAR);
+    assert!(rig.reports.try_recv().is_err());
+    for (index, group) in (0..).zip(&groups) {
+        let deadline = Instant::now() + LONG;
+        rig.device.wait_doorbell(ExecutionStream::Host, &group.doorbell, deadline).unwrap();
+        let mut there = vec![0; 128 * 1024];
+        // Straight from the shared memory: a copy would queue behind the transfer.
+        let MemoryHandle::Memfd { fd, bytes } = rig.pool.export().unwrap() else {
+            panic!("the host device exports memfds");
+        };
+        SharedMemory::from_fd(fd, bytes).unwrap().read(index * 128 * KIB, &mut there).unwrap();
+        assert_eq!(there, patterns(index * 128 * KIB, 128 * KIB), "group {index}");
+    }
+    let report = rig.report().1.unwrap();
+    assert!(report.groups_landed_at.is_sorted());
+    assert_eq!(report.groups_landed_at.last(), Some(&report.landed_at));
+}
+
+#[test]
+fn inputs_alone_overtake_weights_under_way() {
+    // 500 ms for the weights, some 30 of them until the link is free for the input.
+    let rig = Rig::new(throttled(1024.0 * 1024.0));
+    rig.engine.start(transfer(1, (0..16).map(|index| rig.group(index, 32 * KIB)).collect())).unwrap();
+    rig.engine
+        .start(Transfer {
+            id: TransferId(2),
+            clear: vec![],
+            inputs: vec![rig.copy(1000 * KIB, 1000)],
+            input_doorbell: Some(rig.word(40)),
+            groups: vec![],
+        })
+        .unwrap();
+    let (first, report) = rig.report();
+    assert_eq!(first, TransferId(2));
+    let report = report.unwrap();
+    assert!(report.inputs_landed_at.unwrap() <= report.landed_at);
+    assert_eq!(rig.device.word(&rig.word(40)).unwrap(), doorbell::RUNG);
+    assert_eq!(rig.report().0, TransferId(1));
+    let asked = rig.device.asked.lock().unwrap();
+    assert_eq!(asked.iter().filter(|(stream, _)| stream == "inputs").count(), 2);
+}
+
+#[test]
+fn transfers_land_in_the_order_in_which_they_were_started() {
+    let rig = Rig::new(LinkThrottle::default());
+    for id in 0..50 {
+        rig.engine.start(transfer(id, vec![rig.group(id % 4, 64 * KIB)])).unwrap();
+    }
+    let landed: Vec<u64> = (0..50).map(|_| rig.report().0.0).collect();
+    assert_eq!(landed, (0..50).collect::<Vec<_>>());
+}
+
+#[test]
+fn state_goes_back_to_the_host_while_weights_arrive() {
+    // 340 ms for the weights, 30 for the state.
+    let rig = Rig::new(throttled(2.0 * 1024.0 * 1024.0));
+    rig.engine.start(transfer(1, vec![rig.group(0, 64 * KIB)])).unwrap();
+    rig.report().1.unwrap();
+
+    let saved = rig.device.pin(Arc::new(SharedMemory::create("saved", 64 * KIB).unwrap())).unwrap();
+    rig.engine.start(transfer(2, (1..12).map(|index| rig.group(index, 64 * KIB)).collect())).unwrap();
+    let copy = |offset, bytes| CopyOut {
+        from: DeviceSlice::new(rig.pool.clone(), offset, bytes).unwrap(),
+        to: HostSlice::new(saved.clone(), offset, bytes).unwrap(),
+    };
+    rig.engine
+        .save(Save { id: TransferId(3), copies: vec![copy(0, 1000), copy(1000, 64 * KIB - 1000)] })
+        .unwrap();
+    let (id, report) = rig.report();
+    assert_eq!((id, report.unwrap().bytes), (TransferId(3), 64 * KIB));
+    let mut found = vec![0; 64 * 1024];
+    saved.memory().read(0, &mut found).unwrap();
+    assert_eq!(found, patterns(0, 64 * KIB));
+    rig.report().1.unwrap();
+}
+
+#[test]
+fn an_empty_transfer_lands() {
+    let rig = Rig::new(LinkThrottle::default());
+    rig.device.set_word(&rig.word(3), doorbell::RUNG).unwrap();
+    rig.engine.start(Transfer { clear: vec![rig.word(3)], ..transfer(1, vec![]) }).unwrap();
+    let report = rig.report().1.unwrap();
+    assert_eq!((report.bytes, report.inputs_landed_at), (0, None));
+    assert_eq!(rig.device.word(&rig.word(3)).unwrap(), doorbell::CLEAR);
+}
+
+#[test]
+fn what_cannot_be_right_is_refused_and_not_reported() {
+    let rig = Rig::new(LinkThrottle::default());
+    let other = open_device(DeviceId::Host(1), LinkThrottle::default()).unwrap();
+    let foreign = DeviceSlice::new(other.allocate(64).unwrap(), 0, 64).unwrap();
+
+    let mut unequal = rig.group(0, 64);
+    unequal.copy.to = rig.copy(0, 65).to;
+    let mut wide = rig.group(0, 64);
+    wide.doorbell = rig.copy(0, 8).to;
+    let mut odd = rig.group(0, 64);
+    odd.doorbell = rig.copy(2, 4).to;
+    let mut elsewhere = rig.group(0, 64);
+    elsewhere.copy.to = foreign;
+    for group in [unequal, wide, odd, elsewhere] {
+        let error = rig.engine.start(transfer(1, vec![rig.group(1, 64), group])).unwrap_err();
+        assert!(matches!(error, TransferError::Device { .. }), "{error}");
+    }
+    assert!(rig.device.asked.lock().unwrap().is_empty());
+    rig.engine.start(transfer(2, vec![rig.group(0, 64)])).unwrap();
+    assert_eq!(rig.report().0, TransferId(2));
+}
+
+#[test]
+fn a_failure_on_the_way_is_reported_once_and_later_transfers_go_on() {
+    let rig = Rig::new(LinkThrottle::default());
+    for refused in 0..6 {
+        rig.device.until_refusal.store(refused, Ordering::Relaxed);
+        let groups = (0..3).map(|index| rig.group(index, 4 * KIB)).collect();
+        rig.engine.start(transfer(1, groups)).unwrap();
+        let (id, report) = rig.report();
+        assert_eq!(id, TransferId(1));
+        let error = report.unwrap_err();
+        assert!(
+            matches!(&error, TransferError::Device { source: DeviceError::StreamEnded { .. }, .. }),
+            "{error}"
+        );
+        rig.device.until_refusal.store(usize::MAX, Ordering::Relaxed);
+        rig.engine.start(transfer(2, vec![rig.group(0, 4 * KIB)])).unwrap();
+        let (id, report) = rig.report();
+        assert_eq!(id, TransferId(2));
+        report.unwrap();
+    }
+}
+
+#[test]
+fn dropping_the_engine_lands_and_reports_everything() {
+    let Rig { device, span, pool, engine, reports } = Rig::new(throttled(16.0 * 1024.0 * 1024.0));
+    let group = |index: u64| GroupCopy {
+        copy: CopyIn {
+            from: HostSlice::new(span.clone(), index * 64 * KIB, 64 * KIB).unwrap(),
+            to: DeviceSlice::new(pool.clone(), index * 64 * KIB, 64 * KIB).unwrap(),
+        },
+        doorbell: DeviceSlice::new(pool.clone(), 1024 * KIB + 4 * index, 4).unwrap(),
+    };
+    for id in 0..8 {
+        engine.start(transfer(id, vec![group(id)])).unwrap();
+    }
+    drop(engine);
+    assert_eq!(reports.try_iter().filter(|(_, report)| report.is_ok()).count(), 8);
+    for id in 0..8 {
+        assert_eq!(device.word(&group(id).doorbell).unwrap(), doorbell::RUNG);
+    }
+}
+
+#[test]
+fn a_panic_in_the_callback_goes_no_further() {
+    let (sender, reports) = mpsc::channel();
+    let on_landed: OnLanded = Box::new(move |id, result| {
+        assert_ne!(id, TransferId(1), "this is what the test is about");
+        sender.send((id, result)).unwrap();
+    });
+    let rig = Rig::with(LinkThrottle::default(), reports, on_landed);
+    rig.engine.start(transfer(1, vec![rig.group(0, 4 * KIB)])).unwrap();
+    rig.engine.start(transfer(2, vec![rig.group(1, 4 * KIB)])).unwrap();
+    assert_eq!(rig.report().0, TransferId(2));
+}

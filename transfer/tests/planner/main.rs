@@ -1,0 +1,5 @@
+//! Tests of the planner.
+
+mod bad_profiles;
+mod exactness;
+mod model;
