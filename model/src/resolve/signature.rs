@@ -27,24 +27,19 @@ impl Resolver<'_> {
             return Err(self.signature_error("program", "graph", problem));
         }
         for (input, spec) in inputs.iter().zip(specs) {
-            let (name, kind) = match spec {
+            match spec {
                 InputSpec::Parameter { arg, parameter_name } => {
-                    (parameter_name, Some((arg, WeightKind::Parameter)))
+                    self.weight(scope, input, &arg.name, parameter_name, WeightKind::Parameter)?;
                 }
                 InputSpec::Buffer { arg, buffer_name, persistent } => {
-                    (buffer_name, Some((arg, WeightKind::Buffer { persistent })))
+                    self.weight(scope, input, &arg.name, buffer_name, WeightKind::Buffer { persistent })?;
                 }
                 InputSpec::TensorConstant { arg, tensor_constant_name } => {
-                    (tensor_constant_name, Some((arg, WeightKind::Constant)))
+                    self.weight(scope, input, &arg.name, tensor_constant_name, WeightKind::Constant)?;
                 }
-                InputSpec::UserInput { arg } => {
-                    self.user_input(scope, input, arg)?;
-                    continue;
-                }
+                InputSpec::UserInput { arg } => self.user_input(scope, input, arg)?,
                 InputSpec::ConstantInput { name, value } => {
-                    let kind = InputKind::Constant(constant(value));
-                    self.add_input(name, kind)?;
-                    continue;
+                    self.add_input(name, InputKind::Constant(constant(value)))?;
                 }
                 InputSpec::CustomObj { arg } => {
                     let problem =
@@ -55,16 +50,6 @@ impl Resolver<'_> {
                     let problem = "is a token of effectful operators; they are not supported";
                     return Err(self.signature_error("input", &arg.name, problem));
                 }
-            };
-            // All that is left are weights.
-            if let Some((arg, kind)) = kind {
-                let defined =
-                    self.same_name(input, &arg.name).and_then(|()| self.define_tensor(scope, &arg.name));
-                let value = defined.map_err(|problem| self.signature_error("weight", &name, problem))?;
-                if self.weight_values.insert(name.clone(), value).is_some() {
-                    return Err(self.signature_error("weight", &name, "stands in the signature twice"));
-                }
-                self.weight_specs.push(WeightSpec { name, value, kind });
             }
         }
         let (found, limit) = (self.weight_specs.len() as u64, self.limits.weights);
@@ -72,6 +57,23 @@ impl Resolver<'_> {
             let (file, what) = (self.container.file.clone(), "the number of weights".to_owned());
             return Err(ModelError::Limit { file, what, found, limit });
         }
+        Ok(())
+    }
+
+    fn weight(
+        &mut self,
+        scope: &mut Scope,
+        input: &schema::Argument,
+        value_name: &str,
+        name: String,
+        kind: WeightKind,
+    ) -> Result<(), ModelError> {
+        let defined = self.same_name(input, value_name).and_then(|()| self.define_tensor(scope, value_name));
+        let value = defined.map_err(|problem| self.signature_error("weight", &name, problem))?;
+        if self.weight_values.insert(name.clone(), value).is_some() {
+            return Err(self.signature_error("weight", &name, "stands in the signature twice"));
+        }
+        self.weight_specs.push(WeightSpec { name, value, kind });
         Ok(())
     }
 
