@@ -1,2 +1,34 @@
-//! Skeleton.
-fn main() {}
+//! `pswitch`: time-shares a GPU between many PyTorch models.
+//!
+//! Thin: parses flags, forks the zygote before anything else when it is to serve, and prints errors once.
+
+mod args;
+mod client;
+mod commands;
+mod exit;
+mod progress;
+mod tensors;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let result = match args.command {
+        Command::Serve(serve) => commands::serve::run(serve),
+        Command::Infer(infer) => commands::infer::run(&infer),
+        Command::Models(models) => commands::models::run(&models),
+        Command::PlanGroups(plan) => commands::plan_groups::run(&plan),
+        Command::Completions { shell } => {
+            commands::completions(shell);
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit::report(&error),
+    }
+}

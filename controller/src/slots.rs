@@ -104,6 +104,31 @@ impl Slot {
             .map_err(|error| ServiceError::Internal { message: error.to_string() })
     }
 
+    /// Copies bytes out of it.
+    ///
+    /// # Errors
+    /// [`ServiceError::Internal`] if that reaches past its end.
+    pub fn read(&self, offset_bytes: u64, into: &mut [u8]) -> Result<(), ServiceError> {
+        check(&self.range, offset_bytes, into.len() as u64)?;
+        self.memory
+            .shared
+            .read(self.range.offset + offset_bytes, into)
+            .map_err(|error| ServiceError::Internal { message: error.to_string() })
+    }
+
+    /// A slot of `bytes` bytes from the same memory, with the first `kept_bytes` of this one's copied.
+    ///
+    /// # Errors
+    /// As [`SlotMemory::reserve`]; [`ServiceError::Internal`] if either slot is shorter than `kept_bytes`.
+    pub fn enlarged(&self, kept_bytes: u64, bytes: u64) -> Result<Self, ServiceError> {
+        let mut slot = self.memory.reserve(bytes)?;
+        check(&self.range, 0, kept_bytes)?;
+        let mut kept = vec![0; usize::try_from(kept_bytes).unwrap_or(usize::MAX)];
+        self.read(0, &mut kept)?;
+        slot.write(0, &kept)?;
+        Ok(slot)
+    }
+
     /// Ends all writing: from here on the slot can be viewed.
     ///
     /// To be called when the worker is done with the slot or gone, never while it may still write.

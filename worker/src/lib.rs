@@ -24,4 +24,5 @@ pub use error::{BuildError, RunError, WorkerError};
 pub use executable::{Executable, Input, OutputShape, Watch};
 pub use libtorch::TorchDevice;
 pub use process::serve;
+pub use pswitch_protocol::Channel;
 pub use zygote::Zygote;

@@ -162,6 +162,7 @@ impl HttpServer {
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(options.head_timeout)
+                .max_buf_size(256 << 10)
                 .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
             let mut served = pin!(served);
             let ended = tokio::select! {

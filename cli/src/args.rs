@@ -1,0 +1,218 @@
+//! Flags, each declared here and nowhere else.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use pswitch_controller::{Bandwidth, ConfigOverrides, DeviceChoice, SizeSetting};
+use pswitch_transfer::Algorithm;
+
+/// Time-shares a GPU between many PyTorch models with millisecond switches.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    about,
+    max_term_width = 110,
+    after_help = "\
+Exit codes: 0 success, 1 failure, 2 wrong usage, 3 a file that cannot be read or is not valid, 4 no server answers, \
+5 the server refused."
+)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serves the models of a repository.
+    Serve(Serve),
+    /// Sends one request to a server and prints or saves the outputs.
+    Infer(Infer),
+    /// Lists the models of a server or of a repository.
+    Models(Models),
+    /// Divides a model's transfer into groups and predicts what that gives.
+    #[command(name = "plan-groups")]
+    PlanGroups(PlanGroups),
+    /// Prints a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Serves the models of a repository.
+///
+/// A repository is a folder of NAME/model.pt2, written by torch.export.save or pswitch-export, each with an optional
+/// NAME/model.yaml. SIGTERM and Ctrl-C finish what runs and refuse what is new.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  pswitch serve models
+  pswitch serve models --pool-size 8GiB --http 127.0.0.1:9000
+  pswitch serve --config server.yaml
+  pswitch serve models --device host --link-bandwidth 1GB/s    # see switching without a GPU")]
+pub(crate) struct Serve {
+    /// Folder of the models.
+    pub(crate) repository: Option<PathBuf>,
+    /// Configuration; flags go before it.
+    #[arg(long, value_name = "FILE.yaml")]
+    pub(crate) config: Option<PathBuf>,
+    /// Device to serve on: auto, host, host:N or cuda:N.
+    #[arg(long)]
+    device: Option<DeviceChoice>,
+    /// Device memory for weights and activations, as in 8GiB, or auto.
+    #[arg(long, value_name = "SIZE")]
+    pool_size: Option<SizeSetting>,
+    /// Part of the pool for the activations of one execution, or auto.
+    #[arg(long, value_name = "SIZE")]
+    arena_size: Option<SizeSetting>,
+    /// Worker processes of a device: one executes, the others stand by.
+    #[arg(long, value_name = "N")]
+    workers: Option<u32>,
+    /// Threads that one operator may use on the CPU; 0 leaves it to libtorch.
+    #[arg(long, value_name = "N")]
+    threads: Option<u32>,
+    /// Slows the link of a host device down, as in 1GB/s.
+    #[arg(long, value_name = "RATE")]
+    link_bandwidth: Option<Bandwidth>,
+    /// Lets every copy over the link of a host device cost so much more.
+    #[arg(long, value_name = "US", value_parser = microseconds)]
+    link_per_copy_us: Option<Duration>,
+    /// How transfers are divided: optimal, paper, per-layer, whole or equal-N.
+    #[arg(long, value_name = "ALGORITHM")]
+    plan: Option<Algorithm>,
+    /// Address of the HTTP front end; port 0 takes any free one.
+    #[arg(long, value_name = "ADDRESS")]
+    http: Option<SocketAddr>,
+    /// What is logged, as in info or warn,pswitch_controller=debug.
+    #[arg(long, value_name = "FILTER")]
+    log: Option<String>,
+}
+
+impl Serve {
+    /// What the flags say over the configuration.
+    pub(crate) fn overrides(&self) -> ConfigOverrides {
+        ConfigOverrides {
+            repository: self.repository.clone(),
+            device: self.device,
+            pool_size: self.pool_size,
+            arena_size: self.arena_size,
+            workers: self.workers,
+            threads: self.threads,
+            link_bandwidth: self.link_bandwidth,
+            link_per_copy: self.link_per_copy_us,
+            http_address: self.http,
+            plan: self.plan,
+            log: self.log.clone(),
+        }
+    }
+}
+
+fn microseconds(text: &str) -> Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| format!("{text:?} is no number of microseconds"))?;
+    Duration::try_from_secs_f64(number / 1e6).map_err(|error| error.to_string())
+}
+
+/// Where the server is.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ServerAddress {
+    /// Address of the server.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000", env = "PSWITCH_SERVER")]
+    pub(crate) server: String,
+}
+
+/// Sends one request to a server and prints or saves the outputs.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  pswitch infer resnet152 --input x=picture.npy
+  pswitch infer bert --input input_ids='[[101, 7592, 102]]' --input attention_mask='[[1, 1, 1]]'
+  pswitch infer resnet152 --input x=picture.npy --save outputs/ --print none")]
+pub(crate) struct Infer {
+    /// The model.
+    pub(crate) model: String,
+    /// An input: NAME=FILE.npy, NAME=FILE.json, or NAME=JSON with the data itself, nested as its shape is.
+    #[arg(long = "input", short = 'i', value_name = "NAME=VALUE", value_parser = named)]
+    pub(crate) inputs: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) server: ServerAddress,
+    /// Folder to save every output to, as NAME.npy.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) save: Option<PathBuf>,
+    /// What is printed of the outputs.
+    #[arg(long, value_enum, default_value_t = Print::Summary)]
+    pub(crate) print: Print,
+    /// Time that the server may take.
+    #[arg(long, value_name = "MS")]
+    pub(crate) timeout_ms: Option<u64>,
+}
+
+/// How much of the outputs is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Print {
+    /// Type, shape and the first values of each.
+    Summary,
+    /// All of it, as one JSON object.
+    Json,
+    /// Nothing.
+    None,
+}
+
+fn named(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write NAME=VALUE".to_owned()),
+    }
+}
+
+/// Lists the models of a server, or with REPOSITORY those of a folder.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  pswitch models                        # of the server on 127.0.0.1:8000
+  pswitch models --server http://127.0.0.1:9000
+  pswitch models ./models               # of a folder: no server is needed
+  pswitch models ./models --format json")]
+pub(crate) struct Models {
+    /// Folder to read instead of asking a server.
+    pub(crate) repository: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) server: ServerAddress,
+    /// How it is printed.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
+}
+
+/// Divides a model's transfer into groups and predicts what that gives.
+///
+/// A plan cuts the span into groups: each is copied at once and announced once, and layers compute as soon as their
+/// group is there. Short groups let computation begin early, long ones cost fewer calls.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  pswitch plan-groups --profile resnet152.yaml
+  pswitch plan-groups --profile resnet152.yaml --algorithm per-layer --format json")]
+pub(crate) struct PlanGroups {
+    /// Layer times, layer sizes and link costs, as YAML or JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) profile: PathBuf,
+    /// optimal, paper, paper-rule-1, paper-rule-2, paper-exhaustive, per-layer, whole or equal-N.
+    #[arg(long, default_value = "optimal")]
+    pub(crate) algorithm: Algorithm,
+    /// How it is printed.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
+    /// Time after which a search is cut off.
+    #[arg(long, value_name = "S", default_value_t = 60)]
+    pub(crate) search_limit_s: u64,
+}
+
+/// How something is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}

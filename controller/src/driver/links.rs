@@ -1,0 +1,211 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use pswitch_device::SharedMemory;
+use pswitch_mem_pool::ModelId;
+use pswitch_protocol::{Attach, Channel, DeviceSpec, LoadModel, ProtocolError, Region, ToWorker};
+
+use super::home::HomedModel;
+use crate::scheduler::WorkerId;
+
+/// Stop flags lie this far apart, so that two workers never share a cache line.
+const STOP_FLAG_STRIDE_BYTES: u64 = 64;
+
+/// Stop flags in the control page; more workers never live at a time.
+const STOP_FLAGS: u64 = 1024;
+
+/// Longest wait between two attempts to replace workers that die before they are ready.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// A worker as the driver knows it.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) channel: Channel,
+    /// What it has not built yet.
+    pub(super) unbuilt: BTreeSet<ModelId>,
+    /// What it builds now: one at a time, so that the socket never fills up.
+    building: Option<ModelId>,
+    pub(super) attached: bool,
+    pub(super) ready: bool,
+    stop_flag: u64,
+}
+
+/// All workers of a driver: their connections, their stop flags, and when the next one is to be forked.
+#[derive(Debug)]
+pub(super) struct Links {
+    links: BTreeMap<WorkerId, Link>,
+    control: SharedMemory,
+    /// Workers in a row that died before they were ready.
+    stillborn: u32,
+    /// When workers may be forked again.
+    pub(super) not_before: Option<Instant>,
+}
+
+/// What every worker of a device is told to attach to.
+#[derive(Debug)]
+pub(super) struct Attachment {
+    pub(super) device: DeviceSpec,
+    pub(super) pool: Vec<u8>,
+    pub(super) pool_descriptors: Vec<OwnedFd>,
+    pub(super) slots: Arc<SharedMemory>,
+}
+
+impl Links {
+    pub(super) fn new() -> Result<Self, pswitch_device::DeviceError> {
+        let control = SharedMemory::create("pswitch-control", STOP_FLAGS * STOP_FLAG_STRIDE_BYTES)?;
+        Ok(Self { links: BTreeMap::new(), control, stillborn: 0, not_before: None })
+    }
+
+    /// Takes in a worker that was just forked: it is told what to attach to and what to build.
+    pub(super) fn add(
+        &mut self,
+        worker: WorkerId,
+        channel: Channel,
+        registry: &Registry,
+        attachment: &Attachment,
+        models: &BTreeMap<ModelId, HomedModel>,
+    ) -> Result<(), ProtocolError> {
+        let stop_flag = u64::from(worker.0) % STOP_FLAGS * STOP_FLAG_STRIDE_BYTES;
+        let attach = Attach {
+            worker: worker.0,
+            device: attachment.device.clone(),
+            pool: attachment.pool.clone(),
+            slots_bytes: attachment.slots.bytes(),
+            stop_flag,
+            control_bytes: self.control.bytes(),
+        };
+        let mut descriptors: Vec<BorrowedFd<'_>> = vec![attachment.slots.fd(), self.control.fd()];
+        descriptors.extend(attachment.pool_descriptors.iter().map(AsFd::as_fd));
+        channel.send(&ToWorker::Attach(attach), &descriptors)?;
+        channel.set_nonblocking(true)?;
+        registry
+            .register(&mut SourceFd(&channel.as_raw_fd()), token(worker), Interest::READABLE)
+            .map_err(|source| ProtocolError::Io { operation: "registration", source })?;
+        let unbuilt = models.keys().copied().collect();
+        let mut link = Link { channel, unbuilt, building: None, attached: false, ready: false, stop_flag };
+        link.build_next(models)?;
+        self.links.insert(worker, link);
+        Ok(())
+    }
+
+    /// Forgets a worker that is gone; true if it was ready once.
+    pub(super) fn remove(&mut self, worker: WorkerId, registry: &Registry) -> bool {
+        let Some(link) = self.links.remove(&worker) else { return false };
+        // A descriptor that is closed leaves the registry by itself; this is for the copies that others may hold.
+        let _ = registry.deregister(&mut SourceFd(&link.channel.as_raw_fd()));
+        link.ready
+    }
+
+    /// Puts off the next fork when workers die before they are ready, ever longer.
+    pub(super) fn note_loss(&mut self, was_ready: bool, now: Instant) {
+        if was_ready {
+            self.stillborn = 0;
+            self.not_before = Some(now);
+            return;
+        }
+        let pause = Duration::from_millis(50) * 2_u32.saturating_pow(self.stillborn.min(16));
+        self.stillborn += 1;
+        self.not_before = Some(now + pause.min(LONGEST_PAUSE));
+    }
+
+    pub(super) fn get(&self, worker: WorkerId) -> Option<&Link> {
+        self.links.get(&worker)
+    }
+
+    pub(super) fn get_mut(&mut self, worker: WorkerId) -> Option<&mut Link> {
+        self.links.get_mut(&worker)
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (WorkerId, &mut Link)> {
+        self.links.iter_mut().map(|(&worker, link)| (worker, link))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.links.len()
+    }
+
+    /// Whether every worker that lives has built the model; false without workers.
+    pub(super) fn all_built(&self, model: ModelId) -> bool {
+        !self.links.is_empty()
+            && self.links.values().all(|link| link.attached && !link.unbuilt.contains(&model))
+    }
+
+    /// Sets or clears the stop flag of a worker.
+    pub(super) fn set_stop(&self, worker: WorkerId, stop: bool) {
+        let Some(link) = self.links.get(&worker) else { return };
+        match self.control.word(link.stop_flag) {
+            Ok(word) => word.store(u32::from(stop), std::sync::atomic::Ordering::Relaxed),
+            Err(error) => tracing::error!(%worker, %error, "no stop flag"),
+        }
+    }
+}
+
+impl Link {
+    /// Adds a model to what the worker has to build.
+    pub(super) fn build(
+        &mut self,
+        model: ModelId,
+        models: &BTreeMap<ModelId, HomedModel>,
+    ) -> Result<(), ProtocolError> {
+        self.unbuilt.insert(model);
+        self.build_next(models)
+    }
+
+    /// Notes that the worker has built what it was told to, or could not, and tells it the next.
+    pub(super) fn built(
+        &mut self,
+        model: ModelId,
+        usable: bool,
+        models: &BTreeMap<ModelId, HomedModel>,
+    ) -> Result<(), ProtocolError> {
+        self.building = None;
+        self.unbuilt.remove(&model);
+        if let (true, Some(homed)) = (usable, models.get(&model)) {
+            self.plan(homed)?;
+        }
+        self.build_next(models)
+    }
+
+    fn build_next(&mut self, models: &BTreeMap<ModelId, HomedModel>) -> Result<(), ProtocolError> {
+        if self.building.is_some() {
+            return Ok(());
+        }
+        // A model that was removed in the meantime need not be built.
+        self.unbuilt.retain(|model| models.contains_key(model));
+        let Some(model) = self.unbuilt.first().and_then(|model| models.get(model)) else { return Ok(()) };
+        let region = |range: pswitch_mem_pool::Range| Region { offset: range.offset, bytes: range.bytes };
+        self.building = Some(model.spec.id);
+        self.channel.send(
+            &ToWorker::Load(LoadModel {
+                model: model.spec.id.0,
+                name: model.spec.name.clone(),
+                path: model.spec.path.clone(),
+                digest: model.spec.digest,
+                span: region(model.home.span),
+                doorbells: region(model.home.doorbells),
+            }),
+            &[],
+        )
+    }
+
+    /// Tells the worker how a model moves.
+    pub(super) fn plan(&self, model: &HomedModel) -> Result<(), ProtocolError> {
+        let wait_nodes = model.wait_nodes.clone();
+        self.channel.send(&ToWorker::Plan { model: model.spec.id.0, wait_nodes }, &[])
+    }
+}
+
+/// Tokens of the poll: 0 is the mailbox, workers follow.
+pub(super) const MAILBOX: Token = Token(0);
+
+pub(super) fn token(worker: WorkerId) -> Token {
+    Token(worker.0 as usize + 1)
+}
+
+pub(super) fn worker_of(token: Token) -> Option<WorkerId> {
+    token.0.checked_sub(1).and_then(|number| u32::try_from(number).ok()).map(WorkerId)
+}

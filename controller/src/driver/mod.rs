@@ -1,0 +1,565 @@
+//! The driver of one device: the loop that turns events into the scheduler's actions, and actions into IO.
+//!
+//! One thread owns the scheduler, the workers' connections and the engine. It sleeps in one poll over its mailbox and
+//! all workers, and wakes for mail, messages and deadlines; nothing in it waits for anything else. The way of a
+//! request: [`Mail::Submit`] -> [`Action::Execute`] -> one message to a worker and one transfer -> the worker's
+//! answer -> [`Action::Reply`].
+
+mod home;
+mod links;
+mod mail;
+mod perform;
+mod refusal;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll, Waker};
+use pswitch_device::{Device, DeviceSlice, HostSlice, PinnedMemory, doorbell};
+use pswitch_mem_pool::{ArenaId, HostStore, Ledger, ModelId, Pool, Range, Residency};
+use pswitch_protocol::{DeviceSpec, Executed, ExecutionFault, FromWorker, ToWorker};
+use pswitch_transfer::{Engine, Plan};
+use tokio::sync::oneshot;
+
+use crate::error::ControllerError;
+use crate::scheduler::{Event, ExecutionId, Outcome, RequestId, Scheduler, SchedulerOptions, WorkerId};
+use crate::service::ServiceError;
+use crate::supervisor::Supervisor;
+use home::HomedModel;
+use links::{Attachment, Links};
+pub(crate) use mail::{
+    DriverView, Finished, Job, JobInput, JobTimes, Mail, Mailbox, ModelSpec, SharedView, monotonic_ns,
+};
+
+/// Inputs in an arena, and the doorbell behind it, begin at multiples of this.
+const INPUT_ALIGNMENT_BYTES: u64 = 512;
+
+/// Time that a worker has to map what is shared and build its models, before it counts as hung.
+const STARTUP_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// What a driver is made of.
+pub(crate) struct DriverParts {
+    pub(crate) name: String,
+    pub(crate) device: Arc<dyn Device>,
+    pub(crate) pool: Pool,
+    pub(crate) store: Arc<HostStore>,
+    pub(crate) slots: PinnedMemory,
+    pub(crate) supervisor: Arc<Supervisor>,
+    pub(crate) options: SchedulerOptions,
+    pub(crate) workers: usize,
+    pub(crate) threads: u32,
+}
+
+/// A driver that runs; dropping it ends it and its workers.
+#[derive(Debug)]
+pub(crate) struct DriverHandle {
+    mailbox: Mailbox,
+    view: SharedView,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl DriverHandle {
+    /// Starts the loop and the workers.
+    pub(crate) fn start(parts: DriverParts) -> Result<Self, ControllerError> {
+        let failed = |what: &'static str| move |source| ControllerError::System { what, source };
+        let poll = Poll::new().map_err(failed("a poll"))?;
+        let waker = Waker::new(poll.registry(), links::MAILBOX).map_err(failed("a waker"))?;
+        let (mailbox, receiver) = Mailbox::new(waker);
+        let view = SharedView::default();
+        let name = parts.name.clone();
+        let driver = Driver::new(parts, poll, mailbox.clone(), receiver, view.clone())?;
+        let thread = std::thread::Builder::new()
+            .name(format!("pswitch-{name}"))
+            .spawn(move || driver.run())
+            .map_err(failed("a thread"))?;
+        Ok(Self { mailbox, view, thread: Some(thread) })
+    }
+
+    pub(crate) fn mailbox(&self) -> &Mailbox {
+        &self.mailbox
+    }
+
+    pub(crate) fn view(&self) -> &SharedView {
+        &self.view
+    }
+}
+
+impl Drop for DriverHandle {
+    fn drop(&mut self) {
+        self.mailbox.put(Mail::Stop);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("a driver panicked");
+        }
+    }
+}
+
+/// One execution on its way.
+struct Running {
+    request: RequestId,
+    worker: WorkerId,
+    arena: ArenaId,
+    decided_ns: u64,
+    switched: bool,
+    result: Option<Result<Executed, ExecutionFault>>,
+}
+
+struct Driver {
+    device: Arc<dyn Device>,
+    pool: Pool,
+    store: Arc<HostStore>,
+    slots: PinnedMemory,
+    supervisor: Arc<Supervisor>,
+    scheduler: Scheduler,
+    engine: Engine,
+    links: Links,
+    attachment: Attachment,
+    execution_timeout: Duration,
+    /// How many workers there are to be.
+    workers: usize,
+    starting: BTreeMap<WorkerId, Instant>,
+    models: BTreeMap<ModelId, HomedModel>,
+    /// Plans that wait until nothing of their model is under way.
+    plans: BTreeMap<ModelId, Box<Plan>>,
+    placing: HashMap<ModelId, oneshot::Sender<Result<(), String>>>,
+    removing: HashMap<ModelId, oneshot::Sender<()>>,
+    jobs: HashMap<RequestId, Job>,
+    running: HashMap<ExecutionId, Running>,
+    /// Input doorbells that an execution may have left rung or poisoned.
+    unclear_inputs: Vec<bool>,
+    /// Events that actions brought about, not yet handled.
+    pending: VecDeque<Event>,
+    draining: Option<oneshot::Sender<()>>,
+    worker_restarts: u64,
+    transferred_bytes: u64,
+    poll: Poll,
+    mailbox: Mailbox,
+    receiver: mpsc::Receiver<Mail>,
+    view: SharedView,
+    stopped: bool,
+}
+
+impl Driver {
+    fn new(
+        parts: DriverParts,
+        poll: Poll,
+        mailbox: Mailbox,
+        receiver: mpsc::Receiver<Mail>,
+        view: SharedView,
+    ) -> Result<Self, ControllerError> {
+        let DriverParts { device, pool, store, slots, supervisor, options, workers, threads, .. } = parts;
+        let landed = mailbox.clone();
+        let engine = Engine::new(
+            Arc::clone(&device),
+            Box::new(move |transfer, result| {
+                landed.put(Mail::Landed { transfer, result });
+            }),
+        )?;
+        let (description, pool_descriptors) = pool.memory().export()?.into_parts();
+        let spec = DeviceSpec { id: device.properties().id.to_string(), threads };
+        let slot_memory = Arc::clone(slots.memory());
+        let attachment = Attachment { device: spec, pool: description, pool_descriptors, slots: slot_memory };
+        let execution_timeout = options.execution_timeout;
+        let scheduler = Scheduler::new(Ledger::new(pool.layout()), options);
+        let mut driver = Self {
+            unclear_inputs: vec![true; pool.layout().arenas.len()],
+            device,
+            pool,
+            store,
+            slots,
+            supervisor,
+            scheduler,
+            engine,
+            links: Links::new()?,
+            attachment,
+            execution_timeout,
+            workers,
+            starting: BTreeMap::new(),
+            models: BTreeMap::new(),
+            plans: BTreeMap::new(),
+            placing: HashMap::new(),
+            removing: HashMap::new(),
+            jobs: HashMap::new(),
+            running: HashMap::new(),
+            pending: VecDeque::new(),
+            draining: None,
+            worker_restarts: 0,
+            transferred_bytes: 0,
+            poll,
+            mailbox,
+            receiver,
+            view,
+            stopped: false,
+        };
+        driver.fork_missing();
+        Ok(driver)
+    }
+
+    fn run(mut self) {
+        let mut events = Events::with_capacity(64);
+        while !self.stopped {
+            let now = Instant::now();
+            let timeout = self.next_deadline().map(|deadline| deadline.saturating_duration_since(now));
+            if let Err(error) = self.poll.poll(&mut events, timeout)
+                && error.kind() != std::io::ErrorKind::Interrupted
+            {
+                tracing::error!(%error, "the driver cannot poll");
+                break;
+            }
+            for token in events.iter().map(mio::event::Event::token) {
+                if let Some(worker) = links::worker_of(token) {
+                    self.read(worker);
+                }
+            }
+            while let Ok(mail) = self.receiver.try_recv() {
+                self.take(mail);
+            }
+            self.tick();
+            self.publish();
+        }
+        self.end();
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let respawn = self.links.not_before.filter(|_| self.links.len() < self.workers);
+        let startup = self.starting.values().min().map(|begin| *begin + STARTUP_TIMEOUT);
+        [self.scheduler.next_deadline(), respawn, startup].into_iter().flatten().min()
+    }
+
+    /// What time alone brings about.
+    fn tick(&mut self) {
+        let now = Instant::now();
+        if self.scheduler.next_deadline().is_some_and(|deadline| deadline <= now) {
+            self.feed(Event::Tick);
+        }
+        let hung: Vec<WorkerId> = self
+            .starting
+            .iter()
+            .filter_map(|(&worker, &begin)| (now.duration_since(begin) >= STARTUP_TIMEOUT).then_some(worker))
+            .collect();
+        for worker in hung {
+            tracing::error!(%worker, "did not come up in time and is replaced");
+            self.starting.remove(&worker);
+            self.supervisor.kill(worker);
+        }
+        if self.links.not_before.is_none_or(|not_before| not_before <= now) {
+            self.fork_missing();
+        }
+    }
+
+    /// Forks as many workers as are missing.
+    fn fork_missing(&mut self) {
+        while self.links.len() < self.workers && !self.stopped {
+            let forked = self.supervisor.fork(&self.mailbox).and_then(|(worker, channel)| {
+                self.links.add(worker, channel, self.poll.registry(), &self.attachment, &self.models)?;
+                Ok(worker)
+            });
+            match forked {
+                Ok(worker) => {
+                    self.starting.insert(worker, Instant::now());
+                    self.feed(Event::WorkerStarting { worker });
+                }
+                Err(error) => {
+                    tracing::error!(%error, "a worker cannot be forked");
+                    self.links.note_loss(false, Instant::now());
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Reads what a worker has said, to the last word.
+    fn read(&mut self, worker: WorkerId) {
+        loop {
+            let Some(link) = self.links.get(worker) else { return };
+            match link.channel.receive::<FromWorker>() {
+                Ok(Some((message, _))) => self.hear(worker, message),
+                // Closed: its loss is reported when it is reaped, and until then it may still write. One that has
+                // closed its connection and lives on has to go.
+                Ok(None) => return self.supervisor.kill(worker),
+                Err(error) if error.would_block() => return,
+                Err(error) => return self.break_with(worker, &error.to_string()),
+            }
+        }
+    }
+
+    /// A worker that does not keep to the protocol is killed; its loss is reported when it is reaped.
+    fn break_with(&mut self, worker: WorkerId, reason: &str) {
+        tracing::error!(%worker, reason, "broke the protocol and is replaced");
+        self.supervisor.kill(worker);
+    }
+
+    fn hear(&mut self, worker: WorkerId, message: FromWorker) {
+        let Some(link) = self.links.get_mut(worker) else { return };
+        match message {
+            FromWorker::Attached => {
+                link.attached = true;
+                self.check_ready(worker);
+            }
+            FromWorker::Loaded { model, error } => {
+                let model = ModelId(model);
+                if let Err(reason) = link.built(model, error.is_none(), &self.models) {
+                    return self.break_with(worker, &reason.to_string());
+                }
+                self.note_built(model, error);
+                self.check_ready(worker);
+            }
+            FromWorker::Finished { execution, result } => {
+                let execution = ExecutionId(execution);
+                match self.running.get_mut(&execution) {
+                    Some(running) if running.worker == worker && running.result.is_none() => {
+                        let outcome = Outcome::of(&result);
+                        if outcome != Outcome::Completed {
+                            self.unclear_inputs[running.arena.0 as usize] = true;
+                        }
+                        running.result = Some(result);
+                        self.feed(Event::ExecutionFinished { execution, outcome });
+                    }
+                    _ => self.break_with(worker, "it finished an execution that it does not run"),
+                }
+            }
+        }
+    }
+
+    /// Tells the scheduler of a worker that has built everything.
+    fn check_ready(&mut self, worker: WorkerId) {
+        let Some(link) = self.links.get_mut(worker) else { return };
+        if link.attached && link.unbuilt.is_empty() && !link.ready {
+            link.ready = true;
+            if let Some(begin) = self.starting.remove(&worker) {
+                tracing::info!(%worker, ms = begin.elapsed().as_millis(), "ready");
+            }
+            self.feed(Event::WorkerReady { worker });
+        }
+    }
+
+    /// Answers who waits for a model to be placed: when all workers have built it, or one could not.
+    fn note_built(&mut self, model: ModelId, error: Option<String>) {
+        if let Some(reason) = error {
+            let Some(done) = self.placing.remove(&model) else { return };
+            let _ = done.send(Err(reason));
+        } else if self.links.all_built(model)
+            && let Some(done) = self.placing.remove(&model)
+        {
+            let _ = done.send(Ok(()));
+        }
+    }
+
+    fn take(&mut self, mail: Mail) {
+        match mail {
+            Mail::Submit(job) => self.submit(*job),
+            Mail::Cancel(request) => {
+                if self.jobs.contains_key(&request) {
+                    self.feed(Event::Cancelled { request });
+                }
+            }
+            Mail::Place { spec, done } => self.place(spec, done),
+            Mail::Plan { model, plan } => {
+                self.plans.insert(model, plan);
+                self.apply_plans();
+            }
+            Mail::Remove { model, done } => {
+                if self.models.contains_key(&model) {
+                    self.removing.insert(model, done);
+                    self.feed(Event::ModelRemoved { model });
+                } else {
+                    let _ = done.send(());
+                }
+            }
+            Mail::Landed { transfer, result } => match result {
+                Ok(report) => {
+                    self.transferred_bytes += report.bytes;
+                    self.feed(Event::TransferLanded { transfer });
+                }
+                Err(error) => {
+                    tracing::error!(?transfer, %error, "a transfer failed");
+                    self.feed(Event::TransferFailed { transfer, reason: error.to_string() });
+                }
+            },
+            Mail::Exited { worker, cause } => {
+                if !self.stopped {
+                    tracing::error!(%worker, %cause, "lost, and replaced");
+                }
+                self.lose(worker);
+            }
+            Mail::ForkFailed { worker, reason } => {
+                tracing::error!(%worker, reason, "could not be forked");
+                self.lose(worker);
+            }
+            Mail::Drain { done } => {
+                self.draining = Some(done);
+                self.feed(Event::Draining);
+            }
+            Mail::Stop => self.stopped = true,
+        }
+    }
+
+    fn lose(&mut self, worker: WorkerId) {
+        let was_ready = self.links.remove(worker, self.poll.registry());
+        self.starting.remove(&worker);
+        self.links.note_loss(was_ready, Instant::now());
+        self.worker_restarts += 1;
+        for running in self.running.values().filter(|running| running.worker == worker) {
+            self.unclear_inputs[running.arena.0 as usize] = true;
+        }
+        self.feed(Event::WorkerLost { worker });
+        // What it executed has been answered or has begun anew elsewhere, under another number.
+        self.running.retain(|_, running| running.worker != worker);
+    }
+
+    fn submit(&mut self, job: Job) {
+        let Some(arena) = self.pool.layout().arenas.first().copied() else { return };
+        let inputs_bytes = self.place_inputs(&job, arena).map(|(_, used)| used);
+        let limit_bytes = arena.bytes - INPUT_ALIGNMENT_BYTES;
+        if inputs_bytes.is_none_or(|used| used > limit_bytes) {
+            let what = "the request's inputs".to_owned();
+            let asked_bytes = inputs_bytes.unwrap_or(u64::MAX);
+            let _ = job.answer.send(Err(ServiceError::TooLarge { what, asked_bytes, limit_bytes }));
+            return;
+        }
+        let (request, model, deadline) = (job.request, job.model, job.deadline);
+        self.jobs.insert(request, job);
+        self.feed(Event::Submitted { request, model, deadline });
+    }
+
+    fn place(&mut self, spec: Arc<ModelSpec>, done: oneshot::Sender<Result<(), String>>) {
+        // One for each group that a plan can have, and one for what only the outputs use.
+        let doorbells = spec.layers.iter().filter(|layer| layer.bytes > 0).count() + 1;
+        let doorbells = u32::try_from(doorbells).unwrap_or(u32::MAX);
+        let model = spec.id;
+        let placed = self
+            .scheduler
+            .place(model, spec.span_bytes, doorbells, spec.limits.clone())
+            .and_then(|home| HomedModel::new(spec, home, &self.pool, &self.store));
+        match placed {
+            Ok(homed) => {
+                self.models.insert(model, homed);
+                self.placing.insert(model, done);
+                let mut broken: Vec<(WorkerId, String)> = Vec::new();
+                for (worker, link) in self.links.iter_mut() {
+                    if let Err(error) = link.build(model, &self.models) {
+                        broken.push((worker, error.to_string()));
+                    }
+                }
+                for (worker, reason) in broken {
+                    self.break_with(worker, &reason);
+                }
+            }
+            Err(error) => {
+                let _ = done.send(Err(error.to_string()));
+            }
+        }
+    }
+
+    /// Puts plans in force whose models rest: a transfer under way rings the doorbells of the plan it began with.
+    fn apply_plans(&mut self) {
+        let resting: Vec<ModelId> =
+            self.plans.keys().copied().filter(|&model| self.is_resting(model)).collect();
+        for model in resting {
+            let (Some(plan), Some(homed)) = (self.plans.remove(&model), self.models.get_mut(&model)) else {
+                continue;
+            };
+            if let Err(error) = homed.follow(&plan, &self.pool, &self.store) {
+                tracing::error!(model = homed.spec.name, %error, "a plan cannot be followed");
+                continue;
+            }
+            if self.scheduler.ledger().state(model) == Ok(Residency::Resident) {
+                // Whoever executes next waits at the new plan's doorbells for weights that are there already.
+                for word in &homed.used_doorbells {
+                    if let Err(error) = self.device.set_word(word, doorbell::RUNG) {
+                        tracing::error!(model = homed.spec.name, %error, "a doorbell cannot be rung");
+                    }
+                }
+            }
+            for (worker, link) in self.links.iter_mut() {
+                if let Err(error) = link.plan(homed) {
+                    tracing::error!(%worker, %error, "cannot be told a plan and is replaced");
+                    self.supervisor.kill(worker);
+                }
+            }
+        }
+    }
+
+    /// Whether nothing of a model is under way: no transfer, no execution.
+    fn is_resting(&self, model: ModelId) -> bool {
+        let ledger = self.scheduler.ledger();
+        ledger.leases(model) == Ok(0) && ledger.state(model).is_ok_and(|state| state != Residency::Moving)
+    }
+
+    /// Has the scheduler handle an event and all that follow from it at once.
+    fn feed(&mut self, event: Event) {
+        self.pending.push_back(event);
+        while let Some(event) = self.pending.pop_front() {
+            for action in self.scheduler.handle(event, Instant::now()) {
+                self.perform(action);
+            }
+        }
+        if !self.plans.is_empty() {
+            self.apply_plans();
+        }
+        if self.scheduler.is_idle()
+            && let Some(done) = self.draining.take()
+        {
+            let _ = done.send(());
+        }
+    }
+
+    /// Lays out a job's inputs at the begin of an arena: places in the pool, and how many bytes of the arena they use.
+    fn place_inputs(&self, job: &Job, arena: Range) -> Option<(Vec<Option<Range>>, u64)> {
+        let mut used = 0_u64;
+        let places = job
+            .inputs
+            .iter()
+            .map(|input| match input {
+                JobInput::Integer(_) => Some(None),
+                JobInput::Tensor { at, .. } => {
+                    let place = Range { offset: arena.offset.checked_add(used)?, bytes: at.bytes };
+                    used = used.checked_add(at.bytes)?.checked_next_multiple_of(INPUT_ALIGNMENT_BYTES)?;
+                    Some(Some(place))
+                }
+            })
+            .collect::<Option<Vec<_>>>()?;
+        Some((places, used))
+    }
+
+    /// The doorbell for the inputs of an arena's execution: its last word-sized corner, never allocated from.
+    fn input_doorbell(&self, arena: Range) -> Result<DeviceSlice, pswitch_mem_pool::PoolError> {
+        self.pool.slice(Range { offset: arena.end() - INPUT_ALIGNMENT_BYTES, bytes: 4 })
+    }
+
+    /// Bytes of a job's slot as a copy's source.
+    fn slot_slice(&self, job: &Job, at: Range) -> Result<HostSlice, pswitch_device::DeviceError> {
+        HostSlice::new(self.slots.clone(), job.slot.offset_bytes() + at.offset, at.bytes)
+    }
+
+    fn publish(&self) {
+        self.view.update(|view| {
+            let counts =
+                || self.models.iter().filter_map(|(&id, model)| Some((id, model, self.scheduler.model(id)?)));
+            view.queued = counts().map(|(id, _, counts)| (id, counts.waiting)).collect();
+            view.evictions = counts().map(|(id, _, counts)| (id, counts.evictions)).collect();
+            view.resident = counts().filter(|(.., counts)| counts.present).map(|(id, ..)| id).collect();
+            view.resident_bytes = counts()
+                .filter(|(.., counts)| counts.present)
+                .map(|(_, model, _)| model.spec.span_bytes)
+                .sum();
+            view.executing = self.scheduler.executing();
+            view.workers = self.scheduler.workers().by_name().to_vec();
+            view.worker_restarts = self.worker_restarts;
+            view.transferred_bytes = self.transferred_bytes;
+        });
+    }
+
+    /// Ends the workers; jobs that are left are answered by dropping them.
+    fn end(&mut self) {
+        for (worker, link) in self.links.iter_mut() {
+            if link.channel.send(&ToWorker::Shutdown, &[]).is_err() {
+                self.supervisor.kill(worker);
+            }
+        }
+    }
+}

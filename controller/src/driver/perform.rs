@@ -1,0 +1,240 @@
+//! What the driver does for each of the scheduler's actions.
+
+use std::time::Duration;
+
+use pswitch_device::doorbell;
+use pswitch_mem_pool::{ArenaId, ModelId};
+use pswitch_protocol::{Execute, ExecutionFault, FaultClass, InputValue, PlacedTensor, Region, ToWorker};
+use pswitch_transfer::{CopyIn, Transfer, TransferId};
+
+use super::refusal::service_error;
+use super::{Driver, Finished, INPUT_ALIGNMENT_BYTES, JobInput, JobTimes, Running, monotonic_ns};
+use crate::scheduler::{Action, Event, ExecutionId, Load, Rejection, RequestId, WorkerId};
+use crate::service::ServiceError;
+
+/// The parts of [`Action::Execute`].
+struct Dispatch {
+    execution: ExecutionId,
+    request: RequestId,
+    worker: WorkerId,
+    model: ModelId,
+    arena: ArenaId,
+    transfer: TransferId,
+    load: Option<Load>,
+}
+
+impl Driver {
+    pub(super) fn perform(&mut self, action: Action) {
+        match action {
+            Action::Execute { execution, request, worker, model, arena, transfer, load } => {
+                let dispatch = Dispatch { execution, request, worker, model, arena, transfer, load };
+                if let Err(reason) = self.execute(&dispatch) {
+                    self.pending.push_back(Event::TransferFailed { transfer, reason });
+                }
+            }
+            Action::Prefetch { transfer, model, load } => {
+                let mut prefetch = transfer_of(transfer);
+                self.load(&mut prefetch, model, &load);
+                if let Err(error) = self.engine.start(prefetch) {
+                    self.pending.push_back(Event::TransferFailed { transfer, reason: error.to_string() });
+                }
+            }
+            Action::Poison { model } => self.set_doorbells(model, doorbell::POISONED),
+            Action::Clear { models } => {
+                for model in models {
+                    self.set_doorbells(model, doorbell::CLEAR);
+                }
+            }
+            Action::PoisonInputs { execution } => {
+                if let Some(arena) = self.running.get(&execution).map(|running| running.arena) {
+                    self.set_input_doorbell(arena, doorbell::POISONED);
+                }
+            }
+            Action::Stop { execution } => {
+                if let Some(running) = self.running.get(&execution) {
+                    self.links.set_stop(running.worker, true);
+                }
+            }
+            Action::Kill { worker } => {
+                tracing::error!(%worker, "did not stop in time and is killed");
+                self.supervisor.kill(worker);
+            }
+            Action::Reply { request, result } => self.reply(request, result),
+            Action::Forget { model } => self.forget(model),
+        }
+    }
+
+    /// Tells the worker to run and starts the transfer of the inputs, and behind them of the weights if they must come.
+    fn execute(&mut self, dispatch: &Dispatch) -> Result<(), String> {
+        let decided_ns = monotonic_ns();
+        let running = Running {
+            request: dispatch.request,
+            worker: dispatch.worker,
+            arena: dispatch.arena,
+            decided_ns,
+            switched: dispatch.load.is_some(),
+            result: None,
+        };
+        self.running.insert(dispatch.execution, running);
+        if self.unclear_inputs[dispatch.arena.0 as usize] {
+            self.set_input_doorbell(dispatch.arena, doorbell::CLEAR);
+            self.unclear_inputs[dispatch.arena.0 as usize] = false;
+        }
+        self.links.set_stop(dispatch.worker, false);
+
+        let text = |error: &dyn std::error::Error| error.to_string();
+        let job = self.jobs.get(&dispatch.request).ok_or("the request is gone")?;
+        let arena = self.pool.layout().arenas[dispatch.arena.0 as usize];
+        let (places, used) = self.place_inputs(job, arena).ok_or("the inputs overflow the arena")?;
+        let input_doorbell = self.input_doorbell(arena).map_err(|error| text(&error))?;
+        let mut transfer = transfer_of(dispatch.transfer);
+        let mut inputs = Vec::with_capacity(job.inputs.len());
+        for (input, place) in job.inputs.iter().zip(places) {
+            match (input, place) {
+                (JobInput::Tensor { dtype, shape, at }, Some(place)) => {
+                    let from = self.slot_slice(job, *at).map_err(|error| text(&error))?;
+                    let to = self.pool.slice(place).map_err(|error| text(&error))?;
+                    transfer.inputs.push(CopyIn { from, to });
+                    let at = Region { offset: place.offset, bytes: place.bytes };
+                    inputs.push(InputValue::Tensor(PlacedTensor { dtype: *dtype, shape: shape.clone(), at }));
+                }
+                (JobInput::Integer(value), _) => inputs.push(InputValue::Integer(*value)),
+                (JobInput::Tensor { .. }, None) => return Err("an input has no place".to_owned()),
+            }
+        }
+        let in_slot = |range: pswitch_mem_pool::Range| Region {
+            offset: job.slot.offset_bytes() + range.offset,
+            bytes: range.bytes,
+        };
+        let message = ToWorker::Execute(Execute {
+            execution: dispatch.execution.0,
+            model: dispatch.model.0,
+            inputs,
+            input_doorbell: input_doorbell.offset(),
+            arena: Region { offset: arena.offset + used, bytes: arena.bytes - used - INPUT_ALIGNMENT_BYTES },
+            outputs: in_slot(job.outputs),
+            profile: job.profile.map(in_slot),
+            doorbell_timeout_ms: u64::try_from(self.execution_timeout(dispatch.model).as_millis())
+                .unwrap_or(u64::MAX),
+        });
+        transfer.input_doorbell = Some(input_doorbell);
+        if let Some(load) = &dispatch.load {
+            self.load(&mut transfer, dispatch.model, load);
+        }
+        // The worker first: it takes longer to wake up than the first bytes to arrive.
+        if let Some(link) = self.links.get(dispatch.worker)
+            && let Err(error) = link.channel.send(&message, &[])
+        {
+            // It is gone or does not read: its loss answers the request or has it tried again.
+            self.break_with(dispatch.worker, &error.to_string());
+        }
+        self.engine.start(transfer).map_err(|error| error.to_string())
+    }
+
+    /// Adds a model's weights to a transfer.
+    fn load(&self, transfer: &mut Transfer, model: ModelId, load: &Load) {
+        for evicted in &load.evicted {
+            if let Some(homed) = self.models.get(evicted) {
+                transfer.clear.extend(homed.used_doorbells.iter().cloned());
+            }
+        }
+        if let Some(homed) = self.models.get(&model) {
+            transfer.groups.extend(homed.groups.iter().cloned());
+        }
+    }
+
+    /// How long an execution of a model may take.
+    fn execution_timeout(&self, model: ModelId) -> Duration {
+        let own = self.models.get(&model).and_then(|homed| homed.spec.limits.execution_timeout);
+        own.unwrap_or(self.execution_timeout)
+    }
+
+    fn set_doorbells(&self, model: ModelId, value: u32) {
+        for word in self.models.get(&model).into_iter().flat_map(|homed| &homed.used_doorbells) {
+            if let Err(error) = self.device.set_word(word, value) {
+                tracing::error!(%model, %error, "a doorbell cannot be set");
+            }
+        }
+    }
+
+    fn set_input_doorbell(&self, arena: ArenaId, value: u32) {
+        let word = self.input_doorbell(self.pool.layout().arenas[arena.0 as usize]);
+        let set = word
+            .map_err(|error| error.to_string())
+            .and_then(|word| self.device.set_word(&word, value).map_err(|error| error.to_string()));
+        if let Err(error) = set {
+            tracing::error!(%arena, error, "an input doorbell cannot be set");
+        }
+    }
+
+    /// Answers a request, unless its outputs need more room than they had: then it runs once more.
+    fn reply(&mut self, request: RequestId, result: Result<(), Rejection>) {
+        let execution = self
+            .running
+            .iter()
+            .find_map(|(&execution, running)| (running.request == request).then_some(execution));
+        let running = execution.and_then(|execution| self.running.remove(&execution));
+        let Some(mut job) = self.jobs.remove(&request) else { return };
+        if let Err(Rejection::ExecutionFailed(ExecutionFault {
+            class: FaultClass::OutputsTooLarge { needed_bytes },
+            ..
+        })) = result
+        {
+            match job.grow_outputs(needed_bytes) {
+                Ok(()) => {
+                    let event = Event::Submitted { request, model: job.model, deadline: job.deadline };
+                    self.jobs.insert(request, job);
+                    self.pending.push_back(event);
+                }
+                Err(error) => drop(job.answer.send(Err(error))),
+            }
+            return;
+        }
+        let answer = match (result, running.as_ref().and_then(|running| running.result.clone())) {
+            (Ok(()), Some(Ok(executed))) => {
+                let decided_ns = running.as_ref().map_or(0, |running| running.decided_ns);
+                let times = JobTimes {
+                    submitted_ns: job.submitted_ns,
+                    decided_ns,
+                    first_layer_ns: executed.first_layer_ns,
+                    finished_ns: executed.finished_ns,
+                    waited_ns: executed.waited_ns,
+                    switched: running.is_some_and(|running| running.switched),
+                };
+                Ok(Finished { slot: job.slot, outputs: executed.outputs, times })
+            }
+            (Ok(()), _) => {
+                Err(ServiceError::Internal { message: "an answer without an execution".to_owned() })
+            }
+            (Err(rejection), _) => Err(self.refusal(job.model, job.submitted_ns, rejection)),
+        };
+        // Whoever asked may have gone; the slot is free again either way.
+        let _ = job.answer.send(answer);
+    }
+
+    fn refusal(&self, model: ModelId, submitted_ns: u64, rejection: Rejection) -> ServiceError {
+        let waited = Duration::from_nanos(monotonic_ns().saturating_sub(submitted_ns));
+        match self.models.get(&model) {
+            Some(homed) => service_error(rejection, &homed.spec.name, waited),
+            None => service_error(rejection, &model.to_string(), waited),
+        }
+    }
+
+    fn forget(&mut self, model: ModelId) {
+        // Whoever gets these words next expects them clear.
+        self.set_doorbells(model, doorbell::CLEAR);
+        self.models.remove(&model);
+        self.plans.remove(&model);
+        for (_, link) in self.links.iter_mut() {
+            // A worker that cannot be told is lost anyway.
+            let _ = link.channel.send(&ToWorker::Unload { model: model.0 }, &[]);
+        }
+        if let Some(done) = self.removing.remove(&model) {
+            let _ = done.send(());
+        }
+    }
+}
+
+fn transfer_of(id: TransferId) -> Transfer {
+    Transfer { id, clear: Vec::new(), inputs: Vec::new(), input_doorbell: None, groups: Vec::new() }
+}

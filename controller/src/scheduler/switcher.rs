@@ -1,0 +1,310 @@
+use std::collections::BTreeMap;
+
+use pswitch_mem_pool::{ArenaId, Home, Lease, Ledger, ModelId, PoolError, Residency};
+use pswitch_transfer::TransferId;
+
+use super::messages::{Action, ExecutionId, Load};
+
+/// States of a model's span; finer than the ledger's, to which `Poisoned` is `Moving`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum SpanState {
+    /// In the host store alone.
+    Host,
+    /// On its way into its home.
+    Moving {
+        /// The transfer that brings it.
+        transfer: TransferId,
+    },
+    /// In its home.
+    Resident,
+    /// Its transfer failed, and executions that waited for it are not over yet.
+    Poisoned {
+        /// Models whose doorbells that transfer was to clear.
+        evicted: Vec<ModelId>,
+        /// Why it failed.
+        reason: String,
+    },
+}
+
+#[derive(Debug)]
+struct Span {
+    state: SpanState,
+    leases: u32,
+    /// Models whose homes overlap with this one's.
+    overlapping: Vec<ModelId>,
+    loads: u64,
+    evictions: u64,
+}
+
+/// What travels in one transfer.
+#[derive(Debug)]
+struct Transfer {
+    /// The execution whose inputs it carries.
+    inputs_of: Option<ExecutionId>,
+    /// The model whose weights it carries, and those that it evicted.
+    weights: Option<(ModelId, Vec<ModelId>)>,
+}
+
+/// Which weights are in the pool, which move, and who holds them: the part of the scheduler that owns the ledger.
+#[derive(Debug)]
+pub(super) struct Switcher {
+    ledger: Ledger,
+    spans: BTreeMap<ModelId, Span>,
+    transfers: BTreeMap<TransferId, Transfer>,
+    weights_under_way: usize,
+    next_transfer: u64,
+}
+
+impl Switcher {
+    pub(super) fn new(ledger: Ledger) -> Self {
+        Self {
+            ledger,
+            spans: BTreeMap::new(),
+            transfers: BTreeMap::new(),
+            weights_under_way: 0,
+            next_transfer: 0,
+        }
+    }
+
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Unknown, placed -> Host.
+    pub(super) fn place(
+        &mut self,
+        model: ModelId,
+        span_bytes: u64,
+        doorbells: u32,
+    ) -> Result<Home, PoolError> {
+        let home = self.ledger.place(model, span_bytes, doorbells)?;
+        let mut overlapping = Vec::new();
+        for (other, span) in &mut self.spans {
+            if self.ledger.home(*other)?.span.overlaps(&home.span) {
+                overlapping.push(*other);
+                span.overlapping.push(model);
+            }
+        }
+        let state = SpanState::Host;
+        let span = Span { state, leases: 0, overlapping, loads: 0, evictions: 0 };
+        self.spans.insert(model, span);
+        Ok(home)
+    }
+
+    /// Host or Resident without leases, removed -> unknown. Otherwise nothing happens; returns whether it did.
+    pub(super) fn remove(&mut self, model: ModelId) -> bool {
+        let Some(span) = self.spans.get(&model) else { return false };
+        let free = span.leases == 0 && matches!(span.state, SpanState::Host | SpanState::Resident);
+        if !free || !is_granted(self.ledger.remove(model)) {
+            return false;
+        }
+        self.spans.remove(&model);
+        for span in self.spans.values_mut() {
+            span.overlapping.retain(|other| *other != model);
+        }
+        true
+    }
+
+    /// Whether an execution may use the span: it is there or on its way.
+    pub(super) fn is_present(&self, model: ModelId) -> bool {
+        self.spans
+            .get(&model)
+            .is_some_and(|span| matches!(span.state, SpanState::Moving { .. } | SpanState::Resident))
+    }
+
+    /// Whether the span is in the host store alone and could begin to move now, evicting no model that `keep` says to
+    /// keep and none that is held.
+    pub(super) fn has_room(&self, model: ModelId, keep: impl Fn(ModelId) -> bool) -> bool {
+        let Some(span) = self.spans.get(&model) else { return false };
+        let evictable = |other: &ModelId| {
+            self.spans.get(other).is_none_or(|span| match span.state {
+                SpanState::Host => true,
+                SpanState::Resident => span.leases == 0 && !keep(*other),
+                SpanState::Moving { .. } | SpanState::Poisoned { .. } => false,
+            })
+        };
+        span.state == SpanState::Host && span.overlapping.iter().all(evictable)
+    }
+
+    /// Whether the span's transfer failed and is not settled.
+    pub(super) fn failure(&self, model: ModelId) -> Option<&str> {
+        match &self.spans.get(&model)?.state {
+            SpanState::Poisoned { reason, .. } => Some(reason),
+            SpanState::Host | SpanState::Moving { .. } | SpanState::Resident => None,
+        }
+    }
+
+    pub(super) fn overlap(&self, one: ModelId, other: ModelId) -> bool {
+        self.spans.get(&one).is_some_and(|span| span.overlapping.contains(&other))
+    }
+
+    pub(super) fn is_loading(&self) -> bool {
+        self.weights_under_way > 0
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.transfers.is_empty()
+    }
+
+    /// The execution whose inputs this transfer carries, while it is under way.
+    pub(super) fn inputs_under_way(&self, transfer: TransferId) -> Option<ExecutionId> {
+        self.transfers.get(&transfer)?.inputs_of
+    }
+
+    pub(super) fn counts(&self, model: ModelId) -> (u64, u64) {
+        self.spans.get(&model).map_or((0, 0), |span| (span.loads, span.evictions))
+    }
+
+    /// Gives an execution its lease and the transfer of its inputs, with the weights behind them if need be.
+    pub(super) fn begin(
+        &mut self,
+        execution: ExecutionId,
+        model: ModelId,
+        arena: ArenaId,
+    ) -> Option<(Lease, TransferId, Option<Load>)> {
+        let transfer = TransferId(self.next_transfer);
+        let load = if self.is_present(model) { None } else { Some(self.move_in(model, transfer)?) };
+        let lease = granted(self.ledger.lease(model, arena))?;
+        self.next_transfer += 1;
+        if let Some(span) = self.spans.get_mut(&model) {
+            span.leases += 1;
+        }
+        let weights = load.as_ref().map(|load| (model, load.evicted.clone()));
+        self.transfers.insert(transfer, Transfer { inputs_of: Some(execution), weights });
+        Some((lease, transfer, load))
+    }
+
+    /// Begins to move a model in that nobody executes yet.
+    pub(super) fn prefetch(&mut self, model: ModelId) -> Option<Action> {
+        let transfer = TransferId(self.next_transfer);
+        let load = self.move_in(model, transfer)?;
+        self.next_transfer += 1;
+        let weights = Some((model, load.evicted.clone()));
+        self.transfers.insert(transfer, Transfer { inputs_of: None, weights });
+        Some(Action::Prefetch { transfer, model, load })
+    }
+
+    /// Host, a load begins -> Moving. What it evicts: Resident -> Host.
+    fn move_in(&mut self, model: ModelId, transfer: TransferId) -> Option<Load> {
+        let evicted = granted(self.ledger.begin_move(model))?;
+        for other in &evicted {
+            if let Some(span) = self.spans.get_mut(other) {
+                span.state = SpanState::Host;
+                span.evictions += 1;
+            }
+        }
+        if let Some(span) = self.spans.get_mut(&model) {
+            span.state = SpanState::Moving { transfer };
+            span.loads += 1;
+        }
+        self.weights_under_way += 1;
+        Some(Load { evicted })
+    }
+
+    /// A transfer is complete. Moving, landed -> Resident. Returns the execution whose inputs it carried and the model
+    /// whose weights.
+    pub(super) fn landed(&mut self, transfer: TransferId) -> (Option<ExecutionId>, Option<ModelId>) {
+        let Some(Transfer { inputs_of, weights }) = self.transfers.remove(&transfer) else {
+            return (None, None);
+        };
+        let Some((model, _)) = weights else { return (inputs_of, None) };
+        self.weights_under_way -= 1;
+        if is_granted(self.ledger.finish_move(model))
+            && let Some(span) = self.spans.get_mut(&model)
+        {
+            span.state = SpanState::Resident;
+        }
+        (inputs_of, Some(model))
+    }
+
+    /// A transfer failed. Moving, failed -> Poisoned, and from there to Host at once if nobody waits for it. Returns as
+    /// [`landed`](Self::landed) does.
+    pub(super) fn failed(
+        &mut self,
+        transfer: TransferId,
+        reason: &str,
+        actions: &mut Vec<Action>,
+    ) -> (Option<ExecutionId>, Option<ModelId>) {
+        let Some(Transfer { inputs_of, weights }) = self.transfers.remove(&transfer) else {
+            return (None, None);
+        };
+        let Some((model, evicted)) = weights else { return (inputs_of, None) };
+        self.weights_under_way -= 1;
+        if let Some(span) = self.spans.get_mut(&model) {
+            span.state = SpanState::Poisoned { evicted, reason: reason.to_owned() };
+            actions.push(Action::Poison { model });
+        }
+        self.settle(model, actions);
+        (inputs_of, Some(model))
+    }
+
+    /// An execution is over and its inputs are too.
+    pub(super) fn release(&mut self, lease: Lease, actions: &mut Vec<Action>) {
+        let model = lease.model();
+        granted(self.ledger.release(lease));
+        if let Some(span) = self.spans.get_mut(&model) {
+            span.leases -= 1;
+        }
+        self.settle(model, actions);
+    }
+
+    /// Poisoned, the last lease is back -> Host.
+    fn settle(&mut self, model: ModelId, actions: &mut Vec<Action>) {
+        let Some(span) = self.spans.get_mut(&model) else { return };
+        let SpanState::Poisoned { evicted, .. } = &mut span.state else { return };
+        if span.leases > 0 {
+            return;
+        }
+        let mut models = std::mem::take(evicted);
+        span.state = SpanState::Host;
+        granted(self.ledger.fail_move(model));
+        models.retain(|evicted| self.spans.contains_key(evicted));
+        models.push(model);
+        actions.push(Action::Clear { models });
+    }
+
+    pub(super) fn check(&self) -> Result<(), String> {
+        self.ledger.check()?;
+        let moving = self.transfers.values().filter(|transfer| transfer.weights.is_some()).count();
+        if moving != self.weights_under_way {
+            return Err(format!("{moving} models move, {} are counted", self.weights_under_way));
+        }
+        for (model, span) in &self.spans {
+            let expected = match span.state {
+                SpanState::Host => Residency::Host,
+                SpanState::Resident => Residency::Resident,
+                SpanState::Moving { .. } | SpanState::Poisoned { .. } => Residency::Moving,
+            };
+            let (state, leases) = (self.ledger.state(*model), self.ledger.leases(*model));
+            if state != Ok(expected) || leases != Ok(span.leases as usize) {
+                return Err(format!(
+                    "{model} is {span:?} here, {state:?} with {leases:?} leases in the ledger"
+                ));
+            }
+            if let SpanState::Moving { transfer } = span.state {
+                let weights = self.transfers.get(&transfer).and_then(|transfer| transfer.weights.as_ref());
+                if weights.map(|(moving, _)| moving) != Some(model) {
+                    return Err(format!("{model} moves by {transfer:?}, which carries {weights:?}"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The value of what the switcher knows the ledger must grant. Should they ever differ, that is a bug: tests stop, a
+/// server logs it and goes on without the step.
+fn granted<T>(result: Result<T, PoolError>) -> Option<T> {
+    match result {
+        Ok(value) => Some(value),
+        Err(error) => {
+            tracing::error!(%error, "the ledger refuses what the switcher takes for granted");
+            debug_assert!(false, "the ledger refuses: {error}");
+            None
+        }
+    }
+}
+
+fn is_granted(result: Result<(), PoolError>) -> bool {
+    granted(result).is_some()
+}

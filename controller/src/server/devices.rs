@@ -1,0 +1,109 @@
+//! Devices of a server: opened, with a pool that is sized, divided and driven.
+
+use std::sync::Arc;
+
+use pswitch_device::{Device, DeviceId, LinkThrottle, SharedMemory, open_device};
+use pswitch_mem_pool::{HostStore, Pool, PoolLayout, Range};
+use pswitch_transfer::LinkCosts;
+
+use super::profiling::measure_link;
+use crate::config::{Config, DeviceChoice, DeviceConfig};
+use crate::driver::{DriverHandle, DriverParts};
+use crate::error::ControllerError;
+use crate::slots::SlotMemory;
+use crate::supervisor::Supervisor;
+
+/// What an automatic pool has more than it needs.
+const SPARE_BYTES: u64 = 256 << 20;
+
+/// Most that is copied to measure the link.
+const SCRATCH_BYTES: u64 = 64 << 20;
+
+/// A device with its driver.
+#[derive(Debug)]
+pub(crate) struct ServedDevice {
+    pub(crate) driver: DriverHandle,
+    pub(crate) link: LinkCosts,
+    pub(crate) pool_bytes: u64,
+}
+
+/// A device that was opened; the pool comes later, when the models' sizes are known.
+#[derive(Debug)]
+pub(crate) struct OpenedDevice {
+    config: DeviceConfig,
+    throttle: LinkThrottle,
+    pub(crate) device: Arc<dyn Device>,
+}
+
+/// Opens the device that a configuration names.
+pub(crate) fn open(config: &DeviceConfig) -> Result<OpenedDevice, ControllerError> {
+    let throttle = config.link.throttle();
+    let device = match config.id {
+        DeviceChoice::Id(id) => open_device(id, throttle)?,
+        DeviceChoice::Auto => match open_device(DeviceId::Cuda(0), throttle) {
+            Ok(device) => device,
+            Err(error) => {
+                tracing::info!(%error, "no CUDA device, the host serves");
+                open_device(DeviceId::Host(0), throttle)?
+            }
+        },
+    };
+    Ok(OpenedDevice { config: config.clone(), throttle, device })
+}
+
+impl OpenedDevice {
+    /// Allocates the pool and starts the driver. `span_bytes` are the models that are to be served.
+    pub(crate) fn serve(
+        self,
+        config: &Config,
+        span_bytes: &[u64],
+        slots: &Arc<SlotMemory>,
+        store: &Arc<HostStore>,
+        supervisor: &Arc<Supervisor>,
+    ) -> Result<ServedDevice, ControllerError> {
+        let id = self.device.properties().id;
+        let total_bytes = self.device.properties().total_memory_bytes;
+        let arena_bytes = self.config.arena_bytes(total_bytes);
+        let arenas = self.config.arenas as usize;
+        let spans: u64 = span_bytes.iter().sum();
+        // Beside the models and the arenas: doorbells, and some room for models that are added later.
+        let wanted = spans + spans / 4 + arena_bytes * arenas as u64 + SPARE_BYTES;
+        let pool_bytes = self.config.pool_bytes(id, total_bytes, wanted);
+        let layout = PoolLayout::new(pool_bytes, arenas, arena_bytes)?;
+        let pool = Pool::new(self.device.allocate(pool_bytes)?, layout)?;
+        let link = self.measure(&pool)?;
+        tracing::info!(
+            device = %id, pool_bytes, arena_bytes,
+            gigabytes_per_s = link.bandwidth_bytes_per_s / 1e9, per_copy_us = link.per_copy_us,
+            "pool allocated"
+        );
+        let driver = DriverHandle::start(DriverParts {
+            name: id.to_string(),
+            slots: self.device.pin(Arc::clone(slots.shared()))?,
+            device: self.device,
+            pool,
+            store: Arc::clone(store),
+            supervisor: Arc::clone(supervisor),
+            options: config.limits.scheduler_options(),
+            workers: self.config.workers as usize,
+            threads: self.config.threads,
+        })?;
+        Ok(ServedDevice { driver, link, pool_bytes })
+    }
+
+    /// Measures the link over a part of the pool that nothing is in yet.
+    fn measure(&self, pool: &Pool) -> Result<LinkCosts, ControllerError> {
+        let homes = pool.layout().homes;
+        let mut bytes = homes.bytes.min(SCRATCH_BYTES);
+        if let Some(bandwidth) = self.throttle.bandwidth_bytes_per_s {
+            // Some tens of milliseconds are enough, however slow the link.
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            let limit = (bandwidth * 0.05) as u64;
+            bytes = bytes.min(limit.next_multiple_of(512));
+        }
+        let scratch = SharedMemory::create("pswitch-measure", bytes)?;
+        let from = self.device.pin(Arc::new(scratch))?;
+        let to = pool.slice(Range::new(homes.offset, bytes))?;
+        Ok(measure_link(&self.device, &self.throttle, &from, &to)?)
+    }
+}
