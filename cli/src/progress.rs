@@ -43,7 +43,7 @@ impl Progress {
 
     /// A writer for log lines that leaves the bar whole.
     pub(crate) fn log_writer(&self) -> LogWriter {
-        LogWriter(self.bar.clone())
+        LogWriter { bar: self.bar.clone(), drawn_by: std::process::id() }
     }
 
     /// Takes the bar away and says what there is.
@@ -107,11 +107,19 @@ impl Progress {
 
 /// Writes log lines to standard error, past the bar.
 #[derive(Clone)]
-pub(crate) struct LogWriter(ProgressBar);
+pub(crate) struct LogWriter {
+    bar: ProgressBar,
+    /// The process that draws the bar; those forked from it have but a copy that stands still.
+    drawn_by: u32,
+}
 
 impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.suspend(|| io::stderr().write(bytes))
+        if std::process::id() == self.drawn_by {
+            self.bar.suspend(|| io::stderr().write(bytes))
+        } else {
+            io::stderr().write(bytes)
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {

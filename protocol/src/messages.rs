@@ -112,8 +112,7 @@ pub enum ToWorker {
     Plan {
         /// The model.
         model: u32,
-        /// For every group the node that waits at its doorbell, ascending: the first that uses its bytes, or the
-        /// number of nodes for what only the outputs use.
+        /// For every group the node that waits at its doorbell, ascending: the first that uses its bytes.
         wait_nodes: Vec<u32>,
     },
     /// Run a model; answered by [`FromWorker::Finished`].

@@ -20,7 +20,7 @@ const WRITES_NO_DATA: [&str; 2] = ["detach_", "requires_grad_"];
 
 /// What happens between the nodes of an execution: waiting for groups, watching the stop flag, taking times.
 pub trait Watch {
-    /// Called before a node is launched, and once with the number of nodes before the outputs are taken.
+    /// Called before a node is launched.
     ///
     /// # Errors
     /// Ends the execution with the given error.
@@ -101,7 +101,10 @@ impl Executable {
         address: impl Fn(&Weight) -> DeviceAddress,
     ) -> Result<Self, BuildError> {
         let mut values = Values::new(program.values.len());
-        for weight in &program.weights {
+        let span = program.span();
+        // Weights that nothing uses come last and never move: there is no memory to view.
+        let used = |weight: &&Weight| span.offset(weight.storage) < span.used_bytes;
+        for weight in program.weights.iter().filter(used) {
             // SAFETY: the caller promises that the span stays mapped.
             unsafe {
                 values.set_view(
@@ -206,7 +209,7 @@ impl Executable {
             }
             self.values.clear(&step.releases);
         }
-        watch.before(self.steps.len())
+        Ok(())
     }
 
     /// Number of nodes: `watch` sees the numbers below it.

@@ -60,7 +60,7 @@ struct Model {
     name: String,
     executable: Executable,
     doorbells: Region,
-    /// For every group the node that waits at its doorbell; the number of nodes for the outputs themselves.
+    /// For every group the node that waits at its doorbell.
     wait_nodes: Vec<u32>,
 }
 
@@ -110,10 +110,10 @@ impl Worker {
         }
         let program = archive.program();
         let span = program.span();
-        if span.bytes > load.span.bytes {
+        if span.used_bytes > load.span.bytes {
             return Err(format!(
                 "a span of {} bytes does not fit its home of {}",
-                span.bytes, load.span.bytes
+                span.used_bytes, load.span.bytes
             ));
         }
         let base = self.address(load.span).map_err(|error| error.to_string())?;
@@ -136,7 +136,7 @@ impl Worker {
         // A model that could not be built is planned all the same: the controller may not have heard yet.
         let Some(model) = self.models.get_mut(&model) else { return Ok(()) };
         let ascending = wait_nodes.windows(2).all(|pair| pair[0] < pair[1]);
-        let inside = wait_nodes.last().is_none_or(|&last| last as usize <= model.executable.nodes());
+        let inside = wait_nodes.last().is_none_or(|&last| (last as usize) < model.executable.nodes());
         if !ascending || !inside || wait_nodes.len() as u64 * 4 > model.doorbells.bytes {
             return Err(WorkerError::Order(format!(
                 "a plan for '{}' that its program cannot follow",
@@ -180,7 +180,6 @@ impl Worker {
             doorbells: doorbells.into_iter().peekable(),
             deadline,
             stop: self.control.word(self.stop_flag)?,
-            nodes: model.executable.nodes(),
             waited: Duration::ZERO,
             first_group_ns: None,
             profile: execute.profile.map(|_| Vec::with_capacity(model.executable.nodes())),
@@ -296,7 +295,6 @@ struct ExecutionWatch<'a, D: Iterator<Item = (u32, DeviceSlice)>> {
     doorbells: std::iter::Peekable<D>,
     deadline: Instant,
     stop: &'a AtomicU32,
-    nodes: usize,
     waited: Duration,
     /// When the first group had landed.
     first_group_ns: Option<u64>,
@@ -326,9 +324,6 @@ impl<D: Iterator<Item = (u32, DeviceSlice)>> Watch for ExecutionWatch<'_, D> {
         if let Some((_, word)) = self.doorbells.next_if(|(first, _)| *first as usize == node) {
             self.wait(&word)?;
             self.first_group_ns.get_or_insert_with(monotonic_ns);
-        }
-        if node == self.nodes {
-            return Ok(());
         }
         if let Some(profile) = &mut self.profile {
             profile.push((Instant::now(), self.waited));

@@ -139,7 +139,7 @@ fn an_execution_can_be_stopped_before_any_node_and_begun_anew() {
     let mut loaded = load(&folder.join("model.pt2")).unwrap();
     let base = DeviceAddress(arena.as_ptr() as u64);
     let nodes = loaded.executable.nodes();
-    for stop in 0..=nodes {
+    for stop in 0..nodes {
         let scope = CpuArena::begin(base, ARENA_BYTES);
         let error = cases.run_watched(0, &mut loaded, &mut StopAt(stop, 0)).unwrap_err();
         assert_eq!(

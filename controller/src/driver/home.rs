@@ -43,27 +43,19 @@ impl HomedModel {
 
     fn divide(&mut self, groups: &[(usize, usize)], pool: &Pool, store: &HostStore) -> Result<(), PoolError> {
         let (mut copies, mut wait_nodes, mut used) = (Vec::new(), Vec::new(), Vec::new());
-        let mut group = |range: Range, waiting: usize| -> Result<(), PoolError> {
-            let doorbell = pool.doorbell(&self.home, u32::try_from(copies.len()).unwrap_or(u32::MAX))?;
-            let to = pool.slice(Range::new(self.home.span.offset + range.offset, range.bytes))?;
-            let from = store.slice(self.spec.id, range)?;
-            copies.push(GroupCopy { copy: CopyIn { from, to }, doorbell: doorbell.clone() });
-            wait_nodes.push(u32::try_from(waiting).unwrap_or(u32::MAX));
-            used.push(doorbell);
-            Ok(())
-        };
         let mut offset = 0;
         for &(first, last) in groups {
             let layers = &self.spec.layers[first..=last];
             let bytes: u64 = layers.iter().map(|layer| layer.bytes).sum();
             // A group without bytes has nothing to wait for.
             let Some(waiting) = layers.iter().find(|layer| layer.bytes > 0) else { continue };
-            group(Range::new(offset, bytes), waiting.node)?;
+            let doorbell = pool.doorbell(&self.home, u32::try_from(copies.len()).unwrap_or(u32::MAX))?;
+            let to = pool.slice(Range::new(self.home.span.offset + offset, bytes))?;
+            let from = store.slice(self.spec.id, Range::new(offset, bytes))?;
+            copies.push(GroupCopy { copy: CopyIn { from, to }, doorbell: doorbell.clone() });
+            wait_nodes.push(u32::try_from(waiting.node).unwrap_or(u32::MAX));
+            used.push(doorbell);
             offset += bytes;
-        }
-        if self.spec.tail_bytes > 0 {
-            let range = Range::new(self.spec.span_bytes - self.spec.tail_bytes, self.spec.tail_bytes);
-            group(range, self.spec.layers.len())?;
         }
         (self.groups, self.wait_nodes) = (copies, wait_nodes);
         if used.len() > self.used_doorbells.len() {

@@ -28,7 +28,7 @@ pub(super) struct Link {
     /// What it has not built yet.
     pub(super) unbuilt: BTreeSet<ModelId>,
     /// What it builds now: one at a time, so that the socket never fills up.
-    building: Option<ModelId>,
+    pub(super) building: Option<ModelId>,
     pub(super) attached: bool,
     pub(super) ready: bool,
     stop_flag: u64,
@@ -92,12 +92,12 @@ impl Links {
         Ok(())
     }
 
-    /// Forgets a worker that is gone; true if it was ready once.
-    pub(super) fn remove(&mut self, worker: WorkerId, registry: &Registry) -> bool {
-        let Some(link) = self.links.remove(&worker) else { return false };
+    /// Forgets a worker that is gone.
+    pub(super) fn remove(&mut self, worker: WorkerId, registry: &Registry) -> Option<Link> {
+        let link = self.links.remove(&worker)?;
         // A descriptor that is closed leaves the registry by itself; this is for the copies that others may hold.
         let _ = registry.deregister(&mut SourceFd(&link.channel.as_raw_fd()));
-        link.ready
+        Some(link)
     }
 
     /// Puts off the next fork when workers die before they are ready, ever longer.

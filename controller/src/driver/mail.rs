@@ -24,8 +24,6 @@ pub(crate) struct ModelSpec {
     pub(crate) span_bytes: u64,
     /// One a node of the program, with the bytes that it needs first.
     pub(crate) layers: Vec<Layer>,
-    /// Bytes at the span's end that only the outputs use.
-    pub(crate) tail_bytes: u64,
     pub(crate) limits: ModelLimits,
 }
 

@@ -40,6 +40,9 @@ const INPUT_ALIGNMENT_BYTES: u64 = 512;
 /// Time that a worker has to map what is shared and build its models, before it counts as hung.
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// Workers that may die while they build a model before it is given up.
+const DEADLY_BUILDS: u32 = 2;
+
 /// What a driver is made of.
 pub(crate) struct DriverParts {
     pub(crate) name: String,
@@ -108,6 +111,13 @@ struct Running {
     result: Option<Result<Executed, ExecutionFault>>,
 }
 
+/// A model that workers build for the first time.
+struct Placing {
+    done: oneshot::Sender<Result<(), String>>,
+    /// Workers that have died over it.
+    deaths: u32,
+}
+
 struct Driver {
     device: Arc<dyn Device>,
     pool: Pool,
@@ -125,7 +135,7 @@ struct Driver {
     models: BTreeMap<ModelId, HomedModel>,
     /// Plans that wait until nothing of their model is under way.
     plans: BTreeMap<ModelId, Box<Plan>>,
-    placing: HashMap<ModelId, oneshot::Sender<Result<(), String>>>,
+    placing: HashMap<ModelId, Placing>,
     removing: HashMap<ModelId, oneshot::Sender<()>>,
     jobs: HashMap<RequestId, Job>,
     running: HashMap<ExecutionId, Running>,
@@ -340,12 +350,12 @@ impl Driver {
     /// Answers who waits for a model to be placed: when all workers have built it, or one could not.
     fn note_built(&mut self, model: ModelId, error: Option<String>) {
         if let Some(reason) = error {
-            let Some(done) = self.placing.remove(&model) else { return };
-            let _ = done.send(Err(reason));
+            let Some(placing) = self.placing.remove(&model) else { return };
+            let _ = placing.done.send(Err(reason));
         } else if self.links.all_built(model)
-            && let Some(done) = self.placing.remove(&model)
+            && let Some(placing) = self.placing.remove(&model)
         {
-            let _ = done.send(Ok(()));
+            let _ = placing.done.send(Ok(()));
         }
     }
 
@@ -399,9 +409,12 @@ impl Driver {
     }
 
     fn lose(&mut self, worker: WorkerId) {
-        let was_ready = self.links.remove(worker, self.poll.registry());
+        let link = self.links.remove(worker, self.poll.registry());
         self.starting.remove(&worker);
-        self.links.note_loss(was_ready, Instant::now());
+        self.links.note_loss(link.as_ref().is_some_and(|link| link.ready), Instant::now());
+        if let Some(model) = link.and_then(|link| link.building) {
+            self.note_death_over(model);
+        }
         self.worker_restarts += 1;
         for running in self.running.values().filter(|running| running.worker == worker) {
             self.unclear_inputs[running.arena.0 as usize] = true;
@@ -409,6 +422,17 @@ impl Driver {
         self.feed(Event::WorkerLost { worker });
         // What it executed has been answered or has begun anew elsewhere, under another number.
         self.running.retain(|_, running| running.worker != worker);
+    }
+
+    /// Gives up on a model that workers die over while they build it for the first time.
+    fn note_death_over(&mut self, model: ModelId) {
+        let Some(placing) = self.placing.get_mut(&model) else { return };
+        placing.deaths += 1;
+        if placing.deaths >= DEADLY_BUILDS
+            && let Some(placing) = self.placing.remove(&model)
+        {
+            let _ = placing.done.send(Err(format!("{DEADLY_BUILDS} workers have died while they built it")));
+        }
     }
 
     fn submit(&mut self, job: Job) {
@@ -427,8 +451,8 @@ impl Driver {
     }
 
     fn place(&mut self, spec: Arc<ModelSpec>, done: oneshot::Sender<Result<(), String>>) {
-        // One for each group that a plan can have, and one for what only the outputs use.
-        let doorbells = spec.layers.iter().filter(|layer| layer.bytes > 0).count() + 1;
+        // One for each group that a plan can have.
+        let doorbells = spec.layers.iter().filter(|layer| layer.bytes > 0).count();
         let doorbells = u32::try_from(doorbells).unwrap_or(u32::MAX);
         let model = spec.id;
         let placed = self
@@ -438,7 +462,7 @@ impl Driver {
         match placed {
             Ok(homed) => {
                 self.models.insert(model, homed);
-                self.placing.insert(model, done);
+                self.placing.insert(model, Placing { done, deaths: 0 });
                 let mut broken: Vec<(WorkerId, String)> = Vec::new();
                 for (worker, link) in self.links.iter_mut() {
                     if let Err(error) = link.build(model, &self.models) {

@@ -4,6 +4,7 @@ mod devices;
 mod infer;
 mod model;
 mod profiling;
+mod replan;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +17,7 @@ use pswitch_device::SharedMemory;
 use pswitch_mem_pool::{HostStore, ModelId};
 use pswitch_model::Archive;
 use pswitch_protocol::Channel;
-use pswitch_transfer::{Algorithm, plan};
+use pswitch_transfer::{Algorithm, Profile, plan};
 use tokio::sync::{oneshot, watch};
 
 use crate::config::Config;
@@ -306,19 +307,33 @@ impl Server {
             }
         }
         if model.devices.is_empty() {
-            // Nobody else knows it; its weights need not stay.
-            let _ = self.store.remove(model.spec.id);
+            self.forget(&model).await;
             return Err(reasons.join("; "));
         }
         (self.observer)(LoadEvent::Profiling { model: name });
         let mut groups = 0;
-        for &index in &model.devices {
-            groups = groups.max(self.plan_on(&model, index).await?);
+        for index in model.devices.clone() {
+            match self.plan_on(&model, index).await {
+                Ok((planned, profile)) => {
+                    groups = groups.max(planned);
+                    model.profiles.extend(profile.map(|profile| (index, profile)));
+                }
+                Err(reason) => {
+                    self.forget(&model).await;
+                    return Err(reason);
+                }
+            }
         }
         Ok((model, groups))
     }
 
-    async fn plan_on(&self, model: &ServedModel, index: usize) -> Result<usize, String> {
+    /// Times a model's layers on a device and plans its transfers. Returns the number of groups, and the times if they
+    /// could be taken.
+    async fn plan_on(
+        &self,
+        model: &ServedModel,
+        index: usize,
+    ) -> Result<(usize, Option<Profile>), String> {
         let device = &self.devices[index];
         let (runs, algorithm) = match self.time_layers(model, index).await {
             Ok(runs) => (runs, self.config.plan),
@@ -329,13 +344,13 @@ impl Server {
             }
         };
         let profile = profiling::profile(&model.spec, &device.link, &runs);
-        if profile.layers.iter().all(|layer| layer.bytes == 0) {
-            return Ok(0);
+        let mut groups = 0;
+        if profile.layers.iter().any(|layer| layer.bytes > 0) {
+            let plan = plan(&profile, algorithm).map_err(|error| chain(&error))?;
+            groups = plan.groups.len();
+            device.driver.mailbox().put(Mail::Plan { model: model.spec.id, plan: Box::new(plan) });
         }
-        let plan = plan(&profile, algorithm).map_err(|error| chain(&error))?;
-        let groups = plan.groups.len();
-        device.driver.mailbox().put(Mail::Plan { model: model.spec.id, plan: Box::new(plan) });
-        Ok(groups)
+        Ok((groups, (!runs.is_empty()).then_some(profile)))
     }
 
     /// Loading -> Ready or Unavailable.
@@ -408,10 +423,7 @@ impl Server {
             registered.served.take()
         };
         if let Some(served) = served {
-            for &index in &served.devices {
-                self.remove_from(index, served.spec.id).await;
-            }
-            let _ = self.store.remove(served.spec.id);
+            self.forget(&served).await;
         }
         if let Some(registered) = self.write().get_mut(name) {
             registered.state = state;
@@ -420,6 +432,15 @@ impl Server {
             }
         }
         Ok(())
+    }
+
+    /// Removes a model from all its devices and from the host store.
+    async fn forget(&self, model: &ServedModel) {
+        for &index in &model.devices {
+            self.remove_from(index, model.spec.id).await;
+        }
+        // It is there: a model has devices only after its weights were copied.
+        let _ = self.store.remove(model.spec.id);
     }
 
     async fn remove_from(&self, index: usize, model: ModelId) {

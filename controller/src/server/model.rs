@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use pswitch_mem_pool::{ModelId, Range, UnsealedSpan};
 use pswitch_model::{Archive, DType, Dim, Given, Input, InputKind, OutputKind, Program, StorageId, Symbols};
+use pswitch_transfer::Profile;
 
 use crate::driver::{JobInput, ModelSpec};
 use crate::repository::ModelSettings;
@@ -31,6 +32,8 @@ pub(crate) struct ServedModel {
     pub(crate) settings: ModelSettings,
     /// Drivers that have placed it, by index.
     pub(crate) devices: Vec<usize>,
+    /// What its plans were made from, with the index of the device; none where its layers could not be timed.
+    pub(crate) profiles: Vec<(usize, Profile)>,
     program: Program,
 }
 
@@ -54,23 +57,13 @@ impl ServedModel {
     ) -> Result<Self, String> {
         let program = archive.program().clone();
         let signature = describe(&program)?;
-        let span = program.span();
-        // What only the outputs use moves as well; what nothing uses never does.
-        let returned = |storage: usize| {
-            program.weights.iter().any(|weight| {
-                weight.storage.index() == storage
-                    && program.outputs.iter().any(|output| output.kind.value() == Some(weight.value))
-            })
-        };
-        let tail = program.storages.iter().enumerate().any(|(i, s)| s.first_use.is_none() && returned(i));
         let spec = ModelSpec {
             id,
             name: name.to_owned(),
             path: path.display().to_string(),
             digest: archive.digest(),
-            span_bytes: span.bytes,
+            span_bytes: program.span().used_bytes,
             layers: program.layers(),
-            tail_bytes: if tail { span.bytes - span.used_bytes } else { 0 },
             limits: ModelLimits {
                 queue_limit: settings.max_queue,
                 execution_timeout: settings.execution_timeout,
@@ -81,6 +74,7 @@ impl ServedModel {
             signature: Arc::new(signature),
             settings,
             devices: Vec::new(),
+            profiles: Vec::new(),
             program,
         })
     }
@@ -269,10 +263,12 @@ fn dimension(dim: &Dim) -> DimensionSignature {
     }
 }
 
-/// Copies all of a model's storages into its span; `copied` is told the bytes as they go.
+/// Copies all of a model's storages that its program uses into its span; `copied` is told the bytes as they go.
 pub(crate) fn fill(span: &UnsealedSpan, archive: &Archive, copied: impl Fn(u64)) -> Result<(), String> {
     let layout = archive.program().span();
-    for (storage, &offset) in (0..).map(StorageId).zip(&layout.offsets) {
+    // Those that nothing uses come last.
+    let used = layout.offsets.iter().take_while(|&&offset| offset < layout.used_bytes);
+    for (storage, &offset) in (0..).map(StorageId).zip(used) {
         let bytes = archive.storage_bytes(storage);
         span.write(offset, bytes).map_err(|error| error.to_string())?;
         copied(bytes.len() as u64);
