@@ -16,7 +16,7 @@
 //!    that place until it has; others run meanwhile.
 //!
 //! The next request goes to the worker that has been on standby for longest, so to another than the last if there is
-//! one. What cannot run yet is prefetched, one model at a time and the oldest request's first, where the place is
+//! one. What cannot run yet is prefetched, one model at a time, the oldest request's first, where the place is
 //! neither held nor wanted by requests that wait.
 //!
 //! # Promises
@@ -29,6 +29,7 @@
 
 mod check;
 mod handle;
+mod heads;
 mod messages;
 mod policy;
 mod records;
@@ -36,11 +37,12 @@ mod switcher;
 mod timers;
 mod workers;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
 use pswitch_mem_pool::{Home, Ledger, ModelId, PoolError};
 
+use heads::Heads;
 pub use messages::{
     Action, Event, ExecutionId, Load, ModelLimits, Outcome, Rejection, RequestId, SchedulerOptions, WorkerId,
 };
@@ -92,8 +94,8 @@ pub struct Scheduler {
     models: BTreeMap<ModelId, Model>,
     /// Models that can never be in the pool: bytes that they need, bytes that there are.
     unfit: BTreeMap<ModelId, (u64, u64)>,
-    /// Models with requests that wait.
-    waiting_models: BTreeSet<ModelId>,
+    /// The oldest request that waits, of every model that has one.
+    heads: Heads,
     /// Requests that wait.
     waiting: usize,
     requests: HashMap<RequestId, Request>,
@@ -116,7 +118,7 @@ impl Scheduler {
             switcher: Switcher::new(ledger),
             models: BTreeMap::new(),
             unfit: BTreeMap::new(),
-            waiting_models: BTreeSet::new(),
+            heads: Heads::default(),
             waiting: 0,
             requests: HashMap::new(),
             executions: BTreeMap::new(),

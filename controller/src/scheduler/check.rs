@@ -25,8 +25,8 @@ impl Scheduler {
         let mut waiting = 0;
         for (id, model) in &self.models {
             waiting += model.queue.len();
-            ensure(self.waiting_models.contains(id) != model.queue.is_empty(), || {
-                format!("{id} has {} that wait and is among the waiting models: not both", model.queue.len())
+            ensure(self.heads.get(*id) == self.head(*id), || {
+                format!("the head of {id} is {:?}, {:?} is listed", self.head(*id), self.heads.get(*id))
             })?;
             ensure(!model.removed || model.queue.is_empty(), || format!("{id} is removed and has a queue"))?;
             let executing = self.executions.values().filter(|execution| execution.model == *id).count();
@@ -47,8 +47,10 @@ impl Scheduler {
         ensure(self.waiting == waiting && all == waiting, || {
             format!("{waiting} requests are in queues, {all} wait, {} are counted", self.waiting)
         })?;
-        let gone = self.waiting_models.iter().find(|model| !self.models.contains_key(model));
-        ensure(gone.is_none(), || format!("{gone:?} waits and is unknown"))
+        let heads = self.models.keys().filter(|model| self.head(**model).is_some()).count();
+        ensure(heads == self.heads.len(), || {
+            format!("{} heads are listed, there are {heads}", self.heads.len())
+        })
     }
 
     fn check_executions(&self) -> Result<(), String> {

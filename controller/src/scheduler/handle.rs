@@ -7,7 +7,7 @@ use pswitch_protocol::FaultClass;
 use pswitch_transfer::TransferId;
 
 use super::Scheduler;
-use super::messages::{Action, Event, ExecutionId, Outcome, Rejection, RequestId, WorkerId};
+use super::messages::{Action, Event, ExecutionId, Load, Outcome, Rejection, RequestId, WorkerId};
 use super::records::{Execution, Inputs, Phase, Request, RequestState, StopReason, Verdict};
 use super::timers::Timer;
 
@@ -82,9 +82,10 @@ impl Scheduler {
         let Some(model) = self.models.get_mut(&request.model) else { return };
         request.state = RequestState::Waiting;
         model.queue.insert(request.sequence, id);
-        self.waiting_models.insert(request.model);
         self.waiting += 1;
         self.timers.set(request.deadline, Timer::Request(id));
+        let model = request.model;
+        self.relist(model);
     }
 
     /// Takes a request that waits out of its queue.
@@ -94,9 +95,8 @@ impl Scheduler {
         if model.queue.remove(&request.sequence).is_some() {
             self.waiting -= 1;
             self.timers.clear(request.deadline, Timer::Request(id));
-        }
-        if model.queue.is_empty() {
-            self.waiting_models.remove(&request.model);
+            let model = request.model;
+            self.relist(model);
         }
     }
 
@@ -253,6 +253,7 @@ impl Scheduler {
             if let Some(record) = self.models.get_mut(&model) {
                 record.prefetch_failed |= inputs_of.is_none();
             }
+            self.relist(model);
             self.forget_if_unused(model, actions);
         }
         if let Some(execution) = inputs_of {
@@ -336,9 +337,20 @@ impl Scheduler {
         {
             actions.push(action);
         }
-        if let Some(model) = self.pick_prefetch(now) {
-            actions.extend(self.switcher.prefetch(model));
+        if let Some(model) = self.pick_prefetch()
+            && let Some((transfer, load)) = self.switcher.prefetch(model)
+        {
+            self.relist_load(model, Some(&load));
+            actions.push(Action::Prefetch { transfer, model, load });
         }
+    }
+
+    /// A model has moved in, if there was a load, and others have moved out for it.
+    fn relist_load(&mut self, model: ModelId, load: Option<&Load>) {
+        for evicted in load.into_iter().flat_map(|load| &load.evicted) {
+            self.relist(*evicted);
+        }
+        self.relist(model);
     }
 
     /// Waiting, chosen -> Executing.
@@ -351,6 +363,7 @@ impl Scheduler {
         let limit = model.limits.execution_timeout.unwrap_or(self.options.execution_timeout);
         model.executing += 1;
         self.dequeue(request);
+        self.relist_load(id, load.as_ref());
         self.take_turn(id, sequence);
         let record = self.requests.get_mut(&request)?;
         record.state = RequestState::Executing(execution);

@@ -5,6 +5,10 @@ use std::time::Instant;
 use pswitch_mem_pool::ModelId;
 
 use super::Scheduler;
+use super::heads::Head;
+
+/// So many of the oldest are looked at for one to prefetch.
+const PREFETCH_CANDIDATES: usize = 8;
 
 /// Whose turn it is.
 #[derive(Debug, Default)]
@@ -17,17 +21,6 @@ pub(super) struct Turn {
     passed_over: u32,
 }
 
-/// A model with requests that wait, as the policy sees it.
-#[derive(Debug, Clone, Copy)]
-struct Candidate {
-    model: ModelId,
-    /// Place of its oldest request in the order of all.
-    sequence: u64,
-    /// Whether that has waited for too long.
-    overdue: bool,
-    present: bool,
-}
-
 impl Scheduler {
     /// The model whose oldest request begins now, if any can.
     pub(super) fn pick(&self, now: Instant) -> Option<ModelId> {
@@ -36,59 +29,47 @@ impl Scheduler {
             return Some(first);
         }
         // Nothing new begins in the place of the first.
-        let allowed =
-            |model: ModelId| model != first && !self.switcher.overlap(first, model) && self.can_begin(model);
-        self.preferred(now, allowed).map(|candidate| candidate.model)
+        let allowed = |head: &Head| {
+            head.model != first && !self.switcher.overlap(first, head.model) && self.can_begin(head.model)
+        };
+        self.preferred(now, allowed).map(|head| head.model)
     }
 
-    /// The model to be served first among those that are allowed, whether there is room for it or not.
-    fn preferred(&self, now: Instant, allowed: impl Fn(ModelId) -> bool) -> Option<Candidate> {
-        let others_wait = self.others_wait();
-        let exhausted = |candidate: &Candidate| {
-            others_wait
-                && Some(candidate.model) == self.turn.model
-                && self.turn.served >= self.options.max_consecutive
-        };
-        let oldest_first = self.turn.passed_over >= self.options.max_consecutive;
-        // The smallest key wins: overdue requests before others; then whose turn is over comes last; then, unless it is
-        // the oldest's turn, the model that was served last, and those that are present; then the oldest.
-        let key = |candidate: &Candidate| {
-            let current = !oldest_first && Some(candidate.model) == self.turn.model && candidate.present;
-            let present = !oldest_first && candidate.present;
-            (!candidate.overdue, exhausted(candidate), !current, !present, candidate.sequence)
-        };
-        self.candidates(now).filter(|candidate| allowed(candidate.model)).min_by_key(key)
+    /// The head to be served first among those that are allowed, whether there is room for it or not.
+    fn preferred(&self, now: Instant, allowed: impl Fn(&Head) -> bool) -> Option<Head> {
+        let oldest = self.heads.oldest(&allowed)?;
+        // Overdue ones go before all others. Who came earlier has waited longer: if any is overdue, the oldest is.
+        let overdue_only = self.is_overdue(&oldest, now);
+        let fits = |head: &Head| allowed(head) && (!overdue_only || self.is_overdue(head, now));
+        let current = self.turn.model.filter(|_| self.turn.served < self.options.max_consecutive);
+        let ended = self.turn.model.filter(|model| Some(*model) != current);
+        let others = |head: &Head| Some(head.model) != ended;
+        // Whose turn has ended comes last, which is first if nobody else is there.
+        let Some(oldest) = self.heads.oldest(|head| others(head) && fits(head)) else { return Some(oldest) };
+        if self.turn.passed_over >= self.options.max_consecutive {
+            return Some(oldest);
+        }
+        let current = current.and_then(|model| self.heads.get(model));
+        let current = current.filter(|head| head.present && fits(head));
+        let present = || self.heads.present().find(|head| others(head) && fits(head));
+        current.or_else(present).or(Some(oldest))
     }
 
-    /// All models with requests that wait, but for those whose failed transfer is not settled.
-    fn candidates(&self, now: Instant) -> impl Iterator<Item = Candidate> {
-        self.waiting_models.iter().filter_map(move |model| {
-            let (sequence, request) = self.models.get(model)?.queue.first_key_value()?;
-            let waited = now.saturating_duration_since(self.requests.get(request)?.submitted);
-            let overdue = waited > self.options.max_wait;
-            let present = self.switcher.is_present(*model);
-            let candidate = Candidate { model: *model, sequence: *sequence, overdue, present };
-            self.switcher.failure(*model).is_none().then_some(candidate)
-        })
+    fn is_overdue(&self, head: &Head, now: Instant) -> bool {
+        let request = self.models.get(&head.model).and_then(|model| model.queue.get(&head.sequence));
+        let submitted = request.and_then(|request| self.requests.get(request)).map(|it| it.submitted);
+        submitted.is_some_and(|at| now.saturating_duration_since(at) > self.options.max_wait)
     }
 
     fn can_begin(&self, model: ModelId) -> bool {
         self.switcher.is_present(model) || self.switcher.has_room(model, |_| false)
     }
 
-    /// Whether models other than the one that was served last have requests that wait.
-    fn others_wait(&self) -> bool {
-        let current = self.turn.model.filter(|model| self.waiting_models.contains(model));
-        self.waiting_models.len() > usize::from(current.is_some())
-    }
-
-    /// Keeps count of turns; `sequence` is the place of the request that begins.
+    /// Keeps count of turns, when the request at that place in the order of all has been taken from its queue.
     pub(super) fn take_turn(&mut self, model: ModelId, sequence: u64) {
-        let oldest =
-            |model: &ModelId| self.models.get(model)?.queue.first_key_value().map(|(first, _)| *first);
-        let others = || self.waiting_models.iter().filter(|other| **other != model);
-        let older_waits = others().filter_map(oldest).any(|other| other < sequence);
-        let others_wait = others().next().is_some();
+        let others_wait = self.heads.len() > usize::from(self.heads.get(model).is_some());
+        let older_waits =
+            self.heads.oldest(|head| head.model != model).is_some_and(|head| head.sequence < sequence);
         let served = if self.turn.model == Some(model) { self.turn.served } else { 0 };
         self.turn = Turn {
             model: Some(model),
@@ -98,20 +79,30 @@ impl Scheduler {
     }
 
     /// The model whose weights should move although none of its requests can begin: the oldest whose place is neither
-    /// held nor wanted by requests that wait, and not in the way of an older one. One at a time: what is urgent would
-    /// queue behind them on the link.
-    pub(super) fn pick_prefetch(&self, now: Instant) -> Option<ModelId> {
-        if self.waiting == 0 || self.switcher.is_loading() {
+    /// held nor wanted by requests that wait, and not in the way of the oldest of all. One at a time: what is urgent
+    /// would queue behind them on the link.
+    pub(super) fn pick_prefetch(&self) -> Option<ModelId> {
+        if self.switcher.is_loading() {
             return None;
         }
-        let absent = || self.candidates(now).filter(|candidate| !candidate.present);
-        let first = absent().min_by_key(|candidate| candidate.sequence)?.model;
-        let wanted = |other: ModelId| self.waiting_models.contains(&other);
-        let fetchable = |candidate: &Candidate| {
-            !self.switcher.overlap(first, candidate.model)
-                && self.models.get(&candidate.model).is_some_and(|model| !model.prefetch_failed)
-                && self.switcher.has_room(candidate.model, wanted)
+        let first = self.heads.absent().next()?.model;
+        let wanted = |other: ModelId| self.models.get(&other).is_some_and(|model| !model.queue.is_empty());
+        let fetchable = |head: &Head| {
+            !self.switcher.overlap(first, head.model)
+                && self.models.get(&head.model).is_some_and(|model| !model.prefetch_failed)
+                && self.switcher.has_room(head.model, wanted)
         };
-        absent().filter(fetchable).min_by_key(|candidate| candidate.sequence).map(|candidate| candidate.model)
+        self.heads.absent().take(PREFETCH_CANDIDATES).find(fetchable).map(|head| head.model)
+    }
+
+    /// Lists the head of a model whose queue or presence has changed.
+    pub(super) fn relist(&mut self, model: ModelId) {
+        let head = self.head(model);
+        self.heads.set(model, head);
+    }
+
+    pub(super) fn head(&self, model: ModelId) -> Option<Head> {
+        let (&sequence, _) = self.models.get(&model)?.queue.first_key_value()?;
+        Some(Head { model, sequence, present: self.switcher.is_present(model) })
     }
 }

@@ -126,7 +126,7 @@ impl Switcher {
         span.state == SpanState::Host && span.overlapping.iter().all(evictable)
     }
 
-    /// Whether the span's transfer failed and is not settled.
+    /// Why the span's transfer failed, until that is settled.
     pub(super) fn failure(&self, model: ModelId) -> Option<&str> {
         match &self.spans.get(&model)?.state {
             SpanState::Poisoned { reason, .. } => Some(reason),
@@ -175,13 +175,13 @@ impl Switcher {
     }
 
     /// Begins to move a model in that nobody executes yet.
-    pub(super) fn prefetch(&mut self, model: ModelId) -> Option<Action> {
+    pub(super) fn prefetch(&mut self, model: ModelId) -> Option<(TransferId, Load)> {
         let transfer = TransferId(self.next_transfer);
         let load = self.move_in(model, transfer)?;
         self.next_transfer += 1;
         let weights = Some((model, load.evicted.clone()));
         self.transfers.insert(transfer, Transfer { inputs_of: None, weights });
-        Some(Action::Prefetch { transfer, model, load })
+        Some((transfer, load))
     }
 
     /// Host, a load begins -> Moving. What it evicts: Resident -> Host.

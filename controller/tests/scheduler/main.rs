@@ -1,0 +1,7 @@
+//! The scheduler without processes, devices or clocks: directed tests, and random histories in a simulated world.
+
+mod desk;
+mod faults;
+mod policy;
+mod random;
+mod world;
