@@ -63,7 +63,9 @@ impl Walk<'_> {
                 }
                 b',' | b' ' | b'\n' | b'\r' | b'\t' => at += 1,
                 _ => {
-                    let end = bytes[at..].iter().position(|byte| b",] \n\r\t".contains(byte));
+                    let end = bytes[at..]
+                        .iter()
+                        .position(|byte| matches!(byte, b',' | b']' | b' ' | b'\n' | b'\r' | b'\t'));
                     let end = end.map_or(bytes.len(), |length| at + length);
                     self.element(&self.text[at..end], at)?;
                     at = end;

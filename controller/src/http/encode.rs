@@ -86,7 +86,7 @@ pub(super) fn encode(frame: &Frame, answer: &Answer) -> Result<Encoded, Reject> 
 }
 
 impl Encoded {
-    /// Bytes of tensor data that go out as such.
+    /// The response: nothing is copied any more.
     pub(super) fn into_response(self) -> Response {
         let header_bytes = self.json.len();
         let content_type =
@@ -133,11 +133,12 @@ impl From<Timings> for ResponseParameters {
 }
 
 fn microseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e6
+    // Nanoseconds of a request's life are whole numbers far below 2^53.
+    duration.as_nanos() as f64 / 1e3
 }
 
 fn server_timing(timings: Timings) -> String {
-    let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
+    let milliseconds = |duration: Duration| microseconds(duration) / 1e3;
     format!(
         "queue;dur={:.3}, switch;dur={:.3}, compute;dur={:.3}",
         milliseconds(timings.queue),

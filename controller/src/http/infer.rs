@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
+use tracing::Instrument as _;
 
 use super::body::{BodyReader, check_size};
 use super::decode::decode_json;
@@ -34,13 +35,15 @@ pub(super) async fn infer(
     let mut record = app.metrics.begin();
     let options = &app.options;
     let mut reader = BodyReader::new(&headers, body, options.max_body_bytes, options.body_idle_timeout);
-    match run(&app, &target, &headers, &mut reader, &mut record).await {
+    let span = tracing::debug_span!("infer", model = target.model, id = tracing::field::Empty);
+    match run(&app, &target, &headers, &mut reader, &mut record).instrument(span.clone()).await {
         Ok((completion, response)) => {
+            tracing::debug!(parent: &span, timings = ?completion.timings, total = ?record.begun().elapsed());
             record.complete(&completion);
             response
         }
         Err(reject) => {
-            tracing::debug!(model = target.model, status = reject.status.as_u16(), "{}", reject.message);
+            tracing::debug!(parent: &span, status = reject.status.as_u16(), "{}", reject.message);
             record.fail(reject.class);
             reader.linger();
             reject.into_response()
@@ -81,6 +84,9 @@ async fn run(
             (request, json, Some(budget))
         }
     };
+    if let Some(id) = &request.id {
+        tracing::Span::current().record("id", id);
+    }
     check_lengths(&layout, &request, json.len() as u64, reader.declared())?;
     let wanted = request.wanted(&signature)?;
 

@@ -20,6 +20,12 @@ use super::routes::{App, router};
 use crate::metrics::{ConnectionRecord, Metrics};
 use crate::service::InferenceService;
 
+/// Largest buffer of a connection, and with it the largest head of a request.
+///
+/// hyper's own limit of 400 KiB has its buffers mapped anew by the allocator, a page fault for every page of every
+/// request; at this size they are used again.
+const BUFFER_BYTES: usize = 128 << 10;
+
 /// Limits of the HTTP front end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpOptions {
@@ -162,7 +168,7 @@ impl HttpServer {
             let served = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(options.head_timeout)
-                .max_buf_size(256 << 10)
+                .max_buf_size(BUFFER_BYTES)
                 .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
             let mut served = pin!(served);
             let ended = tokio::select! {

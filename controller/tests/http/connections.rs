@@ -131,6 +131,20 @@ fn an_error_does_not_cost_a_large_body_its_answer() {
 }
 
 #[test]
+fn pictures_are_classified() {
+    let server = Server::start();
+    let pixels = 2 * 3 * 224 * 224 * 4;
+    let request = json!({
+        "inputs": [{
+            "name": "x", "shape": [2, 3, 224, 224], "datatype": "FP32", "parameters": {"binary_data_size": pixels},
+        }],
+        "parameters": {"binary_data_output": true},
+    });
+    let response = server.client().infer_binary("classify", &request, &vec![0; pixels]);
+    assert_eq!(response.parts().1, [0; 8000]);
+}
+
+#[test]
 fn a_client_that_asks_first_is_told_to_go_on_or_not() {
     let server = Server::start();
     let mut client = server.client();

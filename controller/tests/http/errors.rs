@@ -215,7 +215,7 @@ fn slot_memory_that_is_taken_is_busy_not_wrong() {
     server.wait_until_held();
     let response = server.client().infer_binary("echo-fp32", &hold, &vec![0; elements * 4]);
     let error = response.error(429);
-    assert!(error.starts_with("no room for 41943104 bytes of tensors now: "), "{error}");
+    assert!(error.starts_with("no room for 42074112 bytes of tensors now: "), "{error}");
     assert_eq!(response.header("retry-after"), Some("1"));
     drop(holder);
     server.wait_until_free();

@@ -10,6 +10,9 @@ use pswitch_controller::{
 };
 use pswitch_device::SharedMemory;
 
+/// Room for outputs that are not inputs.
+const OUTPUT_BYTES: u64 = 128 << 10;
+
 /// Models that end in an error, by name.
 const FAILING: [&str; 9] = [
     "fails",
@@ -30,6 +33,7 @@ const FAILING: [&str; 9] = [
 /// | `add` | `a`, `b` FP32 `[1..8, 4]` | `sum` FP32 `[-1, 4]` |
 /// | `echo-D` for every datatype D | `x` D `[0..]` | `y` D `[-1]` |
 /// | `parts` | `x` FP32 `[0..1024]` | `y` FP32 `[-1]`, `n` INT64 `[]`, `h` FP16 `[2]` |
+/// | `classify` | `x` FP32 `[1..32, 3, 224, 224]` | `y` FP32 `[-1, 1000]`, zeros |
 /// | `scalar` | `x` INT64 `[]` | `y` INT64 `[]` |
 /// | `hangs` | `x` FP32 `[0..]` | never |
 /// | `lies` | `x` FP32 `[0..]` | `y`, shorter than its shape |
@@ -49,7 +53,7 @@ impl FakeService {
     fn names() -> Vec<String> {
         let mut names: Vec<String> =
             Datatype::ALL.iter().map(|datatype| format!("echo-{}", datatype.name().to_lowercase())).collect();
-        names.extend(["add", "parts", "scalar", "hangs", "lies", "broken"].map(str::to_owned));
+        names.extend(["add", "classify", "parts", "scalar", "hangs", "lies", "broken"].map(str::to_owned));
         names.extend(FAILING.map(str::to_owned));
         names.sort();
         names
@@ -77,6 +81,15 @@ impl FakeService {
                 slot.write(x.offset_bytes, &sums)?;
                 let data = slot.freeze().view(x.offset_bytes, x.bytes)?;
                 Ok(vec![OutputTensor { spec: output("sum", x.spec.datatype, &x.spec.shape), data }])
+            }
+            "classify" => {
+                let spec = output("y", x.spec.datatype, &[x.spec.shape[0], 1000]);
+                let zeros = [0; 4000];
+                for image in 0..x.spec.shape[0] {
+                    slot.write(x.bytes + image * 4000, &zeros)?;
+                }
+                let data = slot.freeze().view(x.bytes, x.spec.shape[0] * 4000)?;
+                Ok(vec![OutputTensor { spec, data }])
             }
             "parts" => {
                 let end = x.offset_bytes + x.bytes.next_multiple_of(8);
@@ -156,6 +169,15 @@ impl InferenceService for FakeService {
                 ];
                 (vec![tensor("x", Datatype::Fp32, vec![some])], outputs)
             }
+            "classify" => {
+                let batch = DimensionSignature::Dynamic { min: 1, max: Some(32) };
+                let shape = |rest: &[u64]| {
+                    let rest = rest.iter().map(|extent| DimensionSignature::Fixed(*extent));
+                    std::iter::once(batch.clone()).chain(rest).collect()
+                };
+                let inputs = vec![tensor("x", Datatype::Fp32, shape(&[3, 224, 224]))];
+                (inputs, vec![tensor("y", Datatype::Fp32, shape(&[1000]))])
+            }
             "scalar" => {
                 (vec![tensor("x", Datatype::Int64, vec![])], vec![tensor("y", Datatype::Int64, vec![])])
             }
@@ -177,7 +199,7 @@ impl InferenceService for FakeService {
         let signature = self.signature(name, version)?;
         signature.check_inputs(inputs)?;
         let (placed, end) = PlacedTensor::place(inputs)?;
-        let slot = self.slots.reserve(end.saturating_add(64))?;
+        let slot = self.slots.reserve(end.saturating_add(OUTPUT_BYTES))?;
         Submission::new(name, placed, slot)
     }
 
