@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use crate::error::ControllerError;
 use crate::scheduler::SchedulerOptions;
+use crate::yaml;
 
 pub(crate) mod fields;
 mod size;
@@ -243,9 +244,8 @@ impl Config {
     /// # Errors
     /// [`ControllerError::ParseConfig`] with line and column, [`ControllerError::InvalidConfig`].
     pub fn parse(path: impl AsRef<Path>, text: &str) -> Result<Self, ControllerError> {
-        let config: Option<Self> = serde_yaml::from_str(text)
+        let config: Self = yaml::read(text)
             .map_err(|source| ControllerError::ParseConfig { path: path.as_ref().to_owned(), source })?;
-        let config = config.unwrap_or_default();
         config.check()?;
         Ok(config)
     }

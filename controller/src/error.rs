@@ -1,6 +1,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::yaml::YamlError;
+
 /// What can go wrong in the controller before a request is involved: reading what it is to serve, and how.
 ///
 /// What can happen to a request is [`Rejection`](crate::scheduler::Rejection) to the scheduler and
@@ -22,7 +24,7 @@ pub enum ControllerError {
         /// The file.
         path: PathBuf,
         /// The parser's reason with line and column.
-        source: serde_yaml::Error,
+        source: YamlError,
     },
     /// A setting, from a file or a flag, that is out of range or contradicts another.
     #[error("the configuration is not valid: {key}: {reason}")]
@@ -69,7 +71,7 @@ pub enum ControllerError {
         /// The file.
         path: PathBuf,
         /// The parser's reason with line and column.
-        source: serde_yaml::Error,
+        source: YamlError,
     },
     /// A device cannot be opened or has failed.
     #[error("the device cannot be used")]

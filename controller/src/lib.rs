@@ -25,6 +25,7 @@ mod server;
 mod service;
 mod slots;
 mod supervisor;
+mod yaml;
 
 pub use config::{
     Bandwidth, ByteSize, Config, ConfigOverrides, DeviceChoice, DeviceConfig, HttpConfig, LimitsConfig,
@@ -41,3 +42,4 @@ pub use service::{
     ServiceSnapshot, Submission, TensorSignature, TensorSpec, Timings,
 };
 pub use slots::{FrozenSlot, Slot, SlotMemory};
+pub use yaml::YamlError;

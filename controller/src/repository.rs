@@ -12,6 +12,7 @@ use serde::de::{Deserializer, Error, Unexpected, Visitor};
 
 use crate::config::fields;
 use crate::error::ControllerError;
+use crate::yaml;
 
 const ARCHIVE: &str = "model.pt2";
 const SETTINGS: &str = "model.yaml";
@@ -101,10 +102,8 @@ impl ModelSettings {
     /// # Errors
     /// [`ControllerError::ParseModelSettings`] with line and column.
     pub fn parse(path: impl AsRef<Path>, text: &str) -> Result<Self, ControllerError> {
-        let settings: Option<Self> = serde_yaml::from_str(text).map_err(|source| {
-            ControllerError::ParseModelSettings { path: path.as_ref().to_owned(), source }
-        })?;
-        Ok(settings.unwrap_or_default())
+        yaml::read(text)
+            .map_err(|source| ControllerError::ParseModelSettings { path: path.as_ref().to_owned(), source })
     }
 }
 
