@@ -72,6 +72,11 @@ impl InferenceService for Server {
             let served = self.served(&name, None)?;
             let specs: Vec<TensorSpec> = placed.iter().map(|placed| placed.spec.clone()).collect();
             let layout = served.lay_out(&specs)?;
+            if layout.inputs != placed || layout.bytes > slot.bytes() {
+                // Loaded anew, with another signature, while the request came in.
+                let reason = "it was loaded anew while the request came in; send it again".to_owned();
+                return Err(ServiceError::ModelUnavailable { model: name, reason });
+            }
             let inputs = served.job_inputs(&placed, &slot)?;
             let own = served.settings.deadline.unwrap_or(self.config.limits.request_timeout);
             let latest = Instant::now() + own;
