@@ -9,7 +9,7 @@ use pswitch_transfer::{CopyIn, Transfer, TransferId};
 
 use super::refusal::service_error;
 use super::{Driver, Finished, INPUT_ALIGNMENT_BYTES, JobInput, JobTimes, Running, monotonic_ns};
-use crate::scheduler::{Action, Event, ExecutionId, Load, Rejection, RequestId, WorkerId};
+use crate::scheduler::{Action, Event, ExecutionId, Load, Outcome, Rejection, RequestId, WorkerId};
 use crate::service::ServiceError;
 
 /// The parts of [`Action::Execute`].
@@ -28,9 +28,7 @@ impl Driver {
         match action {
             Action::Execute { execution, request, worker, model, arena, transfer, load } => {
                 let dispatch = Dispatch { execution, request, worker, model, arena, transfer, load };
-                if let Err(reason) = self.execute(&dispatch) {
-                    self.pending.push_back(Event::TransferFailed { transfer, reason });
-                }
+                self.execute(&dispatch);
             }
             Action::Prefetch { transfer, model, load } => {
                 let mut prefetch = transfer_of(transfer);
@@ -65,13 +63,12 @@ impl Driver {
     }
 
     /// Tells the worker to run and starts the transfer of the inputs, and behind them of the weights if they must come.
-    fn execute(&mut self, dispatch: &Dispatch) -> Result<(), String> {
-        let decided_ns = monotonic_ns();
+    fn execute(&mut self, dispatch: &Dispatch) {
         let running = Running {
             request: dispatch.request,
             worker: dispatch.worker,
             arena: dispatch.arena,
-            decided_ns,
+            decided_ns: monotonic_ns(),
             switched: dispatch.load.is_some(),
             result: None,
         };
@@ -81,7 +78,31 @@ impl Driver {
             self.unclear_inputs[dispatch.arena.0 as usize] = false;
         }
         self.links.set_stop(dispatch.worker, false);
+        let (execution, transfer) = (dispatch.execution, dispatch.transfer);
+        match self.prepare(dispatch) {
+            Ok((message, prepared)) => {
+                // The worker first: it takes longer to wake up than the first bytes to arrive.
+                let sent = self.links.get(dispatch.worker).map(|link| link.channel.send(&message, &[]));
+                if let Some(Err(error)) = sent {
+                    // It is gone or does not read: its loss answers the request or has it tried again.
+                    self.break_with(dispatch.worker, &error.to_string());
+                }
+                if let Err(error) = self.engine.start(prepared) {
+                    self.pending.push_back(Event::TransferFailed { transfer, reason: error.to_string() });
+                }
+            }
+            Err(reason) => {
+                // Nobody was told anything: neither transfer nor worker would ever report.
+                let fault = ExecutionFault { class: FaultClass::Transfer, message: reason.clone() };
+                self.pending.push_back(Event::TransferFailed { transfer, reason });
+                self.pending
+                    .push_back(Event::ExecutionFinished { execution, outcome: Outcome::Failed(fault) });
+            }
+        }
+    }
 
+    /// The message and the transfer of an execution.
+    fn prepare(&self, dispatch: &Dispatch) -> Result<(ToWorker, Transfer), String> {
         let text = |error: &dyn std::error::Error| error.to_string();
         let job = self.jobs.get(&dispatch.request).ok_or("the request is gone")?;
         let arena = self.pool.layout().arenas[dispatch.arena.0 as usize];
@@ -121,14 +142,7 @@ impl Driver {
         if let Some(load) = &dispatch.load {
             self.load(&mut transfer, dispatch.model, load);
         }
-        // The worker first: it takes longer to wake up than the first bytes to arrive.
-        if let Some(link) = self.links.get(dispatch.worker)
-            && let Err(error) = link.channel.send(&message, &[])
-        {
-            // It is gone or does not read: its loss answers the request or has it tried again.
-            self.break_with(dispatch.worker, &error.to_string());
-        }
-        self.engine.start(transfer).map_err(|error| error.to_string())
+        Ok((message, transfer))
     }
 
     /// Adds a model's weights to a transfer.
