@@ -63,3 +63,32 @@ def test_an_answer_that_changes_is_an_error(capsys):
     counter = iter(range(100))
     with pytest.raises(ServerError, match="answered the same request differently in 'logits'"):
         demo.alternate(Fake(lambda model: float(next(counter))))
+
+
+class Loading(Fake):
+    """Becomes ready model by model, or fails one."""
+
+    def __init__(self, broken=None):
+        super().__init__(lambda model: 0.0)
+        self.asked = 0
+        self.broken = broken
+
+    def models(self):
+        self.asked += 1
+        names = [name for *_, name in demo.MODELS]
+        states = [{"name": name, "state": "READY" if i < self.asked else "LOADING"} for i, name in enumerate(names)]
+        if self.broken is not None and self.asked > 2:
+            states[-1] |= {"state": "UNAVAILABLE", "reason": self.broken}
+        return states
+
+
+def test_the_demonstration_waits_for_all_models(capsys):
+    server = Loading()
+    demo.wait_for_models(server)
+    assert server.asked == len(demo.MODELS)
+    assert capsys.readouterr().out.count("is ready") == len(demo.MODELS)
+
+
+def test_a_model_that_does_not_load_is_named(capsys):
+    with pytest.raises(ServerError, match="bert-base is unavailable: no room"):
+        demo.wait_for_models(Loading(broken="no room"))

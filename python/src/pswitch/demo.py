@@ -32,6 +32,7 @@ SENTENCES = (
 )
 ALTERNATING = ("resnet152", "bert-base", "inception_v3")
 ROUNDS = 4
+LOADING_TIMEOUT_S = 300
 
 
 def export(out: Path) -> None:
@@ -136,12 +137,29 @@ def alternate(client: Client) -> None:
     print("  every answer is the same, bit for bit, as the first of its model")
 
 
+def wait_for_models(client: Client) -> None:
+    """Waits until the server has loaded every model of the demonstration, naming each as it becomes ready."""
+    waiting = {name for *_, name in MODELS}
+    deadline = time.monotonic() + LOADING_TIMEOUT_S
+    while True:
+        states = {model["name"]: model for model in client.models()}
+        for name in sorted(waiting):
+            model = states.get(name, {"state": "UNAVAILABLE", "reason": "the server does not know it"})
+            if model.get("state") == "READY":
+                print(f"  {name} is ready", flush=True)
+                waiting.remove(name)
+            elif model.get("state") == "UNAVAILABLE":
+                raise ServerError(503, f"{name} is unavailable: {model.get('reason')}")
+        if not waiting:
+            return
+        if time.monotonic() > deadline:
+            raise ServerError(503, f"{', '.join(sorted(waiting))} not ready after {LOADING_TIMEOUT_S} s")
+        time.sleep(0.05)
+
+
 def requests(url: str) -> None:
     with Client(url) as client:
-        names = {name for *_, name in MODELS}
-        for model in client.models():
-            if model["name"] in names and model.get("state") != "READY":
-                raise ServerError(503, f"{model['name']} is {model.get('state')}: {model.get('reason', 'no reason')}")
+        wait_for_models(client)
         classify(client)
         compare_sentences(client)
         alternate(client)
