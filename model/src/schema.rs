@@ -306,3 +306,19 @@ impl<'de> Deserialize<'de> for Number {
         deserializer.deserialize_any(NumberVisitor)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Number;
+
+    /// Models mask with the least `float32`; one unit in the last place below it is out of `float32`'s range.
+    #[test]
+    fn floats_are_read_to_the_last_bit() {
+        for expected in [-3.402_823_466_385_288_6e38, 1e-5, 0.1 + 0.2, 5e-324, f64::MAX] {
+            match serde_json::from_str(&format!("{expected:e}")).unwrap() {
+                Number::Float(found) => assert_eq!(found.to_bits(), expected.to_bits(), "{expected:e}"),
+                Number::Int(found) => panic!("{expected:e} came out as the integer {found}"),
+            }
+        }
+    }
+}
