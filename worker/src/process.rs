@@ -226,9 +226,9 @@ impl Worker {
                 let mut message = error.message;
                 if error.class == FaultClass::OutOfMemory {
                     message = format!(
-                        "{message}: the arena of {} bytes has {} in use, the largest free range is {}; \
-                     give the device a larger arena_size or send a smaller batch",
-                        stats.capacity_bytes, stats.peak_bytes, stats.largest_free_bytes
+                        "{message}: of the arena's {} bytes up to {} were in use; give the device a larger \
+                         arena_size or send a smaller batch",
+                        stats.capacity_bytes, stats.peak_bytes
                     );
                 }
                 ExecutionFault { class: error.class, message }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use pswitch_controller::{Config, HttpOptions, HttpServer, InferenceService, Metrics, Server};
+use pswitch_controller::{
+    Config, ControllerError, HttpOptions, HttpServer, InferenceService, Metrics, Server,
+};
 use pswitch_worker::Zygote;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -57,10 +59,11 @@ async fn serve(config: Config, zygote: Zygote, progress: &Progress) -> anyhow::R
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to SIGINT")?;
     let http = config.http.clone();
     let observer = progress.observer();
-    let (server, pending) =
-        tokio::task::spawn_blocking(move || Server::start(config, zygote.channel, observer))
-            .await
-            .context("starting panicked")??;
+    let started = tokio::task::spawn_blocking(move || Server::start(config, zygote.channel, observer));
+    let (server, pending) = match started.await.context("starting panicked")? {
+        Err(error @ ControllerError::ReadRepository { .. }) => Err(error).class(Failure::Input)?,
+        started => started?,
+    };
     progress.pools(&server.pool_bytes());
     let options = HttpOptions { max_body_bytes: http.max_body_size.bytes(), ..HttpOptions::default() };
     let service: Arc<dyn InferenceService> = Arc::clone(&server) as _;
@@ -69,7 +72,7 @@ async fn serve(config: Config, zygote: Zygote, progress: &Progress) -> anyhow::R
         .with_context(|| format!("cannot listen on {}; choose another address with --http", http.address))?;
     let address = front_end.address().to_string();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving = tokio::spawn(front_end.run(async {
+    let mut serving = tokio::spawn(front_end.run(async {
         // A dropped sender stops it as well.
         let _ = stopped.await;
     }));
@@ -92,9 +95,15 @@ async fn serve(config: Config, zygote: Zygote, progress: &Progress) -> anyhow::R
         _ = interrupt.recv() => false,
     };
     let _ = stop.send(());
-    let _ = serving.await;
     if !drained {
         tracing::warn!("some requests were not finished in time");
+        serving.abort();
+    }
+    tokio::select! {
+        _ = &mut serving => {}
+        // Nor does it wait for clients that are slow to take their answers.
+        _ = terminate.recv() => serving.abort(),
+        _ = interrupt.recv() => serving.abort(),
     }
     Ok(())
 }

@@ -17,6 +17,8 @@ pub(super) struct HomedModel {
     pub(super) wait_nodes: Vec<u32>,
     /// Doorbell words that may have been rung since they were last cleared.
     pub(super) used_doorbells: Vec<DeviceSlice>,
+    /// Whether all workers have built it, so that requests may come.
+    pub(super) in_service: bool,
 }
 
 impl HomedModel {
@@ -27,8 +29,14 @@ impl HomedModel {
         pool: &Pool,
         store: &HostStore,
     ) -> Result<Self, PoolError> {
-        let mut model =
-            Self { spec, home, groups: Vec::new(), wait_nodes: Vec::new(), used_doorbells: Vec::new() };
+        let mut model = Self {
+            spec,
+            home,
+            groups: Vec::new(),
+            wait_nodes: Vec::new(),
+            used_doorbells: Vec::new(),
+            in_service: false,
+        };
         let whole: Vec<_> =
             model.spec.layers.len().checked_sub(1).map(|last| (0, last)).into_iter().collect();
         model.divide(&whole, pool, store)?;

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use mio::Waker;
@@ -25,6 +25,8 @@ pub(crate) struct ModelSpec {
     /// One a node of the program, with the bytes that it needs first.
     pub(crate) layers: Vec<Layer>,
     pub(crate) limits: ModelLimits,
+    /// Why it was taken out of service, once a worker that replaced another could not build it.
+    pub(crate) lost: OnceLock<String>,
 }
 
 /// One input of a job, in the order of the program's inputs.

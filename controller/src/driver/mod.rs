@@ -350,12 +350,32 @@ impl Driver {
     /// Answers who waits for a model to be placed: when all workers have built it, or one could not.
     fn note_built(&mut self, model: ModelId, error: Option<String>) {
         if let Some(reason) = error {
-            let Some(placing) = self.placing.remove(&model) else { return };
-            let _ = placing.done.send(Err(reason));
+            match self.placing.remove(&model) {
+                Some(placing) => drop(placing.done.send(Err(reason))),
+                None => self.withdraw(model, reason),
+            }
         } else if self.links.all_built(model)
             && let Some(placing) = self.placing.remove(&model)
         {
+            if let Some(homed) = self.models.get_mut(&model) {
+                homed.in_service = true;
+            }
             let _ = placing.done.send(Ok(()));
+        }
+    }
+
+    /// Takes a model out of service that a worker could not build in another's place, as when its archive is gone: any
+    /// execution may come to that worker, and it would die of it.
+    fn withdraw(&mut self, model: ModelId, reason: String) {
+        let Some(homed) = self.models.get(&model).filter(|homed| homed.in_service) else { return };
+        tracing::error!(
+            model = homed.spec.name,
+            reason,
+            "a new worker cannot build it: it is out of service"
+        );
+        let reason = format!("a new worker could not build it: {reason}; load it again");
+        if homed.spec.lost.set(reason).is_ok() {
+            self.feed(Event::ModelRemoved { model });
         }
     }
 

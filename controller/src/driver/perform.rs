@@ -8,7 +8,7 @@ use pswitch_protocol::{Execute, ExecutionFault, FaultClass, InputValue, PlacedTe
 use pswitch_transfer::{CopyIn, Transfer, TransferId};
 
 use super::refusal::service_error;
-use super::{Driver, Finished, INPUT_ALIGNMENT_BYTES, JobInput, JobTimes, Running, monotonic_ns};
+use super::{Driver, Finished, INPUT_ALIGNMENT_BYTES, JobInput, JobTimes, ModelSpec, Running, monotonic_ns};
 use crate::scheduler::{Action, Event, ExecutionId, Load, Outcome, Rejection, RequestId, WorkerId};
 use crate::service::ServiceError;
 
@@ -228,8 +228,13 @@ impl Driver {
 
     fn refusal(&self, model: ModelId, submitted_ns: u64, rejection: Rejection) -> ServiceError {
         let waited = Duration::from_nanos(monotonic_ns().saturating_sub(submitted_ns));
-        match self.models.get(&model) {
-            Some(homed) => service_error(rejection, &homed.spec.name, waited),
+        match self.models.get(&model).map(|homed| &*homed.spec) {
+            Some(ModelSpec { name, lost, .. }) => match (rejection, lost.get()) {
+                (Rejection::ModelRemoved, Some(reason)) => {
+                    ServiceError::ModelUnavailable { model: name.clone(), reason: reason.clone() }
+                }
+                (rejection, _) => service_error(rejection, name, waited),
+            },
             None => service_error(rejection, &model.to_string(), waited),
         }
     }

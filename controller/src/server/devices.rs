@@ -25,6 +25,8 @@ pub(crate) struct ServedDevice {
     pub(crate) driver: DriverHandle,
     pub(crate) link: LinkCosts,
     pub(crate) pool_bytes: u64,
+    /// Held while a model is timed: models that do not all fit would drive each other out at every run.
+    pub(crate) timing: tokio::sync::Mutex<()>,
 }
 
 /// A device that was opened; the pool comes later, when the models' sizes are known.
@@ -88,7 +90,7 @@ impl OpenedDevice {
             workers: self.config.workers as usize,
             threads: self.config.threads,
         })?;
-        Ok(ServedDevice { driver, link, pool_bytes })
+        Ok(ServedDevice { driver, link, pool_bytes, timing: tokio::sync::Mutex::default() })
     }
 
     /// Measures the link over a part of the pool that nothing is in yet.

@@ -154,7 +154,7 @@ impl Server {
     fn served(&self, name: &str, version: Option<&str>) -> Result<Arc<ServedModel>, ServiceError> {
         let status = self.model(name, version)?;
         let served = self.read().get(name).and_then(|registered| registered.served.clone());
-        served.ok_or_else(|| ServiceError::ModelUnavailable {
+        served.filter(|_| status.state == ModelState::Ready).ok_or_else(|| ServiceError::ModelUnavailable {
             model: status.name,
             reason: if status.reason.is_empty() { status.state.name().to_lowercase() } else { status.reason },
         })

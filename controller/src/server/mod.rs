@@ -329,13 +329,12 @@ impl Server {
 
     /// Times a model's layers on a device and plans its transfers. Returns the number of groups, and the times if they
     /// could be taken.
-    async fn plan_on(
-        &self,
-        model: &ServedModel,
-        index: usize,
-    ) -> Result<(usize, Option<Profile>), String> {
+    async fn plan_on(&self, model: &ServedModel, index: usize) -> Result<(usize, Option<Profile>), String> {
         let device = &self.devices[index];
-        let (runs, algorithm) = match self.time_layers(model, index).await {
+        let turn = device.timing.lock().await;
+        let timed = self.time_layers(model, index).await;
+        drop(turn);
+        let (runs, algorithm) = match timed {
             Ok(runs) => (runs, self.config.plan),
             Err(error) => {
                 // Its example inputs may be none that it accepts; real ones will be.
@@ -472,12 +471,11 @@ impl Registered {
     }
 
     fn status(&self, name: &str) -> ModelStatus {
-        ModelStatus {
-            name: name.to_owned(),
-            version: self.version.clone(),
-            state: self.state,
-            reason: self.reason.clone(),
-        }
+        let (state, reason) = match self.served.as_ref().and_then(|served| served.spec.lost.get()) {
+            Some(reason) => (ModelState::Unavailable, reason),
+            None => (self.state, &self.reason),
+        };
+        ModelStatus { name: name.to_owned(), version: self.version.clone(), state, reason: reason.clone() }
     }
 }
 

@@ -1,7 +1,7 @@
 //! A model as the server knows it: what it takes and gives, and where a request's tensors lie in a slot.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use pswitch_mem_pool::{ModelId, Range, UnsealedSpan};
 use pswitch_model::{Archive, DType, Dim, Given, Input, InputKind, OutputKind, Program, StorageId, Symbols};
@@ -68,6 +68,7 @@ impl ServedModel {
                 queue_limit: settings.max_queue,
                 execution_timeout: settings.execution_timeout,
             },
+            lost: OnceLock::new(),
         };
         Ok(Self {
             spec: Arc::new(spec),
