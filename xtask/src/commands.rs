@@ -17,7 +17,8 @@ pub(crate) fn cargo(root: &Root) -> Command {
 /// The Python that set-up has prepared, in the root of the repository.
 pub(crate) fn python(root: &Root) -> Command {
     let mut command = Command::new(root.python());
-    command.current_dir(root.path());
+    // Unbuffered: what it prints is seen when it happens, also through a pipe.
+    command.current_dir(root.path()).env("PYTHONUNBUFFERED", "1");
     command
 }
 

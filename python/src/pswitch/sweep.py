@@ -36,7 +36,7 @@ TRANSFORMERS = (
     ("mobilebert,num_hidden_layers=2", None),
     ("squeezebert,num_hidden_layers=2", None),
     ("gpt2,n_layer=2", "causal-lm"),
-    ('gpt_neo,num_layers=2,hidden_size=256,num_heads=4,attention_types=[[["global"|"local"]|1]]', "causal-lm"),
+    ("gptj,n_layer=2,n_embd=256,n_head=4,vocab_size=4000,rotary_dim=16", "causal-lm"),
     ("gpt_neox,num_hidden_layers=2,hidden_size=256,num_attention_heads=4,intermediate_size=512", "causal-lm"),
     ("opt,num_hidden_layers=2", "causal-lm"),
     ("bloom,n_layer=2,hidden_size=256,n_head=4,vocab_size=4000", "causal-lm"),
