@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use pswitch_controller::{Bandwidth, ConfigOverrides, DeviceChoice, SizeSetting};
 use pswitch_transfer::Algorithm;
 
-/// Time-shares a GPU between many PyTorch models with millisecond switches.
+/// Time-shares a device between many PyTorch models.
 #[derive(Debug, Parser)]
 #[command(
     version,

@@ -1,4 +1,4 @@
-//! `pswitch`: time-shares a GPU between many PyTorch models.
+//! `pswitch`: time-shares a device between many PyTorch models.
 //!
 //! Thin: parses flags, forks the zygote before anything else when it is to serve, and prints errors once.
 

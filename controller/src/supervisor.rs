@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use pswitch_protocol::{Channel, FromZygote, ProtocolError, ToZygote};
+use tokio::sync::watch;
 
 use crate::driver::{Mail, Mailbox};
 use crate::scheduler::WorkerId;
@@ -17,26 +18,36 @@ pub(crate) struct Supervisor {
     channel: Arc<Channel>,
     routes: Routes,
     next: AtomicU32,
+    failure: watch::Sender<bool>,
 }
 
 /// Whose worker is whose.
 type Routes = Arc<Mutex<HashMap<WorkerId, Mailbox>>>;
 
 impl Supervisor {
-    /// Starts listening to the zygote. `lost` is called once, when the zygote is gone: its workers are dead then and no
-    /// new one can be forked, so the server has to end.
-    pub(crate) fn start(
-        channel: Channel,
-        lost: impl FnOnce() + Send + 'static,
-    ) -> std::io::Result<Arc<Self>> {
+    /// Starts listening to the zygote. When it is gone, its workers are dead and no new one can be forked: then the
+    /// server has to end, as after [`fail`](Self::fail).
+    pub(crate) fn start(channel: Channel) -> std::io::Result<Arc<Self>> {
         let channel = Arc::new(channel);
         let routes = Routes::default();
+        let failure = watch::Sender::new(false);
+        let failed = failure.clone();
         let listener = Listener { channel: Arc::clone(&channel), routes: Arc::clone(&routes) };
         thread::Builder::new().name("pswitch-zygote".to_owned()).spawn(move || {
             listener.run();
-            lost();
+            failed.send_replace(true);
         })?;
-        Ok(Arc::new(Self { channel, routes, next: AtomicU32::new(0) }))
+        Ok(Arc::new(Self { channel, routes, next: AtomicU32::new(0), failure }))
+    }
+
+    /// Says that the server cannot go on.
+    pub(crate) fn fail(&self) {
+        self.failure.send_replace(true);
+    }
+
+    /// Becomes true when the server cannot go on.
+    pub(crate) fn failure(&self) -> watch::Receiver<bool> {
+        self.failure.subscribe()
     }
 
     /// Has a worker forked; the answer is its number and this side's end of its connection. Its loss, or that it could

@@ -161,8 +161,6 @@ pub struct Executed {
     pub finished_ns: u64,
     /// Time spent waiting for groups, in nanoseconds.
     pub waited_ns: u64,
-    /// Most bytes of the arena in use at once.
-    pub arena_peak_bytes: u64,
 }
 
 /// Worker to controller.
@@ -243,4 +241,11 @@ pub enum FromZygote {
         /// How it ended.
         cause: ExitCause,
     },
+}
+
+/// Now on `CLOCK_MONOTONIC`, which all processes of a machine share, in nanoseconds.
+pub fn monotonic_ns() -> u64 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .map(|time| std::time::Duration::from(time).as_nanos())
+        .map_or(0, |nanos| u64::try_from(nanos).unwrap_or(u64::MAX))
 }

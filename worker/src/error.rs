@@ -70,6 +70,12 @@ pub enum WorkerError {
     /// A message names something that does not exist, or comes at the wrong time.
     #[error("the controller broke the protocol: {0}")]
     Order(String),
+    /// libtorch kept memory of an execution beyond its end; the worker must not run another.
+    #[error("libtorch kept {bytes} bytes of an execution's arena")]
+    Kept {
+        /// How many.
+        bytes: u64,
+    },
     /// A process could not be set up.
     #[error("{operation} failed")]
     System {

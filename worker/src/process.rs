@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::time::{ClockId, clock_gettime};
 use pswitch_device::{
     Device, DeviceAddress, DeviceError, DeviceId, DeviceMemory, DeviceSlice, ExecutionStream, LinkThrottle,
     MemoryHandle, SharedMemory, doorbell, open_device,
@@ -15,7 +14,7 @@ use pswitch_device::{
 use pswitch_model::{Archive, DType};
 use pswitch_protocol::{
     Attach, Channel, Execute, Executed, ExecutionFault, FaultClass, FromWorker, InputValue, LoadModel,
-    PlacedTensor, ProtocolError, Region, ToWorker,
+    PlacedTensor, ProtocolError, Region, ToWorker, monotonic_ns,
 };
 
 use crate::cpu_arena::CpuArena;
@@ -25,6 +24,9 @@ use crate::libtorch::TorchDevice;
 
 /// Outputs begin at multiples of this in their slot, so that every element type is aligned.
 const OUTPUT_ALIGNMENT_BYTES: u64 = 64;
+
+/// Longest that a worker which waits for a group does not look at its stop flag.
+const STOP_LATENCY: Duration = Duration::from_millis(20);
 
 /// Serves a controller until it says [`ToWorker::Shutdown`] or closes the connection.
 ///
@@ -47,8 +49,12 @@ pub fn serve(channel: &Channel) -> Result<(), WorkerError> {
             ToWorker::Unload { model } => drop(worker.models.remove(&model)),
             ToWorker::Plan { model, wait_nodes } => worker.plan(model, wait_nodes)?,
             ToWorker::Execute(execute) => {
-                let result = worker.execute(&execute)?;
+                let (result, kept_bytes) = worker.execute(&execute)?;
                 channel.send(&FromWorker::Finished { execution: execute.execution, result }, &[])?;
+                if kept_bytes > 0 {
+                    // What libtorch keeps there the next execution would overwrite: another worker takes over.
+                    return Err(WorkerError::Kept { bytes: kept_bytes });
+                }
             }
             ToWorker::Shutdown => break,
         }
@@ -147,8 +153,9 @@ impl Worker {
         Ok(())
     }
 
-    /// Runs one execution. The inner error is the execution's, the outer one the controller's.
-    fn execute(&mut self, execute: &Execute) -> Result<Result<Executed, ExecutionFault>, WorkerError> {
+    /// Runs one execution. The inner error is the execution's, the outer one the controller's; the number is how many
+    /// bytes of the arena libtorch did not give back.
+    fn execute(&mut self, execute: &Execute) -> Result<(Result<Executed, ExecutionFault>, u64), WorkerError> {
         let Some(model) = self.models.get_mut(&execute.model) else {
             return Err(WorkerError::Order(format!(
                 "an execution of model {}, which is not loaded",
@@ -200,40 +207,26 @@ impl Worker {
                 let outputs = write_outputs(&model.executable, &self.slots, execute.outputs)?;
                 let waited_ns = u64::try_from(watch.waited.as_nanos()).unwrap_or(u64::MAX);
                 let first_layer_ns = watch.first_group_ns.unwrap_or(begin_ns);
-                Ok(Executed {
-                    outputs,
-                    first_layer_ns,
-                    finished_ns: monotonic_ns(),
-                    waited_ns,
-                    arena_peak_bytes: 0,
-                })
+                Ok(Executed { outputs, first_layer_ns, finished_ns: monotonic_ns(), waited_ns })
             });
         let profile = watch.profile.take().map(|times| node_times(&times));
         model.executable.clear();
         let stats = arena.end();
-        if stats.in_use_bytes > 0 {
-            tracing::error!(
-                model = model.name,
-                bytes = stats.in_use_bytes,
-                "libtorch kept memory of an execution"
-            );
-        }
         if let (Some(region), Some(times), Ok(_)) = (execute.profile, profile, &result) {
             self.slots.write(region.offset, &times)?;
         }
-        Ok(result.map(|executed| Executed { arena_peak_bytes: stats.peak_bytes, ..executed }).map_err(
-            |error| {
-                let mut message = error.message;
-                if error.class == FaultClass::OutOfMemory {
-                    message = format!(
-                        "{message}: of the arena's {} bytes up to {} were in use; give the device a larger \
+        let result = result.map_err(|error| {
+            let mut message = error.message;
+            if error.class == FaultClass::OutOfMemory {
+                message = format!(
+                    "{message}: of the arena's {} bytes up to {} were in use; give the device a larger \
                          arena_size or send a smaller batch",
-                        stats.capacity_bytes, stats.peak_bytes
-                    );
-                }
-                ExecutionFault { class: error.class, message }
-            },
-        ))
+                    stats.capacity_bytes, stats.peak_bytes
+                );
+            }
+            ExecutionFault { class: error.class, message }
+        });
+        Ok((result, stats.in_use_bytes))
     }
 }
 
@@ -305,22 +298,29 @@ struct ExecutionWatch<'a, D: Iterator<Item = (u32, DeviceSlice)>> {
 impl<D: Iterator<Item = (u32, DeviceSlice)>> ExecutionWatch<'_, D> {
     fn wait(&mut self, word: &DeviceSlice) -> Result<(), RunError> {
         let begin = Instant::now();
-        self.device
-            .wait_doorbell(ExecutionStream::Host, word, self.deadline)
-            .map_err(|error| transfer_fault(&error))?;
+        loop {
+            let until = self.deadline.min(Instant::now() + STOP_LATENCY);
+            match self.device.wait_doorbell(ExecutionStream::Host, word, until) {
+                Ok(()) => break,
+                Err(DeviceError::TimedOut { .. }) if until < self.deadline => self.check_stop()?,
+                Err(error) => return Err(transfer_fault(&error)),
+            }
+        }
         self.waited += begin.elapsed();
         Ok(())
+    }
+
+    fn check_stop(&self) -> Result<(), RunError> {
+        if self.stop.load(Ordering::Relaxed) == 0 {
+            return Ok(());
+        }
+        Err(RunError { class: FaultClass::Stopped, message: "the execution was stopped".to_owned() })
     }
 }
 
 impl<D: Iterator<Item = (u32, DeviceSlice)>> Watch for ExecutionWatch<'_, D> {
     fn before(&mut self, node: usize) -> Result<(), RunError> {
-        if self.stop.load(Ordering::Relaxed) != 0 {
-            return Err(RunError {
-                class: FaultClass::Stopped,
-                message: "the execution was stopped".to_owned(),
-            });
-        }
+        self.check_stop()?;
         if let Some((_, word)) = self.doorbells.next_if(|(first, _)| *first as usize == node) {
             self.wait(&word)?;
             self.first_group_ns.get_or_insert_with(monotonic_ns);
@@ -348,10 +348,4 @@ fn node_times(launches: &[(Instant, Duration)]) -> Vec<u8> {
             (busy.as_secs_f32() * 1e6).to_le_bytes()
         })
         .collect()
-}
-
-fn monotonic_ns() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map(|time| Duration::from(time).as_nanos())
-        .map_or(0, |nanos| u64::try_from(nanos).unwrap_or(u64::MAX))
 }

@@ -85,7 +85,7 @@ async fn serve(config: Config, zygote: Zygote, progress: &Progress) -> anyhow::R
         () = loading => "",
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "Ctrl-C",
-        () = server.failed() => anyhow::bail!("the zygote is gone, and with it all workers"),
+        () = server.failed() => anyhow::bail!("the zygote is gone, and with it all workers, or a driver has failed"),
     };
     tracing::info!(reason = ended, "finishing what runs, refusing what is new");
     let drained = tokio::select! {

@@ -19,6 +19,8 @@ pub(super) struct HomedModel {
     pub(super) used_doorbells: Vec<DeviceSlice>,
     /// Whether all workers have built it, so that requests may come.
     pub(super) in_service: bool,
+    /// Workers in a row that have died while they built it.
+    pub(super) deaths: u32,
 }
 
 impl HomedModel {
@@ -36,6 +38,7 @@ impl HomedModel {
             wait_nodes: Vec::new(),
             used_doorbells: Vec::new(),
             in_service: false,
+            deaths: 0,
         };
         let whole: Vec<_> =
             model.spec.layers.len().checked_sub(1).map(|last| (0, last)).into_iter().collect();

@@ -15,7 +15,7 @@ use crate::scheduler::WorkerId;
 /// Stop flags lie this far apart, so that two workers never share a cache line.
 const STOP_FLAG_STRIDE_BYTES: u64 = 64;
 
-/// Stop flags in the control page; more workers never live at a time.
+/// Stop flags in the control page: far more than workers that a device may have, those that are being replaced included.
 const STOP_FLAGS: u64 = 1024;
 
 /// Longest wait between two attempts to replace workers that die before they are ready.
@@ -69,7 +69,7 @@ impl Links {
         attachment: &Attachment,
         models: &BTreeMap<ModelId, HomedModel>,
     ) -> Result<(), ProtocolError> {
-        let stop_flag = u64::from(worker.0) % STOP_FLAGS * STOP_FLAG_STRIDE_BYTES;
+        let stop_flag = self.free_stop_flag();
         let attach = Attach {
             worker: worker.0,
             device: attachment.device.clone(),
@@ -92,6 +92,18 @@ impl Links {
         Ok(())
     }
 
+    /// The first stop flag that no worker has.
+    fn free_stop_flag(&self) -> u64 {
+        let taken: BTreeSet<u64> = self.links.values().map(|link| link.stop_flag).collect();
+        let mut flags = (0..STOP_FLAGS).map(|flag| flag * STOP_FLAG_STRIDE_BYTES);
+        flags.find(|flag| !taken.contains(flag)).expect("a device has at most 64 workers")
+    }
+
+    /// Notes that workers come up again: the next loss is replaced at once.
+    pub(super) fn note_ready(&mut self) {
+        self.stillborn = 0;
+    }
+
     /// Forgets a worker that is gone.
     pub(super) fn remove(&mut self, worker: WorkerId, registry: &Registry) -> Option<Link> {
         let link = self.links.remove(&worker)?;
@@ -103,8 +115,8 @@ impl Links {
     /// Puts off the next fork when workers die before they are ready, ever longer.
     pub(super) fn note_loss(&mut self, was_ready: bool, now: Instant) {
         if was_ready {
-            self.stillborn = 0;
-            self.not_before = Some(now);
+            // A pause that others have earned goes on.
+            self.not_before = self.not_before.max(Some(now));
             return;
         }
         let pause = Duration::from_millis(50) * 2_u32.saturating_pow(self.stillborn.min(16));

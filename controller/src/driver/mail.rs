@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mio::Waker;
 use pswitch_mem_pool::{ModelId, Range};
@@ -13,6 +13,9 @@ use tokio::sync::oneshot;
 use crate::scheduler::{ModelLimits, RequestId, WorkerId};
 use crate::service::ServiceError;
 use crate::slots::Slot;
+
+/// A profile in a slot begins at a multiple of this.
+pub(crate) const PROFILE_ALIGNMENT_BYTES: u64 = 64;
 
 /// What the driver has to know of a model.
 #[derive(Debug)]
@@ -60,7 +63,13 @@ impl Job {
             let message = format!("outputs of {bytes} bytes did not fit {} bytes", self.outputs.bytes);
             return Err(ServiceError::Internal { message });
         }
-        self.slot = self.slot.enlarged(self.outputs.offset, self.outputs.offset + bytes)?;
+        // The place for a profile lies behind the outputs and moves along.
+        let mut end = self.outputs.offset + bytes;
+        if let Some(profile) = &mut self.profile {
+            profile.offset = end.next_multiple_of(PROFILE_ALIGNMENT_BYTES);
+            end = profile.end();
+        }
+        self.slot = self.slot.enlarged(self.outputs.offset, end)?;
         self.outputs.bytes = bytes;
         Ok(())
     }
@@ -72,6 +81,8 @@ pub(crate) struct Finished {
     pub(crate) slot: Slot,
     /// Places are those in the shared memory that slots are cut from.
     pub(crate) outputs: Vec<PlacedTensor>,
+    /// The job's place for a profile, as it was in the end.
+    pub(crate) profile: Option<Range>,
     pub(crate) times: JobTimes,
 }
 
@@ -181,11 +192,4 @@ impl SharedView {
     pub(super) fn update(&self, change: impl FnOnce(&mut DriverView)) {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
     }
-}
-
-/// Now, on the clock that all processes share.
-pub(crate) fn monotonic_ns() -> u64 {
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-        .map(|time| Duration::from(time).as_nanos())
-        .map_or(0, |nanos| u64::try_from(nanos).unwrap_or(u64::MAX))
 }

@@ -31,7 +31,8 @@ use crate::supervisor::Supervisor;
 use home::HomedModel;
 use links::{Attachment, Links};
 pub(crate) use mail::{
-    DriverView, Finished, Job, JobInput, JobTimes, Mail, Mailbox, ModelSpec, SharedView, monotonic_ns,
+    DriverView, Finished, Job, JobInput, JobTimes, Mail, Mailbox, ModelSpec, PROFILE_ALIGNMENT_BYTES,
+    SharedView,
 };
 
 /// Inputs in an arena, and the doorbell behind it, begin at multiples of this.
@@ -40,8 +41,8 @@ const INPUT_ALIGNMENT_BYTES: u64 = 512;
 /// Time that a worker has to map what is shared and build its models, before it counts as hung.
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Workers that may die while they build a model before it is given up.
-const DEADLY_BUILDS: u32 = 2;
+/// Workers in a row that may die while they build a model before it is given up.
+const DEADLY_BUILDS: u32 = 5;
 
 /// What a driver is made of.
 pub(crate) struct DriverParts {
@@ -111,11 +112,21 @@ struct Running {
     result: Option<Result<Executed, ExecutionFault>>,
 }
 
-/// A model that workers build for the first time.
-struct Placing {
-    done: oneshot::Sender<Result<(), String>>,
-    /// Workers that have died over it.
-    deaths: u32,
+/// Says that the server cannot go on, unless it is disarmed: for a driver that panics.
+struct FailureOnDrop(Option<Arc<Supervisor>>);
+
+impl FailureOnDrop {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for FailureOnDrop {
+    fn drop(&mut self) {
+        if let Some(supervisor) = &self.0 {
+            supervisor.fail();
+        }
+    }
 }
 
 struct Driver {
@@ -128,14 +139,14 @@ struct Driver {
     engine: Engine,
     links: Links,
     attachment: Attachment,
-    execution_timeout: Duration,
+    options: SchedulerOptions,
     /// How many workers there are to be.
     workers: usize,
     starting: BTreeMap<WorkerId, Instant>,
     models: BTreeMap<ModelId, HomedModel>,
     /// Plans that wait until nothing of their model is under way.
     plans: BTreeMap<ModelId, Box<Plan>>,
-    placing: HashMap<ModelId, Placing>,
+    placing: HashMap<ModelId, oneshot::Sender<Result<(), String>>>,
     removing: HashMap<ModelId, oneshot::Sender<()>>,
     jobs: HashMap<RequestId, Job>,
     running: HashMap<ExecutionId, Running>,
@@ -173,8 +184,7 @@ impl Driver {
         let spec = DeviceSpec { id: device.properties().id.to_string(), threads };
         let slot_memory = Arc::clone(slots.memory());
         let attachment = Attachment { device: spec, pool: description, pool_descriptors, slots: slot_memory };
-        let execution_timeout = options.execution_timeout;
-        let scheduler = Scheduler::new(Ledger::new(pool.layout()), options);
+        let scheduler = Scheduler::new(Ledger::new(pool.layout()), options.clone());
         let mut driver = Self {
             unclear_inputs: vec![true; pool.layout().arenas.len()],
             device,
@@ -186,7 +196,7 @@ impl Driver {
             engine,
             links: Links::new()?,
             attachment,
-            execution_timeout,
+            options,
             workers,
             starting: BTreeMap::new(),
             models: BTreeMap::new(),
@@ -209,7 +219,15 @@ impl Driver {
         Ok(driver)
     }
 
+    /// Runs until it is told to stop. If it ends otherwise, the server has to end with it.
     fn run(mut self) {
+        let failure = FailureOnDrop(Some(self.supervisor.clone()));
+        self.serve();
+        self.end();
+        failure.disarm();
+    }
+
+    fn serve(&mut self) {
         let mut events = Events::with_capacity(64);
         while !self.stopped {
             let now = Instant::now();
@@ -217,8 +235,7 @@ impl Driver {
             if let Err(error) = self.poll.poll(&mut events, timeout)
                 && error.kind() != std::io::ErrorKind::Interrupted
             {
-                tracing::error!(%error, "the driver cannot poll");
-                break;
+                panic!("the driver cannot poll: {error}");
             }
             for token in events.iter().map(mio::event::Event::token) {
                 if let Some(worker) = links::worker_of(token) {
@@ -231,7 +248,6 @@ impl Driver {
             self.tick();
             self.publish();
         }
-        self.end();
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -306,14 +322,21 @@ impl Driver {
     fn hear(&mut self, worker: WorkerId, message: FromWorker) {
         let Some(link) = self.links.get_mut(worker) else { return };
         match message {
+            FromWorker::Attached if link.attached => self.break_with(worker, "it attached twice"),
             FromWorker::Attached => {
                 link.attached = true;
                 self.check_ready(worker);
             }
             FromWorker::Loaded { model, error } => {
                 let model = ModelId(model);
+                if link.building != Some(model) {
+                    return self.break_with(worker, "it built a model that it was not told to");
+                }
                 if let Err(reason) = link.built(model, error.is_none(), &self.models) {
                     return self.break_with(worker, &reason.to_string());
+                }
+                if let Some(homed) = self.models.get_mut(&model) {
+                    homed.deaths = 0;
                 }
                 self.note_built(model, error);
                 self.check_ready(worker);
@@ -340,6 +363,7 @@ impl Driver {
         let Some(link) = self.links.get_mut(worker) else { return };
         if link.attached && link.unbuilt.is_empty() && !link.ready {
             link.ready = true;
+            self.links.note_ready();
             if let Some(begin) = self.starting.remove(&worker) {
                 tracing::info!(%worker, ms = begin.elapsed().as_millis(), "ready");
             }
@@ -351,16 +375,16 @@ impl Driver {
     fn note_built(&mut self, model: ModelId, error: Option<String>) {
         if let Some(reason) = error {
             match self.placing.remove(&model) {
-                Some(placing) => drop(placing.done.send(Err(reason))),
+                Some(done) => drop(done.send(Err(reason))),
                 None => self.withdraw(model, reason),
             }
         } else if self.links.all_built(model)
-            && let Some(placing) = self.placing.remove(&model)
+            && let Some(done) = self.placing.remove(&model)
         {
             if let Some(homed) = self.models.get_mut(&model) {
                 homed.in_service = true;
             }
-            let _ = placing.done.send(Ok(()));
+            let _ = done.send(Ok(()));
         }
     }
 
@@ -389,8 +413,10 @@ impl Driver {
             }
             Mail::Place { spec, done } => self.place(spec, done),
             Mail::Plan { model, plan } => {
-                self.plans.insert(model, plan);
-                self.apply_plans();
+                if self.models.contains_key(&model) {
+                    self.plans.insert(model, plan);
+                    self.apply_plans();
+                }
             }
             Mail::Remove { model, done } => {
                 if self.models.contains_key(&model) {
@@ -432,7 +458,8 @@ impl Driver {
         let link = self.links.remove(worker, self.poll.registry());
         self.starting.remove(&worker);
         self.links.note_loss(link.as_ref().is_some_and(|link| link.ready), Instant::now());
-        if let Some(model) = link.and_then(|link| link.building) {
+        // A device that cannot start workers at all kills no model: this one had got as far as attaching.
+        if let Some(model) = link.filter(|link| link.attached).and_then(|link| link.building) {
             self.note_death_over(model);
         }
         self.worker_restarts += 1;
@@ -444,14 +471,12 @@ impl Driver {
         self.running.retain(|_, running| running.worker != worker);
     }
 
-    /// Gives up on a model that workers die over while they build it for the first time.
+    /// Gives up on a model that workers die over while they build it.
     fn note_death_over(&mut self, model: ModelId) {
-        let Some(placing) = self.placing.get_mut(&model) else { return };
-        placing.deaths += 1;
-        if placing.deaths >= DEADLY_BUILDS
-            && let Some(placing) = self.placing.remove(&model)
-        {
-            let _ = placing.done.send(Err(format!("{DEADLY_BUILDS} workers have died while they built it")));
+        let Some(homed) = self.models.get_mut(&model) else { return };
+        homed.deaths += 1;
+        if homed.deaths >= DEADLY_BUILDS {
+            self.note_built(model, Some(format!("{DEADLY_BUILDS} workers have died while they built it")));
         }
     }
 
@@ -482,7 +507,7 @@ impl Driver {
         match placed {
             Ok(homed) => {
                 self.models.insert(model, homed);
-                self.placing.insert(model, Placing { done, deaths: 0 });
+                self.placing.insert(model, done);
                 let mut broken: Vec<(WorkerId, String)> = Vec::new();
                 for (worker, link) in self.links.iter_mut() {
                     if let Err(error) = link.build(model, &self.models) {

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use pswitch_device::doorbell;
-use pswitch_mem_pool::{ArenaId, ModelId};
-use pswitch_protocol::{Execute, ExecutionFault, FaultClass, InputValue, PlacedTensor, Region, ToWorker};
+use pswitch_mem_pool::{ArenaId, ModelId, Residency};
+use pswitch_protocol::{
+    Execute, ExecutionFault, FaultClass, InputValue, PlacedTensor, Region, ToWorker, monotonic_ns,
+};
 use pswitch_transfer::{CopyIn, Transfer, TransferId};
 
 use super::refusal::service_error;
-use super::{Driver, Finished, INPUT_ALIGNMENT_BYTES, JobInput, JobTimes, ModelSpec, Running, monotonic_ns};
+use super::{Driver, Finished, INPUT_ALIGNMENT_BYTES, JobInput, JobTimes, ModelSpec, Running};
 use crate::scheduler::{Action, Event, ExecutionId, Load, Outcome, Rejection, RequestId, WorkerId};
 use crate::service::ServiceError;
 
@@ -45,6 +47,8 @@ impl Driver {
             }
             Action::PoisonInputs { execution } => {
                 if let Some(arena) = self.running.get(&execution).map(|running| running.arena) {
+                    // The worker may have cleared it already and never see the poison.
+                    self.unclear_inputs[arena.0 as usize] = true;
                     self.set_input_doorbell(arena, doorbell::POISONED);
                 }
             }
@@ -69,7 +73,8 @@ impl Driver {
             worker: dispatch.worker,
             arena: dispatch.arena,
             decided_ns: monotonic_ns(),
-            switched: dispatch.load.is_some(),
+            // Also by a prefetch that is still under way.
+            switched: self.scheduler.ledger().state(dispatch.model) == Ok(Residency::Moving),
             result: None,
         };
         self.running.insert(dispatch.execution, running);
@@ -135,7 +140,7 @@ impl Driver {
             arena: Region { offset: arena.offset + used, bytes: arena.bytes - used - INPUT_ALIGNMENT_BYTES },
             outputs: in_slot(job.outputs),
             profile: job.profile.map(in_slot),
-            doorbell_timeout_ms: u64::try_from(self.execution_timeout(dispatch.model).as_millis())
+            doorbell_timeout_ms: u64::try_from(self.doorbell_timeout(dispatch.model).as_millis())
                 .unwrap_or(u64::MAX),
         });
         transfer.input_doorbell = Some(input_doorbell);
@@ -157,10 +162,10 @@ impl Driver {
         }
     }
 
-    /// How long an execution of a model may take.
-    fn execution_timeout(&self, model: ModelId) -> Duration {
+    /// How long a worker waits for weights: longer than an execution may take, so that it is told to stop first.
+    fn doorbell_timeout(&self, model: ModelId) -> Duration {
         let own = self.models.get(&model).and_then(|homed| homed.spec.limits.execution_timeout);
-        own.unwrap_or(self.execution_timeout)
+        own.unwrap_or(self.options.execution_timeout) + self.options.stop_grace
     }
 
     fn set_doorbells(&self, model: ModelId, value: u32) {
@@ -196,7 +201,7 @@ impl Driver {
         {
             match job.grow_outputs(needed_bytes) {
                 Ok(()) => {
-                    let event = Event::Submitted { request, model: job.model, deadline: job.deadline };
+                    let event = Event::Resubmitted { request, model: job.model, deadline: job.deadline };
                     self.jobs.insert(request, job);
                     self.pending.push_back(event);
                 }
@@ -215,7 +220,7 @@ impl Driver {
                     waited_ns: executed.waited_ns,
                     switched: running.is_some_and(|running| running.switched),
                 };
-                Ok(Finished { slot: job.slot, outputs: executed.outputs, times })
+                Ok(Finished { slot: job.slot, outputs: executed.outputs, profile: job.profile, times })
             }
             (Ok(()), _) => {
                 Err(ServiceError::Internal { message: "an answer without an execution".to_owned() })

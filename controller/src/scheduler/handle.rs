@@ -17,6 +17,13 @@ impl Scheduler {
             Event::Submitted { request, model, deadline } => {
                 self.submitted(request, model, deadline, now, actions);
             }
+            Event::Resubmitted { request, model, deadline } => {
+                if self.models.get(&model).is_some_and(|record| !record.removed) {
+                    self.accept(request, model, deadline, now);
+                } else {
+                    actions.push(Action::Reply { request, result: Err(Rejection::ModelRemoved) });
+                }
+            }
             Event::Cancelled { request } => self.cancelled(request, now, actions),
             Event::WorkerStarting { worker } => self.workers.starting(worker),
             Event::WorkerReady { worker } => self.workers.ready(worker),
@@ -49,6 +56,10 @@ impl Scheduler {
             actions.push(Action::Reply { request, result: Err(rejection) });
             return;
         }
+        self.accept(request, model, deadline, now);
+    }
+
+    fn accept(&mut self, request: RequestId, model: ModelId, deadline: Option<Instant>, now: Instant) {
         let sequence = self.next_sequence;
         self.next_sequence += 1;
         let state = RequestState::Waiting;

@@ -73,6 +73,16 @@ pub enum Event {
         /// When nobody wants the answer any more.
         deadline: Option<Instant>,
     },
+    /// A request whose execution was answered has to run once more, under the same number: its outputs did not fit
+    /// their place. It was accepted before, so neither limits nor draining refuse it.
+    Resubmitted {
+        /// Its number.
+        request: RequestId,
+        /// The model it is for.
+        model: ModelId,
+        /// When nobody wants the answer any more.
+        deadline: Option<Instant>,
+    },
     /// Nobody wants the answer any more. The reply still comes: it frees the slot.
     Cancelled {
         /// The request.

@@ -5,11 +5,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use pswitch_mem_pool::Range;
+use pswitch_protocol::monotonic_ns;
 use tokio::sync::oneshot;
 
 use super::model::{ServedModel, SlotLayout, datatype_of_code};
 use super::{PROFILE_TIMEOUT, Server, profiling};
-use crate::driver::{Finished, Job, JobTimes, Mail, Mailbox, monotonic_ns};
+use crate::driver::{Finished, Job, JobTimes, Mail, Mailbox, PROFILE_ALIGNMENT_BYTES};
 use crate::scheduler::RequestId;
 use crate::service::{
     Answer, InferOptions, InferenceService, ModelSignature, ModelSnapshot, ModelState, ModelStatus,
@@ -151,7 +152,7 @@ impl InferenceService for Server {
 }
 
 impl Server {
-    fn served(&self, name: &str, version: Option<&str>) -> Result<Arc<ServedModel>, ServiceError> {
+    pub(super) fn served(&self, name: &str, version: Option<&str>) -> Result<Arc<ServedModel>, ServiceError> {
         let status = self.model(name, version)?;
         let served = self.read().get(name).and_then(|registered| registered.served.clone());
         served.filter(|_| status.state == ModelState::Ready).ok_or_else(|| ServiceError::ModelUnavailable {
@@ -198,7 +199,10 @@ impl Server {
     ) -> Result<Vec<Vec<f32>>, ServiceError> {
         let inputs = served.example_inputs();
         let layout = served.lay_out(&inputs)?;
-        let times = Range::new(layout.bytes.next_multiple_of(64), 4 * served.spec.layers.len() as u64);
+        let times = Range::new(
+            layout.bytes.next_multiple_of(PROFILE_ALIGNMENT_BYTES),
+            4 * served.spec.layers.len() as u64,
+        );
         let mut runs = Vec::with_capacity(profiling::RUNS);
         for run in 0..=profiling::RUNS {
             let mut slot = self.slots.reserve(times.end())?;
@@ -220,7 +224,8 @@ impl Server {
             let finished = self.run(device, job, answered).await?;
             if run > 0 {
                 let mut bytes = vec![0; served.spec.layers.len() * 4];
-                finished.slot.read(times.offset, &mut bytes)?;
+                let place = finished.profile.unwrap_or(times);
+                finished.slot.read(place.offset, &mut bytes)?;
                 let (words, _) = bytes.as_chunks::<4>();
                 runs.push(words.iter().map(|word| f32::from_le_bytes(*word)).collect());
             }
@@ -257,7 +262,7 @@ impl Drop for CancelOnDrop<'_> {
 }
 
 fn answer_of(served: &ServedModel, finished: Finished) -> Result<Answer, ServiceError> {
-    let Finished { slot, outputs, times } = finished;
+    let Finished { slot, outputs, times, .. } = finished;
     let internal = |message: String| ServiceError::Internal { message };
     if outputs.len() != served.signature.outputs.len() {
         return Err(internal(format!(

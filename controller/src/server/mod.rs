@@ -152,12 +152,8 @@ impl Server {
         zygote: Channel,
         observer: LoadObserver,
     ) -> Result<(Arc<Self>, PendingModels), ControllerError> {
-        let (failure, failed) = watch::channel(false);
-        let supervisor = Supervisor::start(zygote, move || {
-            // Nobody listens any more when the server is gone as well.
-            let _ = failure.send(true);
-        })
-        .map_err(|source| ControllerError::System { what: "a thread", source })?;
+        let supervisor = Supervisor::start(zygote)
+            .map_err(|source| ControllerError::System { what: "a thread", source })?;
         let opened_devices = config.devices.iter().map(devices::open).collect::<Result<Vec<_>, _>>()?;
         let repository = Repository::scan(&config.repository)?;
         observer(LoadEvent::Found { models: repository.models.len() });
@@ -212,7 +208,7 @@ impl Server {
             next_request: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             loaded: AtomicBool::new(false),
-            failed,
+            failed: supervisor.failure(),
             observer,
             _supervisor: supervisor,
         });
@@ -263,7 +259,7 @@ impl Server {
         tokio::time::timeout(timeout, all).await.is_ok()
     }
 
-    /// Resolves when the server can go on no more: its zygote is gone, and with it all workers.
+    /// Resolves when the server can go on no more: its zygote is gone, and with it all workers, or a driver has failed.
     pub async fn failed(&self) {
         let mut failed = self.failed.clone();
         // The sender lives as long as the zygote is listened to.
@@ -301,6 +297,7 @@ impl Server {
             match placed.await.unwrap_or_else(|_| Err("the device's driver has ended".to_owned())) {
                 Ok(()) => model.devices.push(index),
                 Err(reason) => {
+                    tracing::warn!(model = model.spec.name, device = index, reason, "cannot be placed");
                     self.remove_from(index, model.spec.id).await;
                     reasons.push(reason);
                 }

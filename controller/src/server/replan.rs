@@ -4,7 +4,7 @@ use pswitch_transfer::{Algorithm, Plan, plan};
 
 use super::{Server, chain};
 use crate::driver::Mail;
-use crate::service::{ModelState, ServiceError};
+use crate::service::ServiceError;
 
 impl Server {
     /// Divides a model's transfers anew, from the layer times that were taken when it was loaded. Returns the plans with
@@ -17,13 +17,7 @@ impl Server {
     /// [`ServiceError::UnknownModel`], [`ServiceError::ModelUnavailable`] for one that is not ready,
     /// [`ServiceError::Unsupported`] for one whose layers could not be timed, or that has no layers.
     pub fn replan(&self, name: &str, algorithm: Algorithm) -> Result<Vec<Plan>, ServiceError> {
-        let unknown = || ServiceError::UnknownModel { model: name.to_owned() };
-        let status = self.status_of(name).ok_or_else(unknown)?;
-        let served = self.read().get(name).and_then(|registered| registered.served.clone());
-        let served = served.filter(|_| status.state == ModelState::Ready).ok_or_else(|| {
-            let reason = if status.reason.is_empty() { status.state.name() } else { &status.reason };
-            ServiceError::ModelUnavailable { model: name.to_owned(), reason: reason.to_owned() }
-        })?;
+        let served = self.served(name, None)?;
         let unsupported = |reason: &str| ServiceError::Unsupported {
             what: format!("planning the transfers of model '{name}' anew: {reason}"),
         };

@@ -334,6 +334,20 @@ fn draining_finishes_what_was_accepted() {
 }
 
 #[test]
+fn a_request_that_needs_more_room_runs_again_while_draining() {
+    let mut desk = Desk::new(8, &[4]).at_work(1);
+    let first = execute(&desk.submit(0, 0));
+    assert_eq!(desk.event(Event::Draining), []);
+    assert_eq!(desk.complete(&first), [], "it is answered, and its outputs did not fit");
+    let again = Event::Resubmitted { request: first.request, model: first.model, deadline: None };
+    let second = execute(&desk.event(again));
+    assert_eq!(second.request, first.request);
+    assert_ne!(second.execution, first.execution);
+    assert_eq!(desk.complete(&second), []);
+    assert!(desk.scheduler.is_idle());
+}
+
+#[test]
 fn nothing_begins_without_a_worker() {
     let mut desk = Desk::new(8, &[4]);
     assert!(matches!(desk.submit(0, 0)[..], [Action::Prefetch { .. }]), "but weights may come already");
