@@ -58,7 +58,7 @@ pub(crate) struct Serve {
     /// Configuration; flags go before it.
     #[arg(long, value_name = "FILE.yaml")]
     pub(crate) config: Option<PathBuf>,
-    /// Device to serve on: auto, host, host:N or cuda:N.
+    /// Device to serve on: auto, host or host:N; workers do not execute on cuda:N yet.
     #[arg(long)]
     device: Option<DeviceChoice>,
     /// Device memory for weights and activations, as in 8GiB, or auto.

@@ -64,7 +64,7 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DeviceConfig {
-    /// `host`, `host:N`, `cuda:N`, or `auto`: the first CUDA device if there is one, else the host. Default: `auto`.
+    /// `host`, `host:N`, or `auto`, which is the host: workers do not execute on `cuda:N` yet. Default: `auto`.
     pub id: DeviceChoice,
     /// Device memory for weights and activations, as in `8GiB`. Default: `auto`, what all models need but at most
     /// half of the host's memory or nine tenths of a CUDA device's.
@@ -137,7 +137,7 @@ pub struct LimitsConfig {
 /// Which device to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum DeviceChoice {
-    /// The first CUDA device if there is one, else the host.
+    /// The host, until workers execute on CUDA devices.
     #[default]
     Auto,
     /// That one.

@@ -2,6 +2,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::cuda::CudaDevice;
 use crate::host::HostDevice;
 use crate::{
     DeviceError, DeviceId, DeviceMemory, DeviceSlice, HostSlice, MemoryHandle, PinnedMemory, SharedMemory,
@@ -17,6 +18,28 @@ pub struct DeviceProperties {
     pub name: String,
     /// All the memory that it has, in use or not.
     pub total_memory_bytes: u64,
+    /// What a GPU is beyond that.
+    pub gpu: Option<GpuProperties>,
+}
+
+/// What a GPU is, as reports of measurements name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GpuProperties {
+    /// Its identity, as `nvidia-smi -L` shows it.
+    pub uuid: String,
+    /// Major and minor compute capability.
+    pub compute_capability: (u32, u32),
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Its place on the bus, as in `/sys/bus/pci/devices`.
+    pub pci_address: String,
+    /// Speed and width of its link now, where the system tells.
+    pub pci_link: Option<String>,
+    /// The kernel driver's version, where the system tells.
+    pub driver_version: Option<String>,
+    /// Major and minor version of CUDA that the driver supports.
+    pub cuda_version: (u32, u32),
 }
 
 /// The cost of copies over the host backend's link, one for each direction, shared by all streams of the device.
@@ -37,7 +60,8 @@ pub struct LinkThrottle {
 pub enum ExecutionStream {
     /// The calling thread itself.
     Host,
-    /// A raw `CUstream` of this process.
+    /// A raw `CUstream` of the device's primary context in this process; 0 is the default stream. Whoever gives it
+    /// promises that the stream is alive, which nobody can check.
     Cuda(u64),
 }
 
@@ -51,11 +75,14 @@ pub trait Device: Send + Sync + Debug {
     /// Allocates zeroed memory that other processes can open.
     ///
     /// # Errors
-    /// [`DeviceError::NeverFits`] if the device has less in all; [`DeviceError::EmptyAllocation`];
-    /// [`DeviceError::System`].
+    /// [`DeviceError::NeverFits`] if the device has less in all, [`DeviceError::OutOfMemory`] if it has less now;
+    /// [`DeviceError::EmptyAllocation`]; [`DeviceError::System`] and [`DeviceError::Cuda`].
     fn allocate(&self, bytes: u64) -> Result<Arc<dyn DeviceMemory>, DeviceError>;
 
     /// Opens memory that another process (or this one) has exported from the same device.
+    ///
+    /// On `host` the memory stays while anybody has it open. On `cuda` it belongs to the process that allocated it, which
+    /// keeps it until the others have closed it or ended.
     ///
     /// # Errors
     /// What is wrong with the handle; a handle from a process that is not trusted does no harm.
@@ -63,14 +90,16 @@ pub trait Device: Send + Sync + Debug {
 
     /// Pins host memory, so that copies from and to it run at the link's speed; undone when the last clone is dropped.
     ///
-    /// # Errors
-    /// [`DeviceError::System`] if the memory cannot be pinned.
-    fn pin(&self, memory: Arc<SharedMemory>) -> Result<PinnedMemory, DeviceError>;
-
-    /// A new stream of copies; `name` appears in messages and as a thread's name.
+    /// On `cuda` that, as freeing device memory, may wait for all streams of the process.
     ///
     /// # Errors
-    /// [`DeviceError::System`] if it cannot be made.
+    /// [`DeviceError::System`] or [`DeviceError::Cuda`] if the memory cannot be pinned.
+    fn pin(&self, memory: Arc<SharedMemory>) -> Result<PinnedMemory, DeviceError>;
+
+    /// A new stream of copies; `name` appears in messages and, on `host`, as a thread's name.
+    ///
+    /// # Errors
+    /// [`DeviceError::System`] or [`DeviceError::Cuda`] if it cannot be made.
     fn copy_stream(&self, name: &str) -> Result<Box<dyn CopyStream>, DeviceError>;
 
     /// Lets everything that is launched on the execution stream after this call wait until the doorbell word is at
@@ -91,14 +120,18 @@ pub trait Device: Send + Sync + Debug {
 
     /// Stores a word of device memory at once, past all streams, and wakes who waits on it; returns when it is stored.
     ///
-    /// # Errors
-    /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::System`].
-    fn set_word(&self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError>;
-
-    /// Loads a word of device memory at once, past all streams.
+    /// On `cuda` it passes the streams of other processes always, but not surely those of this process that are stuck at
+    /// a doorbell: streams share queues, and there are eight of those unless `CUDA_DEVICE_MAX_CONNECTIONS` says
+    /// otherwise. So a process that waits for doorbells leaves it to another one to poison them.
     ///
     /// # Errors
-    /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::System`].
+    /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::System`], [`DeviceError::Cuda`].
+    fn set_word(&self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError>;
+
+    /// Loads a word of device memory at once, past all streams, as [`set_word`](Device::set_word) stores it.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::System`], [`DeviceError::Cuda`].
     fn word(&self, word: &DeviceSlice) -> Result<u32, DeviceError>;
 }
 
@@ -110,25 +143,27 @@ pub trait CopyStream: Send + Debug {
     /// Copies host memory to the device. Both ends must be equally long; zero bytes cost nothing.
     ///
     /// # Errors
-    /// [`DeviceError::UnequalCopy`], [`DeviceError::ForeignMemory`], [`DeviceError::StreamEnded`].
+    /// [`DeviceError::UnequalCopy`], [`DeviceError::ForeignMemory`], [`DeviceError::NotPinned`],
+    /// [`DeviceError::StreamEnded`], [`DeviceError::Cuda`].
     fn copy_in(&mut self, from: &HostSlice, to: &DeviceSlice) -> Result<(), DeviceError>;
 
     /// Copies the device's memory to the host. Both ends must be equally long; zero bytes cost nothing.
     ///
     /// # Errors
-    /// [`DeviceError::UnequalCopy`], [`DeviceError::ForeignMemory`], [`DeviceError::StreamEnded`].
+    /// [`DeviceError::UnequalCopy`], [`DeviceError::ForeignMemory`], [`DeviceError::NotPinned`],
+    /// [`DeviceError::StreamEnded`], [`DeviceError::Cuda`].
     fn copy_out(&mut self, from: &DeviceSlice, to: &HostSlice) -> Result<(), DeviceError>;
 
     /// Stores a word of device memory after all copies before it are complete, and wakes who waits on it.
     ///
     /// # Errors
-    /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::StreamEnded`].
+    /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::StreamEnded`], [`DeviceError::Cuda`].
     fn write_word(&mut self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError>;
 
     /// An event that is complete when all that was enqueued before it is done.
     ///
     /// # Errors
-    /// [`DeviceError::StreamEnded`], [`DeviceError::System`].
+    /// [`DeviceError::StreamEnded`], [`DeviceError::System`], [`DeviceError::Cuda`].
     fn record(&mut self) -> Result<Arc<dyn Event>, DeviceError>;
 }
 
@@ -151,18 +186,26 @@ pub trait Event: Send + Sync + Debug {
     fn completed_at(&self) -> Option<Instant>;
 }
 
-/// Opens a device. Every call gives a device of its own: two of one name share no link.
-///
-/// `throttle` describes the link of the host backend; a CUDA device has a real one.
+/// The GPUs of this machine that CUDA shows to this process, in the order of their ordinals. Makes no context.
 ///
 /// # Errors
-/// [`DeviceError::Unavailable`] if this build or machine has no such device, [`DeviceError::InvalidThrottle`].
+/// [`DeviceError::Unavailable`] if there are none, or no driver for them; the reason says which. [`DeviceError::Cuda`].
+pub fn cuda_devices() -> Result<Vec<DeviceProperties>, DeviceError> {
+    crate::cuda::devices()
+}
+
+/// Opens a device. Every call gives a device of its own: two of one name share no link.
+///
+/// `throttle` describes the link of the host backend; a CUDA device has a real one. It shares the GPU's primary context
+/// with whatever else in this process uses CUDA's runtime, and makes it if nothing has yet. So it must not be opened
+/// in a process that is forked later: CUDA does not survive that.
+///
+/// # Errors
+/// [`DeviceError::Unavailable`] if this machine has no such device, or no driver for it; [`DeviceError::Cuda`];
+/// [`DeviceError::InvalidThrottle`].
 pub fn open_device(id: DeviceId, throttle: LinkThrottle) -> Result<Arc<dyn Device>, DeviceError> {
     match id {
         DeviceId::Host(_) => Ok(Arc::new(HostDevice::new(id, throttle)?)),
-        DeviceId::Cuda(_) => Err(DeviceError::Unavailable {
-            device: id,
-            reason: "this build of pswitch has no CUDA backend; use `host`".to_owned(),
-        }),
+        DeviceId::Cuda(ordinal) => Ok(Arc::new(CudaDevice::open(ordinal)?)),
     }
 }

@@ -58,6 +58,20 @@ pub enum DeviceError {
         /// Bytes that the device has.
         capacity_bytes: u64,
     },
+    /// The device has as much, but not free: it may fit later.
+    #[error(
+        "{asked_bytes} bytes do not fit into device {device} now: {free_bytes} of its {capacity_bytes} bytes are free"
+    )]
+    OutOfMemory {
+        /// The device that was asked.
+        device: DeviceId,
+        /// Bytes asked for.
+        asked_bytes: u64,
+        /// Bytes that nobody uses, as far as the device says.
+        free_bytes: u64,
+        /// Bytes that the device has.
+        capacity_bytes: u64,
+    },
     /// Memory of zero bytes cannot be mapped.
     #[error("memory of 0 bytes was asked for")]
     EmptyAllocation,
@@ -99,6 +113,14 @@ pub enum DeviceError {
         /// The size that the file has.
         found_bytes: u64,
     },
+    /// Device memory opened by handle has less than its sender said.
+    #[error("device memory of {found_bytes} bytes was received as one of {expected_bytes} bytes")]
+    WrongAllocationSize {
+        /// The size that was announced.
+        expected_bytes: u64,
+        /// The size that it has.
+        found_bytes: u64,
+    },
     /// A file received as shared memory could be shrunk by its sender, which would kill whoever reads it.
     #[error("a file received as shared memory is not sealed against shrinking")]
     Unsealed,
@@ -107,6 +129,20 @@ pub enum DeviceError {
     MalformedHandle {
         /// What is wrong with it.
         reason: &'static str,
+    },
+    /// A handle of memory that this device cannot open.
+    #[error("device {device} cannot open memory by {kind}")]
+    ForeignHandle {
+        /// The device that was asked.
+        device: DeviceId,
+        /// What the handle is, and why not.
+        kind: &'static str,
+    },
+    /// Host memory that this device has not pinned was given to it.
+    #[error("host memory that device {device} has not pinned was given to it")]
+    NotPinned {
+        /// The device that was asked.
+        device: DeviceId,
     },
     /// The doorbell was poisoned: what it announces will never arrive.
     #[error("the doorbell was poisoned: the transfer that it announces has failed")]
@@ -124,6 +160,18 @@ pub enum DeviceError {
     StreamEnded {
         /// The stream's name.
         stream: String,
+    },
+    /// CUDA's driver refused a call, or reports what an earlier one has led to.
+    #[error("{call} failed: {text} ({name})")]
+    Cuda {
+        /// The call that reported it.
+        call: &'static str,
+        /// CUDA's number of the error.
+        code: u32,
+        /// CUDA's name of the error.
+        name: String,
+        /// CUDA's explanation.
+        text: String,
     },
     /// The operating system refused a call.
     #[error("{call} failed")]

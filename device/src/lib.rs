@@ -1,9 +1,12 @@
 //! Devices of pswitch: memory that processes share, streams of copies, and doorbells that announce them.
 //!
-//! A [`Device`] is a trait with real backends. `host` is the CPU: its memory is shared memory, copies run on a thread
-//! for each [`CopyStream`] over a link that can be [throttled](LinkThrottle), and doorbells are atomics with futex
-//! waits. Everything above this crate runs on any of them; the suite in `conformance` (feature of that name) says what
-//! a backend must do.
+//! A [`Device`] is a trait with two real backends. `cuda` is a GPU: its memory is shared by CUDA's IPC handles, copies
+//! run on its copy engines, and a doorbell is written and waited for by its streams. `host` is the CPU: its memory is
+//! shared memory, copies run on a thread for each [`CopyStream`] over a link that can be [throttled](LinkThrottle), and
+//! doorbells are atomics with futex waits. Everything above this crate runs on both; the suite in `conformance` (feature
+//! of that name) says what a backend must do.
+//!
+//! CUDA's driver is looked for when a GPU is asked for, so that one binary runs on machines with and without.
 //!
 //! A *doorbell* is a word of device memory that a copy stream writes behind the bytes that it announces, and on which
 //! whoever executes waits, with no host in between:
@@ -42,8 +45,10 @@
 //! # }
 //! ```
 
+mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod cuda;
 mod device;
 pub mod doorbell;
 mod error;
@@ -53,7 +58,10 @@ mod id;
 mod memory;
 mod shared_memory;
 
-pub use device::{CopyStream, Device, DeviceProperties, Event, ExecutionStream, LinkThrottle, open_device};
+pub use device::{
+    CopyStream, Device, DeviceProperties, Event, ExecutionStream, GpuProperties, LinkThrottle, cuda_devices,
+    open_device,
+};
 pub use error::DeviceError;
 pub use id::DeviceId;
 pub use memory::{DeviceAddress, DeviceMemory, DeviceSlice, HostSlice, MemoryHandle, PinnedMemory};

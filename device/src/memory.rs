@@ -48,10 +48,32 @@ pub enum MemoryHandle {
         /// The memory's size; checked against the file when it is opened.
         bytes: u64,
     },
+    /// An allocation of a GPU by the handle of CUDA's inter-process communication (`cuda`). No descriptor travels with
+    /// it. It names memory of a living process: the one that allocated it must not free it while others have it open.
+    CudaIpc {
+        /// What the driver made (`CUipcMemHandle`).
+        handle: [u8; CUDA_IPC_BYTES],
+        /// The memory's size; checked against the allocation when it is opened.
+        bytes: u64,
+        /// The GPU's UUID. Ordinals of devices may differ between processes.
+        gpu: [u8; UUID_BYTES],
+    },
 }
+
+const CUDA_IPC_BYTES: usize = 64;
+const UUID_BYTES: usize = 16;
 
 impl MemoryHandle {
     const MEMFD: u8 = 1;
+    const CUDA_IPC: u8 = 2;
+
+    /// How it is handed on, for messages.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Memfd { .. } => "a file descriptor of shared memory",
+            Self::CudaIpc { .. } => "a CUDA IPC handle",
+        }
+    }
 
     /// Takes the handle apart for a message: bytes to be sent as they are, and the descriptors that travel with them.
     pub fn into_parts(self) -> (Vec<u8>, Vec<OwnedFd>) {
@@ -60,6 +82,13 @@ impl MemoryHandle {
                 let mut description = vec![Self::MEMFD];
                 description.extend_from_slice(&bytes.to_le_bytes());
                 (description, vec![fd])
+            }
+            Self::CudaIpc { handle, bytes, gpu } => {
+                let mut description = vec![Self::CUDA_IPC];
+                description.extend_from_slice(&bytes.to_le_bytes());
+                description.extend_from_slice(&gpu);
+                description.extend_from_slice(&handle);
+                (description, Vec::new())
             }
         }
     }
@@ -77,6 +106,18 @@ impl MemoryHandle {
                     .map_err(|_| malformed("a memfd comes with one descriptor"))?;
                 Ok(Self::Memfd { fd, bytes: u64::from_le_bytes(size) })
             }
+            Some((&Self::CUDA_IPC, rest)) => {
+                let parts = rest.split_first_chunk().and_then(|(bytes, rest)| {
+                    let (gpu, handle) = rest.split_first_chunk()?;
+                    Some((u64::from_le_bytes(*bytes), *gpu, handle.try_into().ok()?))
+                });
+                let (bytes, gpu, handle) =
+                    parts.ok_or_else(|| malformed("a CUDA IPC handle has 8, 16 and 64 bytes"))?;
+                if !descriptors.is_empty() {
+                    return Err(malformed("a CUDA IPC handle comes without descriptors"));
+                }
+                Ok(Self::CudaIpc { handle, bytes, gpu })
+            }
             Some(_) => Err(malformed("of a kind that this build does not know")),
             None => Err(malformed("empty")),
         }
@@ -88,13 +129,41 @@ impl MemoryHandle {
 /// The pin holds for every device of the same kind in this process (CUDA: registered as portable).
 #[derive(Debug, Clone)]
 pub struct PinnedMemory {
+    // Before the memory: it is unpinned first and unmapped then.
+    pin: Option<Arc<dyn Pin>>,
     memory: Arc<SharedMemory>,
 }
 
+/// What a backend did to pin memory; undone when it is dropped.
+pub(crate) trait Pin: Any + Send + Sync + fmt::Debug {
+    /// Where the device sees the begin of the memory.
+    fn address(&self) -> DeviceAddress;
+}
+
 impl PinnedMemory {
-    /// For a backend that has pinned `memory`, or need not.
+    /// For a backend that need not pin memory.
     pub(crate) fn new(memory: Arc<SharedMemory>) -> Self {
-        Self { memory }
+        Self { pin: None, memory }
+    }
+
+    /// For a backend that has pinned `memory`.
+    pub(crate) fn with_pin(memory: Arc<SharedMemory>, pin: Arc<dyn Pin>) -> Self {
+        Self { pin: Some(pin), memory }
+    }
+
+    /// What the backend did, by which it knows its own.
+    pub(crate) fn pin(&self) -> Option<&dyn Pin> {
+        self.pin.as_deref()
+    }
+
+    /// Where the device itself reads and writes the memory, without a copy: kernels may be given this address for data of
+    /// which they need little.
+    pub fn address(&self) -> DeviceAddress {
+        match &self.pin {
+            Some(pin) => pin.address(),
+            // Exposed: whoever builds tensors over the memory turns the number into a pointer again.
+            None => DeviceAddress(self.memory.as_ptr().expose_provenance() as u64),
+        }
     }
 
     /// The memory that is pinned.
@@ -113,6 +182,24 @@ fn check_inside(what: &'static str, offset: u64, bytes: u64, capacity_bytes: u64
     match offset.checked_add(bytes) {
         Some(end) if end <= capacity_bytes => Ok(()),
         _ => Err(DeviceError::OutOfRange { what, offset, bytes, capacity_bytes }),
+    }
+}
+
+/// The length of a copy, if both ends have the same.
+pub(crate) fn copy_length(from_bytes: u64, to_bytes: u64) -> Result<u64, DeviceError> {
+    if from_bytes == to_bytes {
+        Ok(from_bytes)
+    } else {
+        Err(DeviceError::UnequalCopy { from_bytes, to_bytes })
+    }
+}
+
+/// Refuses what is not four bytes at a multiple of four.
+pub(crate) fn check_word(slice: &DeviceSlice) -> Result<(), DeviceError> {
+    if slice.bytes == 4 && slice.address().0.is_multiple_of(4) {
+        Ok(())
+    } else {
+        Err(DeviceError::NotAWord { offset: slice.offset, bytes: slice.bytes })
     }
 }
 
@@ -204,6 +291,11 @@ impl HostSlice {
     /// The memory that it lies in.
     pub fn memory(&self) -> &PinnedMemory {
         &self.memory
+    }
+
+    /// Where the device itself reads and writes it; see [`PinnedMemory::address`].
+    pub fn address(&self) -> DeviceAddress {
+        DeviceAddress(self.memory.address().0 + self.offset)
     }
 
     /// Writes `data` at `offset` of the slice.

@@ -119,7 +119,7 @@ fn a_server_that_cannot_start_is_1() {
     );
 
     let ended = serve(&["--device", "cuda:99", "--http", "127.0.0.1:0"]);
-    assert_ended(&ended, 1, &["the device cannot be used", "cuda:99"]);
+    assert_ended(&ended, 1, &["workers cannot execute on cuda:99"]);
 }
 
 #[test]

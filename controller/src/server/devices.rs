@@ -37,20 +37,21 @@ pub(crate) struct OpenedDevice {
     pub(crate) device: Arc<dyn Device>,
 }
 
-/// Opens the device that a configuration names.
+/// Opens the device that a configuration names. Workers execute on the host alone so far, so `auto` is the host, and a
+/// CUDA device is refused.
 pub(crate) fn open(config: &DeviceConfig) -> Result<OpenedDevice, ControllerError> {
     let throttle = config.link.throttle();
-    let device = match config.id {
-        DeviceChoice::Id(id) => open_device(id, throttle)?,
-        DeviceChoice::Auto => match open_device(DeviceId::Cuda(0), throttle) {
-            Ok(device) => device,
-            Err(error) => {
-                tracing::info!(%error, "no CUDA device, the host serves");
-                open_device(DeviceId::Host(0), throttle)?
-            }
-        },
+    let id = match config.id {
+        DeviceChoice::Auto => DeviceId::Host(0),
+        DeviceChoice::Id(DeviceId::Cuda(ordinal)) => {
+            return Err(ControllerError::InvalidConfig {
+                key: "devices".to_owned(),
+                reason: format!("workers cannot execute on cuda:{ordinal} yet; use `host`"),
+            });
+        }
+        DeviceChoice::Id(id) => id,
     };
-    Ok(OpenedDevice { config: config.clone(), throttle, device })
+    Ok(OpenedDevice { config: config.clone(), throttle, device: open_device(id, throttle)? })
 }
 
 impl OpenedDevice {

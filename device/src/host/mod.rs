@@ -1,7 +1,6 @@
 //! The host backend: the pool is shared memory, copies run on a thread for each stream over a link that can be
 //! throttled, doorbells are atomics with futex waits.
 
-mod clock;
 mod event;
 mod link;
 mod stream;
@@ -15,6 +14,7 @@ use nix::libc;
 
 use crate::host::link::Link;
 use crate::host::stream::HostCopyStream;
+use crate::memory::check_word;
 use crate::{
     CopyStream, Device, DeviceAddress, DeviceError, DeviceId, DeviceMemory, DeviceProperties, DeviceSlice,
     ExecutionStream, LinkThrottle, MemoryHandle, PinnedMemory, SharedMemory, doorbell, futex,
@@ -31,8 +31,12 @@ pub(crate) struct HostDevice {
 
 impl HostDevice {
     pub(crate) fn new(id: DeviceId, throttle: LinkThrottle) -> Result<Self, DeviceError> {
-        let properties =
-            DeviceProperties { id, name: processor_name(), total_memory_bytes: physical_memory_bytes() };
+        let properties = DeviceProperties {
+            id,
+            name: processor_name(),
+            total_memory_bytes: physical_memory_bytes(),
+            gpu: None,
+        };
         let inward = Arc::new(Link::new(throttle)?);
         let outward = Arc::new(Link::new(throttle)?);
         tracing::debug!(device = %id, ?throttle, "host device opened");
@@ -60,7 +64,9 @@ impl Device for HostDevice {
     }
 
     fn open(&self, handle: MemoryHandle) -> Result<Arc<dyn DeviceMemory>, DeviceError> {
-        let MemoryHandle::Memfd { fd, bytes } = handle;
+        let MemoryHandle::Memfd { fd, bytes } = handle else {
+            return Err(DeviceError::ForeignHandle { device: self.properties.id, kind: handle.kind() });
+        };
         Ok(self.adopt(SharedMemory::from_fd(fd, bytes)?))
     }
 
@@ -159,9 +165,7 @@ struct HostWord {
 impl HostWord {
     fn new(device: DeviceId, slice: &DeviceSlice) -> Result<Self, DeviceError> {
         let memory = shared_memory(device, slice)?;
-        if slice.bytes() != 4 {
-            return Err(DeviceError::NotAWord { offset: slice.offset(), bytes: slice.bytes() });
-        }
+        check_word(slice)?;
         memory.word(slice.offset())?;
         Ok(Self { memory, offset: slice.offset() })
     }

@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 
-use crate::host::clock::{make_timers_exact, sleep_until};
+use crate::clock::{make_timers_exact, sleep_until};
 use crate::host::event::HostEvent;
 use crate::host::link::Link;
 use crate::host::{HostWord, shared_memory};
+use crate::memory::copy_length;
 use crate::{CopyStream, DeviceError, DeviceId, DeviceSlice, Event, HostSlice, SharedMemory, futex};
 
 /// A stream of copies: a thread that works off a queue.
@@ -71,24 +72,16 @@ fn host_place(slice: &HostSlice) -> Place {
     Place { memory: Arc::clone(slice.memory().memory()), offset: slice.offset() }
 }
 
-fn equal_length(from_bytes: u64, to_bytes: u64) -> Result<u64, DeviceError> {
-    if from_bytes == to_bytes {
-        Ok(from_bytes)
-    } else {
-        Err(DeviceError::UnequalCopy { from_bytes, to_bytes })
-    }
-}
-
 impl CopyStream for HostCopyStream {
     fn copy_in(&mut self, from: &HostSlice, to: &DeviceSlice) -> Result<(), DeviceError> {
-        let bytes = equal_length(from.bytes(), to.bytes())?;
+        let bytes = copy_length(from.bytes(), to.bytes())?;
         let (from, to) = (host_place(from), self.device_place(to)?);
         let link = Arc::clone(&self.inward);
         self.enqueue(Operation::Copy { from, to, bytes, link, enqueued_at: Instant::now() })
     }
 
     fn copy_out(&mut self, from: &DeviceSlice, to: &HostSlice) -> Result<(), DeviceError> {
-        let bytes = equal_length(from.bytes(), to.bytes())?;
+        let bytes = copy_length(from.bytes(), to.bytes())?;
         let (from, to) = (self.device_place(from)?, host_place(to));
         let link = Arc::clone(&self.outward);
         self.enqueue(Operation::Copy { from, to, bytes, link, enqueued_at: Instant::now() })

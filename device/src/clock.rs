@@ -7,14 +7,14 @@ use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, ClockNanosleepFlags, clock_gettime, clock_nanosleep};
 
 /// Lets timers of the calling thread fire when they are due, not up to 50 us later to save wake-ups.
-pub(super) fn make_timers_exact() {
+pub(crate) fn make_timers_exact() {
     if let Err(error) = nix::sys::prctl::set_timerslack(1) {
         tracing::debug!(%error, "the timer slack could not be lowered: throttled copies end a little late");
     }
 }
 
 /// Sleeps until `moment`; returns at once if it has passed.
-pub(super) fn sleep_until(moment: Instant) {
+pub(crate) fn sleep_until(moment: Instant) {
     loop {
         let left = moment.saturating_duration_since(Instant::now());
         if left.is_zero() {

@@ -1,0 +1,44 @@
+//! One module a command: its flags, its measurement, its report.
+
+mod front_end;
+mod pipelining;
+mod start_up;
+mod sweep;
+mod switching;
+
+use clap::Subcommand;
+
+use crate::report::Report;
+use crate::serving::Zygotes;
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Pipelining(pipelining::Pipelining),
+    FrontEnd(front_end::FrontEnd),
+    Switching(switching::Switching),
+    StartUp(start_up::StartUp),
+    Sweep(sweep::Sweep),
+}
+
+impl Command {
+    /// How many servers it starts, one after another.
+    pub(crate) fn servers(&self) -> usize {
+        match self {
+            Self::Pipelining(_) => pipelining::SERVERS,
+            Self::FrontEnd(_) | Self::Switching(_) | Self::StartUp(_) => 1,
+            Self::Sweep(_) => 0,
+        }
+    }
+
+    /// Measures.
+    pub(crate) fn run(&self, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
+        match self {
+            Self::Pipelining(command) => command.run(zygotes),
+            Self::FrontEnd(command) => command.run(zygotes),
+            Self::Switching(command) => command.run(zygotes),
+            Self::StartUp(command) => command.run(zygotes),
+            Self::Sweep(command) => command.run(),
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! A model to be measured: its archive, and inputs whose right outputs are known where reference cases lie beside it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use pswitch_controller::{
+    Datatype, DimensionSignature, ModelSignature, TensorSignature, TensorSpec, describe,
+};
+use pswitch_model::Archive;
+use safetensors::SafeTensors;
+
+/// Cases beside an archive, as `python -m pswitch.fixtures` writes them.
+const CASES: &str = "cases.safetensors";
+
+/// An archive that a benchmark serves.
+#[derive(Debug)]
+pub(crate) struct Subject {
+    pub(crate) name: String,
+    pub(crate) archive: PathBuf,
+    /// Bytes of the weights that move: those that some node uses.
+    pub(crate) span_bytes: u64,
+    pub(crate) signature: ModelSignature,
+    /// Positions among the program's outputs of those that an answer brings.
+    outputs: Vec<usize>,
+    cases: Option<Cases>,
+}
+
+#[derive(Debug)]
+struct Cases {
+    bytes: Vec<u8>,
+    /// With how many threads the reference outputs were made.
+    threads: u32,
+}
+
+/// Shape and bytes of a tensor.
+pub(crate) type Tensor = (Vec<u64>, Vec<u8>);
+
+/// A request's tensors.
+#[derive(Debug, Clone)]
+pub(crate) struct Example {
+    pub(crate) inputs: Vec<(TensorSpec, Vec<u8>)>,
+    /// What eager PyTorch answers, where that is known.
+    pub(crate) outputs: Option<Vec<Tensor>>,
+}
+
+impl Subject {
+    /// Opens `PATH/model.pt2`, or `PATH` itself if that is a file.
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        let is_file = path.is_file();
+        let archive = if is_file { path.to_owned() } else { path.join("model.pt2") };
+        let archive = archive.canonicalize().with_context(|| {
+            format!(
+                "there is no {}; `cargo xtask fixtures` makes those of target/fixtures",
+                archive.display()
+            )
+        })?;
+        let folder = archive.parent().unwrap_or(Path::new("."));
+        let named = if is_file && path.file_name().is_some_and(|name| name != "model.pt2") {
+            archive.file_stem()
+        } else {
+            folder.file_name()
+        };
+        let opened = Archive::open(&archive)?;
+        let program = opened.program();
+        Ok(Self {
+            name: named.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned()),
+            span_bytes: program.span().used_bytes,
+            signature: describe(program).map_err(anyhow::Error::msg)?,
+            outputs: (0..)
+                .zip(&program.outputs)
+                .filter_map(|(place, output)| output.kind.value().map(|_| place))
+                .collect(),
+            cases: Cases::read(&folder.join(CASES))?,
+            archive,
+        })
+    }
+
+    /// With how many threads its reference outputs were made, if there are any.
+    pub(crate) fn reference_threads(&self) -> Option<u32> {
+        self.cases.as_ref().map(|cases| cases.threads)
+    }
+
+    /// The first reference case, with its outputs if they were made with as many threads; else inputs of the least
+    /// shapes.
+    pub(crate) fn example(&self, threads: u32) -> anyhow::Result<Example> {
+        let Some(cases) = &self.cases else {
+            let inputs = self.signature.inputs.iter().map(synthetic).collect::<anyhow::Result<_>>()?;
+            return Ok(Example { inputs, outputs: None });
+        };
+        let tensors = SafeTensors::deserialize(&cases.bytes)?;
+        let tensor = |name: String| -> Option<Tensor> {
+            let tensor = tensors.tensor(&name).ok()?;
+            let shape = tensor.shape().iter().map(|&extent| extent as u64).collect();
+            Some((shape, tensor.data().to_vec()))
+        };
+        let inputs = self.signature.inputs.iter().map(|input| {
+            let (shape, data) = tensor(format!("case0.input.{}", input.name))
+                .with_context(|| format!("the cases of '{}' lack input '{}'", self.name, input.name))?;
+            let spec = TensorSpec::new(&input.name, input.datatype, shape);
+            ensure!(spec.bytes() == Some(data.len() as u64), "input '{}' is of another type", input.name);
+            Ok((spec, data))
+        });
+        let outputs = self.outputs.iter().map(|place| tensor(format!("case0.output.{place}")));
+        let outputs: Option<Vec<Tensor>> = outputs.collect();
+        Ok(Example {
+            inputs: inputs.collect::<anyhow::Result<_>>()?,
+            outputs: outputs.filter(|_| threads == cases.threads),
+        })
+    }
+}
+
+impl Cases {
+    fn read(path: &Path) -> anyhow::Result<Option<Self>> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes)?;
+        let threads = header.metadata().as_ref().and_then(|facts| facts.get("torch_threads")?.parse().ok());
+        let threads = threads.with_context(|| format!("{} names no torch_threads", path.display()))?;
+        Ok(Some(Self { bytes, threads }))
+    }
+}
+
+/// An input of the least shape: numbers between -1 and 1, or zeros where a number is an index, as likely as not.
+fn synthetic(input: &TensorSignature) -> anyhow::Result<(TensorSpec, Vec<u8>)> {
+    let shape: Vec<u64> = input
+        .shape
+        .iter()
+        .map(|dimension| match dimension {
+            DimensionSignature::Fixed(extent) => *extent,
+            DimensionSignature::Dynamic { min, .. } => (*min).max(1),
+        })
+        .collect();
+    let spec = TensorSpec::new(&input.name, input.datatype, shape);
+    let bytes = spec.bytes().and_then(|bytes| usize::try_from(bytes).ok());
+    let bytes = bytes.with_context(|| format!("input '{}' is too large", input.name))?;
+    let data = if input.datatype == Datatype::Fp32 {
+        numbers().flat_map(f32::to_le_bytes).take(bytes).collect()
+    } else {
+        vec![0; bytes]
+    };
+    Ok((spec, data))
+}
+
+/// The same numbers every time, by the generator xorshift64*.
+fn numbers() -> impl Iterator<Item = f32> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    std::iter::repeat_with(move || {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        let high = state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 40;
+        // 24 bits are what the significand of a float holds.
+        #[allow(clippy::cast_precision_loss)]
+        let share = high as f32 / (1_u64 << 24) as f32;
+        share * 2.0 - 1.0
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_fill_the_range() {
+        let drawn: Vec<f32> = numbers().take(10_000).collect();
+        let mean = drawn.iter().sum::<f32>() / 10_000.0;
+        assert!(drawn.iter().all(|number| (-1.0..1.0).contains(number)) && mean.abs() < 0.05, "{mean}");
+        assert_eq!(drawn[..10], numbers().take(10).collect::<Vec<_>>()[..]);
+    }
+
+    #[test]
+    fn inputs_are_of_the_least_shape() {
+        let dimensions = |datatype| TensorSignature {
+            name: "x".to_owned(),
+            datatype,
+            shape: vec![DimensionSignature::Dynamic { min: 0, max: None }, DimensionSignature::Fixed(3)],
+        };
+        let (spec, data) = synthetic(&dimensions(Datatype::Fp32)).unwrap();
+        assert_eq!((spec.shape, data.len()), (vec![1, 3], 12));
+        assert!(data.iter().any(|byte| *byte != 0));
+        let (_, data) = synthetic(&dimensions(Datatype::Int64)).unwrap();
+        assert_eq!(data, [0; 24]);
+    }
+
+    #[test]
+    fn an_archive_that_is_not_there_is_named() {
+        let error = Subject::open(Path::new("/nowhere/resnet")).unwrap_err().to_string();
+        assert!(error.starts_with("there is no /nowhere/resnet/model.pt2"), "{error}");
+    }
+}
