@@ -20,6 +20,8 @@ struct State {
     models: usize,
     ready: usize,
     unavailable: usize,
+    /// Whether all models were loaded once: those that come later are not counted.
+    finished: bool,
 }
 
 impl Progress {
@@ -32,7 +34,8 @@ impl Progress {
         let bar = ProgressBar::with_draw_target(Some(0), target);
         let style = ProgressStyle::with_template("{bar:32} {bytes}/{total_bytes} {bytes_per_sec}  {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        let state = State { begin: Instant::now(), total_bytes: 0, models: 0, ready: 0, unavailable: 0 };
+        let begin = Instant::now();
+        let state = State { begin, total_bytes: 0, models: 0, ready: 0, unavailable: 0, finished: false };
         Self { bar, state: Arc::new(Mutex::new(state)) }
     }
 
@@ -49,7 +52,8 @@ impl Progress {
     /// Takes the bar away and says what there is.
     pub(crate) fn finish(&self, address: &str) {
         self.bar.finish_and_clear();
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.finished = true;
         let failed = match state.unavailable {
             0 => String::new(),
             failed => format!(", {failed} unavailable"),
@@ -79,6 +83,9 @@ impl Progress {
             }
             LoadEvent::Building { model } => self.bar.set_message(format!("building {model}")),
             LoadEvent::Profiling { model } => self.bar.set_message(format!("timing {model}")),
+            LoadEvent::Ready { model, groups } if state.finished => {
+                self.line(&format!("{model} is ready ({groups} groups)"));
+            }
             LoadEvent::Ready { model, groups } => {
                 state.ready += 1;
                 let (ready, models) = (state.ready, state.models);

@@ -234,6 +234,16 @@ fn models_come_and_go_through_the_repository() {
     assert_eq!(reply.status, 503);
     assert_says(&reply.error(), &["'broken'", "model.pt2"]);
     assert_eq!(state("broken").unwrap().0, "UNAVAILABLE");
+    assert_says(&server.log(), &["\nbroken is not available: ", "\nrecurrent is ready"]);
+
+    // One that is served goes on when what is to replace it cannot be loaded.
+    std::fs::remove_file(models.archive("recurrent")).unwrap();
+    models.write("recurrent", b"no archive");
+    let reply = control("recurrent", "load");
+    assert_eq!(reply.status, 503);
+    assert_says(&reply.error(), &["'recurrent'", "model.pt2", "what was loaded before goes on"]);
+    assert_eq!(state("recurrent"), Some(("READY".to_owned(), String::new())));
+    check_all(&server, [&first]);
     assert_eq!(control("nowhere", "load").status, 404);
     assert_eq!(control("nowhere", "unload").status, 404);
     assert_eq!(server.client.metric("pswitch_worker_restarts_total"), 0.0);

@@ -388,20 +388,35 @@ impl Server {
         let Some(entry) = repository.models.into_iter().find(|entry| entry.name.as_str() == wanted) else {
             return Err(broken.map_or(ServiceError::UnknownModel { model: wanted }, unavailable));
         };
+        let server = Arc::clone(&self);
+        let opened = tokio::task::spawn_blocking(move || open_archive(entry, &server.next_model));
+        let Opened { model, archive } = match opened.await.map_err(|error| error.to_string()).flatten() {
+            Ok(opened) => opened,
+            Err(reason) => return Err(unavailable(self.note_unreadable(&name, reason))),
+        };
         self.retire(&name, ModelState::Loading).await?;
         let server = Arc::clone(&self);
-        let opened = tokio::task::spawn_blocking(move || {
-            let opened = open_archive(entry, &server.next_model)?;
-            server.copy_weights(&opened.model, &opened.archive)?;
-            Ok(opened.model)
-        });
-        let result = match opened.await.map_err(|error| error.to_string()).flatten() {
+        let copied =
+            tokio::task::spawn_blocking(move || server.copy_weights(&model, &archive).map(|()| model));
+        let result = match copied.await.map_err(|error| error.to_string()).flatten() {
             Ok(model) => self.build(model).await,
             Err(reason) => Err(reason),
         };
         let failure = result.as_ref().err().cloned();
         self.conclude(&name, result);
         failure.map_or(Ok(()), |reason| Err(unavailable(reason)))
+    }
+
+    /// Notes that an archive cannot be loaded; what was loaded under its name before stays. Returns what to say.
+    fn note_unreadable(&self, name: &str, reason: String) -> String {
+        match self.status_of(name).map(|status| status.state) {
+            Some(ModelState::Ready) => format!("{reason}; what was loaded before goes on"),
+            Some(ModelState::Loading | ModelState::Unloading) => reason,
+            Some(ModelState::Unavailable) | None => {
+                self.conclude(name, Err(reason.clone()));
+                reason
+            }
+        }
     }
 
     /// Takes a model out of service and frees all that it holds; it is left in `state`.
