@@ -72,6 +72,12 @@ pub trait Device: Send + Sync + Debug {
     /// What it is.
     fn properties(&self) -> &DeviceProperties;
 
+    /// Bytes of its memory that nobody has allocated now, in any process.
+    ///
+    /// # Errors
+    /// [`DeviceError::Cuda`].
+    fn free_bytes(&self) -> Result<u64, DeviceError>;
+
     /// Allocates zeroed memory that other processes can open.
     ///
     /// # Errors
@@ -118,6 +124,13 @@ pub trait Device: Send + Sync + Debug {
         deadline: Instant,
     ) -> Result<(), DeviceError>;
 
+    /// What waiting for a doorbell costs whoever executes if it has rung already, measured now; `word` is scratch, and rung
+    /// afterwards. On `cuda` as a part of a graph.
+    ///
+    /// # Errors
+    /// As [`set_word`](Device::set_word).
+    fn measure_wait(&self, word: &DeviceSlice) -> Result<Duration, DeviceError>;
+
     /// Stores a word of device memory at once, past all streams, and wakes who waits on it; returns when it is stored.
     ///
     /// On `cuda` it passes the streams of other processes always, but not surely those of this process that are stuck at
@@ -135,7 +148,10 @@ pub trait Device: Send + Sync + Debug {
     fn word(&self, word: &DeviceSlice) -> Result<u32, DeviceError>;
 }
 
-/// Copies in the order in which they were enqueued. Every call checks, enqueues and returns.
+/// Copies in the order in which they were enqueued, and words in theirs. Every call checks, enqueues and returns.
+///
+/// A word is stored after all copies before it; copies behind it do not wait for that, so that announcing a copy does not
+/// hold up the next one.
 ///
 /// Dropping a stream waits until all that was enqueued is done: copies under way keep their memory, and no doorbell
 /// that was promised stays silent.
@@ -157,10 +173,19 @@ pub trait CopyStream: Send + Debug {
     /// Stores a word of device memory after all copies before it are complete, and wakes who waits on it.
     ///
     /// # Errors
-    /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::StreamEnded`], [`DeviceError::Cuda`].
-    fn write_word(&mut self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError>;
+    /// As [`write_words`](CopyStream::write_words).
+    fn write_word(&mut self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {
+        self.write_words(std::slice::from_ref(word), value)
+    }
 
-    /// An event that is complete when all that was enqueued before it is done.
+    /// Stores several words after all copies before them are complete, in their order and in as few operations as the
+    /// device allows.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::StreamEnded`], [`DeviceError::Cuda`].
+    fn write_words(&mut self, words: &[DeviceSlice], value: u32) -> Result<(), DeviceError>;
+
+    /// An event that is complete when all that was enqueued before it is done, words included.
     ///
     /// # Errors
     /// [`DeviceError::StreamEnded`], [`DeviceError::System`], [`DeviceError::Cuda`].

@@ -53,8 +53,8 @@ impl Engine {
         Ok(Self { device, weights, inputs, saves })
     }
 
-    /// Enqueues a transfer: clears doorbells, copies the inputs, rings theirs, then copies group after group and rings
-    /// for each. Without groups it goes by the stream for inputs.
+    /// Enqueues a transfer: copies the inputs, rings theirs, then copies group after group and rings for each; doorbells to
+    /// be cleared are so before the last one rings. Without groups it goes by the stream for inputs.
     ///
     /// # Errors
     /// [`TransferError::Device`] if something in it cannot be right (ends of different lengths, memory of another device,
@@ -71,10 +71,15 @@ impl Engine {
             self.check_word(word).map_err(cannot(WRITE_WORD))?;
         }
         let lane = if groups.is_empty() { &self.inputs } else { &self.weights };
-        lane.run(id, bytes, |stream, pending| {
-            for word in &clear {
-                write_word(stream, word, doorbell::CLEAR)?;
+        // Behind the first group's doorbell, which somebody waits for, but never behind the last one's.
+        let clear_at = groups.len().min(2).saturating_sub(1);
+        let clear = |stream: &mut dyn CopyStream| {
+            if clear.is_empty() {
+                return Ok(());
             }
+            stream.write_words(&clear, doorbell::CLEAR).map_err(cannot(WRITE_WORD))
+        };
+        lane.run(id, bytes, |stream, pending| {
             for copy in &inputs {
                 copy_in(stream, copy)?;
             }
@@ -84,8 +89,14 @@ impl Engine {
             if !inputs.is_empty() || input_doorbell.is_some() {
                 pending.inputs = Some(stream.record().map_err(cannot(RECORD))?);
             }
-            for GroupCopy { copy, doorbell: word } in &groups {
+            if groups.is_empty() {
+                clear(stream)?;
+            }
+            for (index, GroupCopy { copy, doorbell: word }) in groups.iter().enumerate() {
                 copy_in(stream, copy)?;
+                if index == clear_at {
+                    clear(stream)?;
+                }
                 write_word(stream, word, doorbell::RUNG)?;
                 pending.groups.push(stream.record().map_err(cannot(RECORD))?);
             }

@@ -59,6 +59,10 @@ impl Device for Spy {
         self.device.properties()
     }
 
+    fn free_bytes(&self) -> Result<u64, DeviceError> {
+        self.device.free_bytes()
+    }
+
     fn allocate(&self, bytes: u64) -> Result<Arc<dyn DeviceMemory>, DeviceError> {
         self.device.allocate(bytes)
     }
@@ -87,6 +91,10 @@ impl Device for Spy {
         deadline: Instant,
     ) -> Result<(), DeviceError> {
         self.device.wait_doorbell(on, word, deadline)
+    }
+
+    fn measure_wait(&self, word: &DeviceSlice) -> Result<Duration, DeviceError> {
+        self.device.measure_wait(word)
     }
 
     fn set_word(&self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {
@@ -119,9 +127,9 @@ impl CopyStream for SpyStream {
         self.stream.copy_out(from, to)
     }
 
-    fn write_word(&mut self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {
-        self.note(Asked::Word { offset: word.offset(), value })?;
-        self.stream.write_word(word, value)
+    fn write_words(&mut self, words: &[DeviceSlice], value: u32) -> Result<(), DeviceError> {
+        words.iter().try_for_each(|word| self.note(Asked::Word { offset: word.offset(), value }))?;
+        self.stream.write_words(words, value)
     }
 
     fn record(&mut self) -> Result<Arc<dyn Event>, DeviceError> {
@@ -221,13 +229,13 @@ fn everything_is_enqueued_in_order_on_one_stream() {
 
     let word = |index: u64, value| Asked::Word { offset: 1024 * KIB + 4 * index, value };
     let expected = [
-        word(9, doorbell::CLEAR),
         Asked::In { offset: 512 * KIB, bytes: 100 },
         Asked::In { offset: 600 * KIB, bytes: 200 },
         word(8, doorbell::RUNG),
         Asked::In { offset: 0, bytes: 64 * KIB },
         word(0, doorbell::RUNG),
         Asked::In { offset: 64 * KIB, bytes: 64 * KIB },
+        word(9, doorbell::CLEAR),
         word(1, doorbell::RUNG),
     ];
     let asked = rig.device.asked.lock().unwrap().clone();
@@ -245,6 +253,28 @@ fn everything_is_enqueued_in_order_on_one_stream() {
     assert_eq!(rig.there(600 * KIB, 200), patterns(600 * KIB, 200));
     let words = [9, 8, 0, 1].map(|index| rig.device.word(&rig.word(index)).unwrap());
     assert_eq!(words, [doorbell::CLEAR, doorbell::RUNG, doorbell::RUNG, doorbell::RUNG]);
+}
+
+#[test]
+fn doorbells_are_cleared_before_the_last_one_rings() {
+    let rig = Rig::new(LinkThrottle::default());
+    let word = |index: u64, value| Asked::Word { offset: 1024 * KIB + 4 * index, value };
+    let cleared = [word(8, doorbell::CLEAR), word(9, doorbell::CLEAR)];
+    for groups in 0..5 {
+        let groups: Vec<GroupCopy> = (0..groups).map(|index| rig.group(index, KIB)).collect();
+        let rings: Vec<Asked> = (0..groups.len() as u64).map(|index| word(index, doorbell::RUNG)).collect();
+        let clear = vec![rig.word(8), rig.word(9)];
+        rig.engine.start(Transfer { clear, ..transfer(1, groups) }).unwrap();
+        rig.report().1.unwrap();
+        let asked = std::mem::take(&mut *rig.device.asked.lock().unwrap());
+        let words: Vec<Asked> = asked
+            .into_iter()
+            .map(|(_, asked)| asked)
+            .filter(|asked| matches!(asked, Asked::Word { .. }))
+            .collect();
+        let (ahead, behind) = rings.split_at(rings.len().min(2).saturating_sub(1));
+        assert_eq!(words, [ahead, &cleared[..], behind].concat());
+    }
 }
 
 #[test]

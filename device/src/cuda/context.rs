@@ -5,6 +5,7 @@ use std::ptr;
 use std::sync::Arc;
 
 use super::driver::{check, sys};
+use super::event::RawEvent;
 use crate::DeviceError;
 
 /// A GPU's primary context, which libtorch uses as well, held as long as this lives.
@@ -26,6 +27,10 @@ impl Context {
         // SAFETY: `raw` is written during the call; the count that this raises is lowered in `drop`.
         check("cuDevicePrimaryCtxRetain", unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut raw, device) })?;
         Ok(Arc::new(Self { device, raw }))
+    }
+
+    pub(super) fn raw(&self) -> sys::CUcontext {
+        self.raw
     }
 
     /// Makes it the calling thread's current context until the guard is dropped, and leaves the thread's own current
@@ -91,11 +96,28 @@ unsafe impl Sync for RawStream {}
 
 impl RawStream {
     pub(super) fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
+        Self::of_priority(context, |least, _| least)
+    }
+
+    pub(super) fn of_greatest_priority(context: &Arc<Context>) -> Result<Self, DeviceError> {
+        Self::of_priority(context, |_, greatest| greatest)
+    }
+
+    fn of_priority(
+        context: &Arc<Context>,
+        choose: impl FnOnce(i32, i32) -> i32,
+    ) -> Result<Self, DeviceError> {
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         let mut raw = ptr::null_mut();
+        let (mut least, mut greatest) = (0, 0);
         let _entered = context.enter()?;
+        // SAFETY: both are written during the call.
+        let range = unsafe { sys::cuCtxGetStreamPriorityRange(&raw mut least, &raw mut greatest) };
+        check("cuCtxGetStreamPriorityRange", range)?;
         // SAFETY: `raw` is written during the call; the stream is destroyed in `drop`.
-        check("cuStreamCreate", unsafe { sys::cuStreamCreate(&raw mut raw, flags) })?;
+        let created =
+            unsafe { sys::cuStreamCreateWithPriority(&raw mut raw, flags, choose(least, greatest)) };
+        check("cuStreamCreateWithPriority", created)?;
         Ok(Self { raw, context: Arc::clone(context) })
     }
 
@@ -105,6 +127,13 @@ impl RawStream {
 
     pub(super) fn context(&self) -> &Arc<Context> {
         &self.context
+    }
+
+    /// Lets what is enqueued from here on wait for the last record of an event.
+    pub(super) fn wait_for(&self, event: &RawEvent) -> Result<(), DeviceError> {
+        let _entered = self.context.enter()?;
+        // SAFETY: stream and event live and belong to one context.
+        check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(self.raw, event.raw(), 0) })
     }
 
     /// Blocks until all that was enqueued is done.

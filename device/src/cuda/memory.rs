@@ -140,7 +140,7 @@ fn wrong_size(expected_bytes: u64, found_bytes: u64) -> DeviceError {
 }
 
 /// What nobody has allocated on the current context's GPU.
-fn free_bytes() -> Result<u64, DeviceError> {
+pub(super) fn free_bytes() -> Result<u64, DeviceError> {
     let (mut free, mut total) = (0, 0);
     // SAFETY: both are written during the call.
     check("cuMemGetInfo", unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) })?;

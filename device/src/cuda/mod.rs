@@ -7,13 +7,14 @@
 mod context;
 mod driver;
 mod event;
+mod execution;
 mod memory;
 mod pin;
 mod properties;
 mod stream;
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use self::context::{Context, RawStream};
 use self::driver::{check, sys};
@@ -26,6 +27,8 @@ use crate::{
     CopyStream, Device, DeviceError, DeviceId, DeviceMemory, DeviceProperties, DeviceSlice, ExecutionStream,
     MemoryHandle, PinnedMemory, SharedMemory, doorbell,
 };
+
+pub use self::execution::{CaptureError, GpuGraph, GpuMoment, GpuStream};
 
 /// A GPU.
 #[derive(Debug)]
@@ -76,6 +79,11 @@ impl Device for CudaDevice {
         &self.properties
     }
 
+    fn free_bytes(&self) -> Result<u64, DeviceError> {
+        let _entered = self.context.enter()?;
+        memory::free_bytes()
+    }
+
     fn allocate(&self, bytes: u64) -> Result<Arc<dyn DeviceMemory>, DeviceError> {
         Ok(CudaMemory::allocate(self.gpu, &self.context, bytes)?)
     }
@@ -104,6 +112,12 @@ impl Device for CudaDevice {
         self.check_word(word)?;
         let _entered = self.context.enter()?;
         wait_value(stream, word, doorbell::RUNG)
+    }
+
+    fn measure_wait(&self, word: &DeviceSlice) -> Result<Duration, DeviceError> {
+        self.set_word(word, doorbell::RUNG)?;
+        let stream = GpuStream::open(self.gpu.id)?;
+        execution::measure_wait(&stream, word)
     }
 
     fn set_word(&self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::ptr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use super::context::{Context, log_failure};
@@ -131,10 +132,25 @@ impl PinnedWord {
         self.start
     }
 
-    /// What the GPU has written; not while it does.
+    /// Where the GPU sees it: one address space holds all that the driver allocates.
+    pub(super) fn address(&self) -> DeviceAddress {
+        DeviceAddress(self.start.expose_provenance() as u64)
+    }
+
+    /// What the GPU has written.
     pub(super) fn load(&self) -> u32 {
-        // SAFETY: allocated in `new`, aligned as pages are; the driver gives zeroed pages, and no copy is under way.
-        unsafe { self.start.read_volatile() }
+        self.atomic().load(Ordering::Acquire)
+    }
+
+    /// Writes it from here.
+    pub(super) fn store(&self, value: u32) {
+        self.atomic().store(value, Ordering::Release);
+    }
+
+    fn atomic(&self) -> &AtomicU32 {
+        // SAFETY: allocated in `new`, aligned as pages are, and zeroed by the driver; it lives as long as `self`. The GPU
+        // writes it in one piece, as atomics do.
+        unsafe { AtomicU32::from_ptr(self.start) }
     }
 }
 

@@ -8,7 +8,7 @@ mod stream;
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::libc;
 
@@ -63,6 +63,10 @@ impl Device for HostDevice {
         Ok(self.adopt(memory))
     }
 
+    fn free_bytes(&self) -> Result<u64, DeviceError> {
+        Ok(available_memory_bytes())
+    }
+
     fn open(&self, handle: MemoryHandle) -> Result<Arc<dyn DeviceMemory>, DeviceError> {
         let MemoryHandle::Memfd { fd, bytes } = handle else {
             return Err(DeviceError::ForeignHandle { device: self.properties.id, kind: handle.kind() });
@@ -103,6 +107,16 @@ impl Device for HostDevice {
             }
             futex::wait_while(word.atomic(), doorbell::CLEAR, deadline)?;
         }
+    }
+
+    fn measure_wait(&self, word: &DeviceSlice) -> Result<Duration, DeviceError> {
+        const REPEATS: u32 = 64;
+        self.set_word(word, doorbell::RUNG)?;
+        let began = Instant::now();
+        for _ in 0..REPEATS {
+            self.wait_doorbell(ExecutionStream::Host, word, began + Duration::from_secs(60))?;
+        }
+        Ok(began.elapsed() / REPEATS)
     }
 
     fn set_word(&self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {
@@ -179,6 +193,14 @@ fn processor_name() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     name.map_or_else(|| "CPU".to_owned(), |(_, name)| name.trim().to_owned())
+}
+
+/// What the system could give out without swapping.
+fn available_memory_bytes() -> u64 {
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kibibytes = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    kibibytes.unwrap_or(0) * 1024
 }
 
 fn physical_memory_bytes() -> u64 {

@@ -87,9 +87,10 @@ impl CopyStream for HostCopyStream {
         self.enqueue(Operation::Copy { from, to, bytes, link, enqueued_at: Instant::now() })
     }
 
-    fn write_word(&mut self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {
-        let word = HostWord::new(self.device, word)?;
-        self.enqueue(Operation::Word { word, value })
+    fn write_words(&mut self, words: &[DeviceSlice], value: u32) -> Result<(), DeviceError> {
+        let words =
+            words.iter().map(|word| HostWord::new(self.device, word)).collect::<Result<Vec<_>, _>>()?;
+        words.into_iter().try_for_each(|word| self.enqueue(Operation::Word { word, value }))
     }
 
     fn record(&mut self) -> Result<Arc<dyn Event>, DeviceError> {

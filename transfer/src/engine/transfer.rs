@@ -46,7 +46,8 @@ pub struct Transfer {
     /// Its name in the report.
     pub id: TransferId,
     /// Doorbells of models that are evicted by this transfer; set to
-    /// [`CLEAR`](pswitch_device::doorbell::CLEAR) before any byte moves.
+    /// [`CLEAR`](pswitch_device::doorbell::CLEAR) before the last doorbell of this one rings, so that whoever has used what
+    /// it brings can be sure of it.
     pub clear: Vec<DeviceSlice>,
     /// The request's inputs. They go ahead of the weights.
     pub inputs: Vec<CopyIn>,

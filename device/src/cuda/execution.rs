@@ -1,0 +1,434 @@
+//! The stream on which a worker executes on a GPU, and graphs of what was launched on it.
+
+use std::cell::{Cell, RefCell};
+use std::ptr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::context::{Context, RawStream, log_failure};
+use super::driver::{check, size, sys};
+use super::memory::CudaMemory;
+use super::pin::{PinnedWord, check_pinned};
+use super::properties::Gpu;
+use super::stream::{host_start, wait_op, write_op};
+use crate::memory::{check_word, copy_length};
+use crate::{DeviceAddress, DeviceError, DeviceId, DeviceSlice, ExecutionStream, HostSlice, doorbell};
+
+/// What a capture was asked for, and why it gave no graph.
+#[derive(Debug)]
+pub enum CaptureError<E> {
+    /// What was to be captured failed itself.
+    Captured(E),
+    /// CUDA could not make a graph of it.
+    Device(DeviceError),
+}
+
+/// A GPU's stream of computation, of the greatest priority that there is.
+///
+/// It belongs to one thread. libtorch is told its [number](Self::raw) and launches on it; everything here is enqueued in
+/// between, in the order of the calls, and returns at once. While a [capture](Self::capture) is under way nothing runs:
+/// calls become nodes of the graph instead.
+#[derive(Debug)]
+pub struct GpuStream {
+    id: DeviceId,
+    stream: RawStream,
+    done: PinnedWord,
+    is_capturing: Cell<bool>,
+    /// Nodes of the copies that were captured so far.
+    copies: RefCell<Vec<sys::CUgraphNode>>,
+}
+
+impl GpuStream {
+    /// A new stream of a GPU, in its primary context.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unavailable`] if there is no such GPU; [`DeviceError::Cuda`].
+    pub fn open(id: DeviceId) -> Result<Self, DeviceError> {
+        let DeviceId::Cuda(ordinal) = id else {
+            return Err(DeviceError::WrongExecutionStream { device: id });
+        };
+        let context = Context::retain(Gpu::find(ordinal)?.device)?;
+        Ok(Self {
+            id,
+            stream: RawStream::of_greatest_priority(&context)?,
+            done: PinnedWord::new(&context)?,
+            is_capturing: Cell::new(false),
+            copies: RefCell::default(),
+        })
+    }
+
+    /// The driver's handle, as libtorch and [`ExecutionStream`] take it.
+    pub fn raw(&self) -> u64 {
+        self.stream.raw().expose_provenance() as u64
+    }
+
+    /// The same for [`Device::wait_doorbell`](crate::Device::wait_doorbell).
+    pub fn execution(&self) -> ExecutionStream {
+        ExecutionStream::Cuda(self.raw())
+    }
+
+    /// Waits for `words` to ring, one after the other, and clears `cleared` then: one operation for all of it, since each
+    /// costs the GPU some microseconds. Poisoned words let it go on, too.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::Cuda`].
+    pub fn wait_and_clear(&self, words: &[DeviceSlice], cleared: &[DeviceSlice]) -> Result<(), DeviceError> {
+        let mut operations = Vec::with_capacity(words.len() + cleared.len());
+        for word in words {
+            self.check_word(word)?;
+            operations.push(wait_op(word, doorbell::RUNG));
+        }
+        for word in cleared {
+            self.check_word(word)?;
+            operations.push(write_op(word.address(), doorbell::CLEAR));
+        }
+        self.enqueue(&mut operations)
+    }
+
+    fn check_word(&self, word: &DeviceSlice) -> Result<(), DeviceError> {
+        CudaMemory::behind(self.id, word)?;
+        check_word(word)
+    }
+
+    fn enqueue(&self, operations: &mut [sys::CUstreamBatchMemOpParams]) -> Result<(), DeviceError> {
+        if operations.is_empty() {
+            return Ok(());
+        }
+        let count = u32::try_from(operations.len()).unwrap_or(u32::MAX);
+        let _entered = self.stream.context().enter()?;
+        // SAFETY: the array has that length; every address was checked to be a word of this context's memory, or is
+        // that of the pinned word, which lives as long as the stream.
+        let enqueued =
+            unsafe { sys::cuStreamBatchMemOp_v2(self.stream.raw(), count, operations.as_mut_ptr(), 0) };
+        check("cuStreamBatchMemOp", enqueued)
+    }
+
+    /// Copies results to the host. Captured copies are numbered from 0 in the order of these calls; see
+    /// [`GpuGraph::redirect`].
+    ///
+    /// # Safety
+    /// The bytes at `from` must be memory of this GPU, in this process, until the copy has been done.
+    ///
+    /// # Errors
+    /// [`DeviceError::UnequalCopy`], [`DeviceError::NotPinned`], [`DeviceError::Cuda`].
+    pub unsafe fn copy_out(
+        &self,
+        from: DeviceAddress,
+        bytes: u64,
+        to: &HostSlice,
+    ) -> Result<(), DeviceError> {
+        let bytes = size(copy_length(bytes, to.bytes())?);
+        check_pinned(self.id, to)?;
+        if bytes == 0 && !self.is_capturing.get() {
+            return Ok(());
+        }
+        let _entered = self.stream.context().enter()?;
+        // SAFETY: the caller promises the source; the destination is pinned, and `to` lies inside of it.
+        let enqueued =
+            unsafe { sys::cuMemcpyDtoHAsync_v2(host_start(to).cast(), from.0, bytes, self.stream.raw()) };
+        check("cuMemcpyDtoHAsync", enqueued)?;
+        if self.is_capturing.get() {
+            let node = self.last_captured()?;
+            self.copies.borrow_mut().push(node);
+        }
+        Ok(())
+    }
+
+    /// The node that what comes next will depend on.
+    fn last_captured(&self) -> Result<sys::CUgraphNode, DeviceError> {
+        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        let (mut nodes, mut count) = (ptr::null(), 0);
+        // SAFETY: everything is written during the call; null stands for what is not asked for.
+        let asked = unsafe {
+            sys::cuStreamGetCaptureInfo_v3(
+                self.stream.raw(),
+                &raw mut status,
+                ptr::null_mut(),
+                ptr::null_mut(),
+                &raw mut nodes,
+                ptr::null_mut(),
+                &raw mut count,
+            )
+        };
+        check("cuStreamGetCaptureInfo", asked)?;
+        // SAFETY: the driver gave that many nodes, valid until the stream is used again.
+        let nodes = if count == 0 { &[] } else { unsafe { std::slice::from_raw_parts(nodes, count) } };
+        Ok(nodes.first().copied().unwrap_or(ptr::null_mut()))
+    }
+
+    /// Takes the time when the stream gets here; in a graph, at each of its launches.
+    ///
+    /// # Errors
+    /// [`DeviceError::Cuda`].
+    pub fn mark(&self, moment: &GpuMoment) -> Result<(), DeviceError> {
+        let external = sys::CUevent_record_flags::CU_EVENT_RECORD_EXTERNAL as u32;
+        let flags = if self.is_capturing.get() { external } else { 0 };
+        let _entered = self.stream.context().enter()?;
+        // SAFETY: event and stream live and belong to one context.
+        let recorded = unsafe { sys::cuEventRecordWithFlags(moment.raw, self.stream.raw(), flags) };
+        check("cuEventRecordWithFlags", recorded)
+    }
+
+    /// Announces to this process that the stream got here: [`is_done`](Self::is_done) is true then.
+    ///
+    /// # Errors
+    /// [`DeviceError::Cuda`].
+    pub fn announce(&self) -> Result<(), DeviceError> {
+        self.enqueue(&mut [write_op(self.done.address(), doorbell::RUNG)])
+    }
+
+    /// Takes an announcement back, before what leads to the next one is launched.
+    pub fn expect(&self) {
+        self.done.store(doorbell::CLEAR);
+    }
+
+    /// Whether the stream has passed the last [announcement](Self::announce). A look at memory, no call of the driver.
+    pub fn is_done(&self) -> bool {
+        self.done.load() == doorbell::RUNG
+    }
+
+    /// Whether all that was launched is over.
+    ///
+    /// # Errors
+    /// [`DeviceError::Cuda`] if any of it has failed: then nothing of this process runs on the GPU any more.
+    pub fn is_idle(&self) -> Result<bool, DeviceError> {
+        let _entered = self.stream.context().enter()?;
+        // SAFETY: the stream lives as long as `self`.
+        match unsafe { sys::cuStreamQuery(self.stream.raw()) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            result => check("cuStreamQuery", result).map(|()| true),
+        }
+    }
+
+    /// Blocks until all that was launched is over.
+    ///
+    /// # Errors
+    /// As [`is_idle`](Self::is_idle).
+    pub fn synchronize(&self) -> Result<(), DeviceError> {
+        self.stream.synchronize()
+    }
+
+    /// Makes a graph of all that `launch` enqueues on this stream, by whatever library. Nothing of it runs; memory that
+    /// it uses must stay where it is for as long as the graph is launched.
+    ///
+    /// # Errors
+    /// What `launch` returned, or that CUDA cannot capture what it did (it waited for the GPU, say). The stream is as
+    /// before either way.
+    pub fn capture<E>(&self, launch: impl FnOnce() -> Result<(), E>) -> Result<GpuGraph, CaptureError<E>> {
+        let context = self.stream.context();
+        let _entered = context.enter().map_err(CaptureError::Device)?;
+        // Libraries that are loaded while it lasts allocate and copy: in another mode that would end the capture.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream lives as long as `self`.
+        let begun = unsafe { sys::cuStreamBeginCapture_v2(self.stream.raw(), mode) };
+        check("cuStreamBeginCapture", begun).map_err(CaptureError::Device)?;
+        self.is_capturing.set(true);
+        self.copies.borrow_mut().clear();
+        let launched = launch();
+        self.is_capturing.set(false);
+        let mut graph = ptr::null_mut();
+        // SAFETY: the capture was begun on this stream; `graph` is written during the call.
+        let ended = unsafe { sys::cuStreamEndCapture(self.stream.raw(), &raw mut graph) };
+        let graph = Template { raw: graph, context: Arc::clone(context) };
+        launched.map_err(CaptureError::Captured)?;
+        check("cuStreamEndCapture", ended).map_err(CaptureError::Device)?;
+        let copies = std::mem::take(&mut *self.copies.borrow_mut());
+        GpuGraph::new(self.id, graph, copies, &self.stream).map_err(CaptureError::Device)
+    }
+}
+
+/// What a wait for a word that has rung costs in a graph: the best of some launches of many.
+pub(super) fn measure_wait(stream: &GpuStream, word: &DeviceSlice) -> Result<Duration, DeviceError> {
+    const WAITS: u32 = 64;
+    let (begin, end) = (GpuMoment::new(stream)?, GpuMoment::new(stream)?);
+    let captured = stream.capture(|| {
+        stream.mark(&begin)?;
+        for _ in 0..WAITS {
+            stream.wait_and_clear(std::slice::from_ref(word), &[])?;
+        }
+        stream.mark(&end)
+    });
+    let graph = captured.map_err(|error| match error {
+        CaptureError::Captured(error) | CaptureError::Device(error) => error,
+    })?;
+    let mut best_us = f64::MAX;
+    for _ in 0..5 {
+        // SAFETY: the word is kept by the caller, and the stream waits for it alone.
+        unsafe { graph.launch(stream) }?;
+        stream.synchronize()?;
+        best_us = best_us.min(end.us_since(&begin)?);
+    }
+    Ok(Duration::from_secs_f64(best_us.max(0.0) / 1e6 / f64::from(WAITS)))
+}
+
+/// A point in time on the GPU, taken by [`GpuStream::mark`].
+#[derive(Debug)]
+pub struct GpuMoment {
+    raw: sys::CUevent,
+    context: Arc<Context>,
+}
+
+// SAFETY: an event is a handle of the driver, whose functions may be called from any thread.
+unsafe impl Send for GpuMoment {}
+
+impl GpuMoment {
+    /// One that has not been taken.
+    ///
+    /// # Errors
+    /// [`DeviceError::Cuda`].
+    pub fn new(stream: &GpuStream) -> Result<Self, DeviceError> {
+        let context = stream.stream.context();
+        let mut raw = ptr::null_mut();
+        let _entered = context.enter()?;
+        // SAFETY: `raw` is written during the call; the event is destroyed in `drop`.
+        check("cuEventCreate", unsafe { sys::cuEventCreate(&raw mut raw, 0) })?;
+        Ok(Self { raw, context: Arc::clone(context) })
+    }
+
+    /// Microseconds since another moment; both must have been passed.
+    ///
+    /// # Errors
+    /// [`DeviceError::Cuda`] if one was not.
+    pub fn us_since(&self, earlier: &Self) -> Result<f64, DeviceError> {
+        let mut ms = 0.0;
+        let _entered = self.context.enter()?;
+        // SAFETY: `ms` is written during the call; both events live.
+        let measured = unsafe { sys::cuEventElapsedTime_v2(&raw mut ms, earlier.raw, self.raw) };
+        check("cuEventElapsedTime", measured)?;
+        Ok(f64::from(ms) * 1e3)
+    }
+}
+
+impl Drop for GpuMoment {
+    fn drop(&mut self) {
+        log_failure(self.context.enter().and_then(|_entered| {
+            // SAFETY: made in `new`; graphs that record it are launched no more when their owner drops it.
+            check("cuEventDestroy", unsafe { sys::cuEventDestroy_v2(self.raw) })
+        }));
+    }
+}
+
+/// A graph as it was captured. Nodes belong to it.
+#[derive(Debug)]
+struct Template {
+    raw: sys::CUgraph,
+    context: Arc<Context>,
+}
+
+impl Drop for Template {
+    fn drop(&mut self) {
+        if self.raw.is_null() {
+            return;
+        }
+        log_failure(self.context.enter().and_then(|_entered| {
+            // SAFETY: made by the capture, used by nobody else.
+            check("cuGraphDestroy", unsafe { sys::cuGraphDestroy(self.raw) })
+        }));
+    }
+}
+
+/// Work that is launched as a whole, any number of times, one at a time.
+#[derive(Debug)]
+pub struct GpuGraph {
+    id: DeviceId,
+    executable: sys::CUgraphExec,
+    copies: Vec<CapturedCopy>,
+    template: Template,
+}
+
+#[derive(Debug)]
+struct CapturedCopy {
+    node: sys::CUgraphNode,
+    parameters: sys::CUDA_MEMCPY3D,
+}
+
+impl GpuGraph {
+    fn new(
+        id: DeviceId,
+        template: Template,
+        nodes: Vec<sys::CUgraphNode>,
+        stream: &RawStream,
+    ) -> Result<Self, DeviceError> {
+        let mut graph = Self { id, executable: ptr::null_mut(), copies: Vec::new(), template };
+        for node in nodes {
+            let mut parameters = std::mem::MaybeUninit::<sys::CUDA_MEMCPY3D>::zeroed();
+            // SAFETY: the node was captured as a copy and belongs to the template.
+            let found = unsafe { sys::cuGraphMemcpyNodeGetParams(node, parameters.as_mut_ptr()) };
+            check("cuGraphMemcpyNodeGetParams", found)?;
+            // SAFETY: zero is a value of every field, and the call wrote those that matter.
+            graph.copies.push(CapturedCopy { node, parameters: unsafe { parameters.assume_init() } });
+        }
+        // SAFETY: `executable` is written during the call and destroyed in `drop`; the template lives.
+        check("cuGraphInstantiate", unsafe {
+            sys::cuGraphInstantiateWithFlags(&raw mut graph.executable, graph.template.raw, 0)
+        })?;
+        // What the first launch would do otherwise.
+        // SAFETY: graph and stream live and belong to one context.
+        check("cuGraphUpload", unsafe { sys::cuGraphUpload(graph.executable, stream.raw()) })?;
+        stream.synchronize()?;
+        Ok(graph)
+    }
+
+    /// Lets copy number `copy` go to another place of the same length from the next launch on. Costs a microsecond, or
+    /// nothing if it goes there already.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfRange`] if there is no such copy, [`DeviceError::UnequalCopy`], [`DeviceError::NotPinned`],
+    /// [`DeviceError::Cuda`].
+    pub fn redirect(&mut self, copy: usize, to: &HostSlice) -> Result<(), DeviceError> {
+        let capacity_bytes = self.copies.len() as u64;
+        let Some(CapturedCopy { node, parameters }) = self.copies.get_mut(copy) else {
+            return Err(DeviceError::OutOfRange {
+                what: "copies of a graph",
+                offset: copy as u64,
+                bytes: 1,
+                capacity_bytes,
+            });
+        };
+        copy_length(parameters.WidthInBytes as u64, to.bytes())?;
+        check_pinned(self.id, to)?;
+        let place = host_start(to);
+        let address = place.expose_provenance() as u64;
+        let before = (parameters.dstHost, parameters.dstDevice);
+        if parameters.dstMemoryType == sys::CUmemorytype::CU_MEMORYTYPE_HOST {
+            parameters.dstHost = place.cast();
+        } else {
+            parameters.dstDevice = address;
+        }
+        if before == (parameters.dstHost, parameters.dstDevice) {
+            return Ok(());
+        }
+        let context = &self.template.context;
+        let _entered = context.enter()?;
+        // SAFETY: the node is one of the graph's; the new place is pinned and of the same length.
+        check("cuGraphExecMemcpyNodeSetParams", unsafe {
+            sys::cuGraphExecMemcpyNodeSetParams(self.executable, *node, &raw const *parameters, context.raw())
+        })
+    }
+
+    /// Enqueues all of it on a stream. It must not be under way already.
+    ///
+    /// # Safety
+    /// All memory that was used while it was captured must still be there, and nobody else may use what it writes.
+    ///
+    /// # Errors
+    /// [`DeviceError::Cuda`].
+    pub unsafe fn launch(&self, stream: &GpuStream) -> Result<(), DeviceError> {
+        let _entered = self.template.context.enter()?;
+        // SAFETY: graph and stream live; the rest is the caller's promise.
+        let launched = unsafe { sys::cuGraphLaunch(self.executable, stream.stream.raw()) };
+        check("cuGraphLaunch", launched)
+    }
+}
+
+impl Drop for GpuGraph {
+    fn drop(&mut self) {
+        if self.executable.is_null() {
+            return;
+        }
+        log_failure(self.template.context.enter().and_then(|_entered| {
+            // SAFETY: made in `new`, used by nobody else. The driver lets a launch under way finish.
+            check("cuGraphExecDestroy", unsafe { sys::cuGraphExecDestroy(self.executable) })
+        }));
+    }
+}
