@@ -213,4 +213,12 @@ pub struct ServiceSnapshot {
     pub slot_in_use_bytes: u64,
     /// Bytes of weights that were copied to the device.
     pub transferred_bytes: u64,
+    /// Bytes of device memory that nobody has allocated, in any process, all devices together.
+    pub device_free_bytes: u64,
+    /// Bytes of device memory that libtorch has outside of the pool, in all workers.
+    pub outside_bytes: u64,
+    /// Allocations of device memory outside of the pool that libtorch has made in the workers that live.
+    pub outside_allocations: u64,
+    /// Graphs that the workers that live have captured.
+    pub graphs: u64,
 }

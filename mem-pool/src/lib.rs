@@ -34,6 +34,7 @@
 //! ```
 
 mod arena;
+mod division;
 mod error;
 mod free_list;
 mod host_store;
@@ -44,6 +45,7 @@ mod pool;
 mod range;
 
 pub use arena::{Arena, ArenaStats};
+pub use division::ArenaDivision;
 pub use error::PoolError;
 pub use free_list::FreeList;
 pub use host_store::{HostStore, UnsealedSpan};

@@ -122,6 +122,17 @@ pub enum Dim {
     },
 }
 
+impl Dim {
+    /// Its value in the example that was exported, or one that is allowed where the archive does not tell.
+    pub fn example(&self) -> u64 {
+        match self {
+            Self::Fixed(extent) => *extent,
+            Self::Symbol { hint, min, .. } => hint.unwrap_or(*min),
+            Self::Derived { hint, .. } | Self::Unknown { hint } => hint.unwrap_or(1),
+        }
+    }
+}
+
 /// Smallest and largest value of a symbol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SymbolRange {

@@ -22,6 +22,7 @@
 #![warn(clippy::unwrap_used)]
 
 mod channel;
+pub mod control;
 mod error;
 mod messages;
 

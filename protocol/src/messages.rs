@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Raised with every change of a message; both ends come from one build, so only equal versions talk.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// Bytes in a mapping that both processes know; which mapping the field's name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,8 +32,10 @@ pub struct Attach {
     pub pool: Vec<u8>,
     /// Length of the slot memory.
     pub slots_bytes: u64,
-    /// Offset of this worker's stop flag in the control page.
-    pub stop_flag: u64,
+    /// Places in the pool of which executions are given one each: graphs can be made for them in advance.
+    pub arenas: Vec<Region>,
+    /// Offset of this worker's block in the control page; see [`control`](crate::control).
+    pub control: u64,
     /// Length of the control page.
     pub control_bytes: u64,
 }
@@ -88,6 +90,8 @@ pub struct Execute {
     pub input_doorbell: u64,
     /// Place in the pool for all that the execution allocates.
     pub arena: Region,
+    /// Whether all of the weights are in their home: then no group is waited for.
+    pub resident: bool,
     /// Place in the slot memory for the outputs.
     pub outputs: Region,
     /// Place in the slot memory for one `f32` of microseconds a node, when the execution is to be profiled.

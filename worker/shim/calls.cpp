@@ -1,9 +1,9 @@
+#include "error.h"
 #include "shim.h"
+#include "values.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <exception>
 #include <string>
 #include <variant>
 #include <vector>
@@ -14,11 +14,6 @@
 #include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
 #include <c10/core/InferenceMode.h>
-
-struct ps_values {
-  std::vector<c10::IValue> entries;
-  torch::jit::Stack stack;
-};
 
 struct ps_inference_guard {
   c10::InferenceMode mode;
@@ -49,42 +44,6 @@ struct Output {
   bool list;
   std::vector<int64_t> ids;
 };
-
-void set_error(ps_error* error, ps_fault fault, const char* text) {
-  // The first line says what happened; what follows is libtorch's own stack.
-  const char* end = std::strchr(text, '\n');
-  const size_t bytes = end == nullptr ? std::strlen(text) : static_cast<size_t>(end - text);
-  error->fault = fault;
-  error->message = static_cast<char*>(std::malloc(bytes + 1));
-  if (error->message != nullptr) {
-    std::memcpy(error->message, text, bytes);
-    error->message[bytes] = '\0';
-  }
-}
-
-// Runs `body`; what it throws becomes an error.
-template <typename Body>
-bool guarded(ps_error* error, ps_fault otherwise, Body&& body) {
-  try {
-    body();
-    return true;
-  } catch (const c10::OutOfMemoryError& e) {
-    set_error(error, PS_FAULT_OUT_OF_MEMORY, e.what_without_backtrace());
-  } catch (const c10::IndexError& e) {
-    set_error(error, PS_FAULT_INPUT, e.what_without_backtrace());
-  } catch (const c10::ValueError& e) {
-    set_error(error, PS_FAULT_INPUT, e.what_without_backtrace());
-  } catch (const c10::Error& e) {
-    set_error(error, otherwise, e.what_without_backtrace());
-  } catch (const std::bad_alloc&) {
-    set_error(error, PS_FAULT_OUT_OF_MEMORY, "the host is out of memory");
-  } catch (const std::exception& e) {
-    set_error(error, otherwise, e.what());
-  } catch (...) {
-    set_error(error, otherwise, "an exception of unknown type");
-  }
-  return false;
-}
 
 c10::Device device_of(const char* kind, int32_t index) {
   const auto type = std::strcmp(kind, "cuda") == 0 ? c10::DeviceType::CUDA

@@ -76,6 +76,12 @@ pub enum WorkerError {
         /// How many.
         bytes: u64,
     },
+    /// libtorch cannot compute on the GPU.
+    #[error("{reason}")]
+    Libtorch {
+        /// Why, and what to do.
+        reason: String,
+    },
     /// A process could not be set up.
     #[error("{operation} failed")]
     System {

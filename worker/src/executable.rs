@@ -9,6 +9,8 @@ use pswitch_model::{
 };
 use pswitch_protocol::FaultClass;
 
+use crate::aliasing::Writes;
+use crate::cuda::CudaLibtorch;
 use crate::error::{BuildError, RunError};
 use crate::libtorch::{
     ArgumentIndex, Call, CallBuilder, InferenceMode, Number, Raised, RaisedFault, TorchDevice, Values,
@@ -75,7 +77,7 @@ struct Step {
 /// A program over a span, ready to run any number of times, one run at a time.
 ///
 /// Outputs stay until [`clear`](Self::clear) or the next run. All activations come from libtorch's allocator, which
-/// [`CpuArena`](crate::CpuArena) points at an arena.
+/// [`ExecutionArena`](crate::ExecutionArena) points at an arena.
 pub struct Executable {
     values: Values,
     steps: Vec<Step>,
@@ -118,10 +120,11 @@ impl Executable {
             }
             .map_err(|raised| BuildError::Weight { weight: weight.name.clone(), reason: raised.message })?;
         }
-        let mut builder = Builder { program, device, aliases: weight_aliases(program) };
+        let writes = matches!(device, TorchDevice::Cuda(_)).then(|| Writes::of(program));
+        let mut builder = Builder { program, device, aliases: weight_aliases(program), writes };
         let mut steps = Vec::with_capacity(program.nodes.len());
-        for (node, releases) in program.nodes.iter().zip(program.last_uses()) {
-            steps.push(Step { action: builder.action(node)?, releases, label: label(node) });
+        for (index, (node, releases)) in program.nodes.iter().zip(program.last_uses()).enumerate() {
+            steps.push(Step { action: builder.action(index, node)?, releases, label: label(node) });
         }
         // An input that a program writes to is this execution's own copy; a weight is everybody's.
         if let Some(mutation) = program.mutations.iter().find(|mutation| mutation.kind != MutationKind::Input)
@@ -222,27 +225,47 @@ impl Executable {
     /// # Errors
     /// If an output is neither tensor nor number, or of a type that cannot be sent.
     pub fn outputs(&self) -> Result<Vec<OutputShape>, RunError> {
+        self.outputs.iter().map(|&value| self.output_shape(value)).collect()
+    }
+
+    fn output_shape(&self, value: ValueId) -> Result<OutputShape, RunError> {
         let unsendable =
             |what: String| RunError { class: FaultClass::Model, message: format!("an output is {what}") };
-        self.outputs
-            .iter()
-            .map(|&value| match (self.values.shape(value), self.values.number(value)) {
-                (Some((code, shape)), _) => {
-                    DType::from_c10_code(code).map(|dtype| OutputShape { dtype, shape }).ok_or_else(|| {
-                        unsendable(format!("a tensor of c10 type {code}, which has no name here"))
-                    })
-                }
-                (None, Some(number)) => {
-                    let dtype = match number {
-                        Number::Int(_) => DType::I64,
-                        Number::Float(_) => DType::F64,
-                        Number::Bool(_) => DType::Bool,
-                    };
-                    Ok(OutputShape { dtype, shape: Vec::new() })
-                }
-                (None, None) => Err(unsendable("missing".to_owned())),
-            })
-            .collect()
+        match (self.values.shape(value), self.values.number(value)) {
+            (Some((code, shape)), _) => DType::from_c10_code(code)
+                .map(|dtype| OutputShape { dtype, shape })
+                .ok_or_else(|| unsendable(format!("a tensor of c10 type {code}, which has no name here"))),
+            (None, Some(number)) => {
+                let dtype = match number {
+                    Number::Int(_) => DType::I64,
+                    Number::Float(_) => DType::F64,
+                    Number::Bool(_) => DType::Bool,
+                };
+                Ok(OutputShape { dtype, shape: Vec::new() })
+            }
+            (None, None) => Err(unsendable("missing".to_owned())),
+        }
+    }
+
+    /// Number of outputs, those fixed at export left out.
+    pub(crate) fn output_count(&self) -> usize {
+        self.outputs.len()
+    }
+
+    /// Output `index` of the last run on a GPU: its type and shape, and its value if it is a number, or where it lies,
+    /// dense. It stays there until [`clear`](Self::clear).
+    pub(crate) fn output_on_gpu(
+        &mut self,
+        index: usize,
+        libtorch: &CudaLibtorch,
+    ) -> Result<(OutputShape, Option<Number>, DeviceAddress), RunError> {
+        let value = self.outputs[index];
+        let shape = self.output_shape(value)?;
+        if let Some(number) = self.values.number(value) {
+            return Ok((shape, Some(number), DeviceAddress(0)));
+        }
+        let at = self.values.on_gpu(value, libtorch).map_err(|raised| fault("an output", raised))?;
+        Ok((shape, None, at))
     }
 
     /// Copies output `index` of the last run to host memory, dense and in row-major order.
@@ -328,14 +351,36 @@ struct Builder<'a> {
     device: TorchDevice,
     /// Values that share memory with a weight, as far as the operators' schemas tell, and which weight.
     aliases: HashMap<ValueId, usize>,
+    /// Where the program's device is another than the one that it was exported on.
+    writes: Option<Writes>,
 }
 
 impl Builder<'_> {
-    fn action(&mut self, node: &Node) -> Result<Action, BuildError> {
+    /// Whether a node is a view that may as well be a copy.
+    ///
+    /// An export leaves out copies that its own device did not need: the CPU's attention, say, returns other strides than
+    /// a GPU's, and what could be viewed there cannot here. `reshape` views where it can and copies where it cannot, which
+    /// nobody notices unless the memory is written to later on.
+    fn is_reshape(&self, index: usize, node: &Node) -> bool {
+        let is_view = matches!(
+            &node.target,
+            Target::Operator { namespace, name, overload }
+                if namespace == "aten" && name == "view" && overload == "default"
+        );
+        let viewed = node.inputs.first().map(|argument| &argument.value);
+        match (is_view, &self.writes, viewed) {
+            (true, Some(writes), Some(Argument::Tensor(value))) => !writes.come_after(index, *value),
+            _ => false,
+        }
+    }
+
+    fn action(&mut self, index: usize, node: &Node) -> Result<Action, BuildError> {
         match &node.target {
             Target::Symbolic(operator) => Self::symbolic(node, *operator),
             Target::Operator { namespace, name, overload } => {
                 let overload = if overload == "default" { "" } else { overload };
+                let reshapes = self.is_reshape(index, node);
+                let name = if reshapes { "reshape" } else { name };
                 let builder =
                     CallBuilder::new(&format!("{namespace}::{name}"), overload, self.program.values.len())
                         .map_err(|raised| self.refused(node, raised))?;
@@ -381,7 +426,9 @@ impl Builder<'_> {
     fn call(&mut self, node: &Node, name: &str, mut builder: CallBuilder) -> Result<Call, BuildError> {
         let mut aliased = None;
         for argument in &node.inputs {
-            let Some(index) = builder.argument(&argument.name) else {
+            // What `view` calls its size `reshape` calls a shape.
+            let renamed = if name == "reshape" && argument.name == "size" { "shape" } else { &argument.name };
+            let Some(index) = builder.argument(renamed) else {
                 return Err(self.unfit(node, format!("it has no argument '{}'", argument.name)));
             };
             let cudnn = argument.name == "cudnn_enabled" && matches!(self.device, TorchDevice::Cuda(_));

@@ -4,22 +4,27 @@
 //! - [`serve`] is a worker's life: it maps what the controller shares and does what it says;
 //! - [`Executable`] is a program made ready: every operator found by name in libtorch's dispatcher, every argument in
 //!   place, weights as views of a span. It runs any ATen operator and knows none.
-//! - [`CpuArena`] points libtorch's CPU allocator at the arena of the execution under way.
+//! - [`ExecutionArena`] points libtorch's allocator at the arena of the execution under way.
+//! - On a GPU, executions are CUDA graphs, captured when a model is loaded.
 //!
 //! This is the only library here that reaches libtorch. Its kernels are PyTorch's own and are called with the
 //! arguments of the graph, so outputs are bit-identical to eager PyTorch on the same machine with as many threads.
 #![warn(clippy::unwrap_used)]
 
-mod cpu_arena;
+mod aliasing;
+mod arena;
+mod cuda;
 mod error;
 mod executable;
 mod ffi;
+mod host;
 mod libtorch;
 mod process;
 mod symbolic;
+mod work;
 mod zygote;
 
-pub use cpu_arena::CpuArena;
+pub use arena::ExecutionArena;
 pub use error::{BuildError, RunError, WorkerError};
 pub use executable::{Executable, Input, OutputShape, Watch};
 pub use libtorch::TorchDevice;

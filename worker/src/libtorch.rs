@@ -7,6 +7,7 @@ use std::ptr;
 use pswitch_device::DeviceAddress;
 use pswitch_model::{DType, Sym, ValueId};
 
+use crate::cuda::CudaLibtorch;
 use crate::ffi::{self, RawCall, RawError, RawInferenceGuard, RawValues};
 
 /// Where tensors live, in libtorch's words.
@@ -71,7 +72,7 @@ impl RawError {
     }
 }
 
-fn checked(run: impl FnOnce(*mut RawError) -> bool) -> Result<(), Raised> {
+pub(crate) fn checked(run: impl FnOnce(*mut RawError) -> bool) -> Result<(), Raised> {
     let mut error = RawError::NONE;
     if run(&raw mut error) { Ok(()) } else { Err(error.into_raised()) }
 }
@@ -197,6 +198,13 @@ impl Values {
             sizes.truncate(count);
         }
         Some((dtype, sizes.into_iter().map(i64::cast_unsigned).collect()))
+    }
+
+    /// Makes a tensor entry on a GPU dense, and says where it lies.
+    pub(crate) fn on_gpu(&mut self, id: ValueId, libtorch: &CudaLibtorch) -> Result<DeviceAddress, Raised> {
+        let id = self.index(id);
+        // SAFETY: the number is inside of the table; what is no tensor libtorch refuses.
+        unsafe { libtorch.output(self.raw, id) }
     }
 
     /// Copies a tensor entry to `to`, dense and in row-major order.

@@ -18,6 +18,10 @@ use pswitch_protocol::{Channel, ExitCause, FromZygote, ProtocolError, ToZygote};
 
 use crate::error::WorkerError;
 
+/// From how many queues CUDA's driver feeds the streams of a process. It looks when it starts; with the 8 that it has
+/// otherwise, streams that are stuck at doorbells hold up others.
+const CONNECTIONS: &str = "CUDA_DEVICE_MAX_CONNECTIONS";
+
 /// The controller's end of a zygote. Dropping it ends the zygote and all its workers.
 #[derive(Debug)]
 pub struct Zygote {
@@ -38,6 +42,10 @@ impl Zygote {
         let threads = std::fs::read_dir("/proc/self/task").map(Iterator::count).unwrap_or(1);
         if threads > 1 {
             return Err(WorkerError::TooLate { threads });
+        }
+        if std::env::var_os(CONNECTIONS).is_none() {
+            // SAFETY: the process has one thread, so nobody reads the environment meanwhile.
+            unsafe { std::env::set_var(CONNECTIONS, "32") }
         }
         let (ours, theirs) = Channel::pair()?;
         let parent = getpid();

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pswitch_device::{DeviceAddress, SharedMemory};
 use pswitch_protocol::FaultClass;
-use pswitch_worker::{CpuArena, RunError, Watch};
+use pswitch_worker::{ExecutionArena, RunError, Watch};
 use support::{Cases, Unwatched, check, load};
 
 /// A process has one CPU allocator, which serves one execution at a time.
@@ -80,12 +80,12 @@ fn a_model_that_raises_names_the_node_and_stays_usable() {
     let mut loaded = load(&folder.join("model.pt2")).unwrap();
     let base = DeviceAddress(arena.as_ptr() as u64);
     for _ in 0..3 {
-        let scope = CpuArena::begin(base, ARENA_BYTES);
+        let scope = ExecutionArena::begin(base, ARENA_BYTES);
         let good = cases.run(0, &mut loaded).unwrap();
         assert_eq!(scope.end().in_use_bytes, 0);
         assert_eq!(cases.compare(0, &good), "");
 
-        let scope = CpuArena::begin(base, ARENA_BYTES);
+        let scope = ExecutionArena::begin(base, ARENA_BYTES);
         let raised = cases.run(1, &mut loaded).unwrap_err();
         assert_eq!(scope.end().in_use_bytes, 0, "a failed execution gives all of its memory back");
         assert!(raised.contains("aten::embedding") && raised.contains("index out of range"), "{raised}");
@@ -106,12 +106,12 @@ fn an_arena_that_is_too_small_fails_the_execution_alone() {
     let cases = Cases::read(&folder);
     let mut loaded = load(&folder.join("model.pt2")).unwrap();
     let base = DeviceAddress(arena.as_ptr() as u64);
-    let scope = CpuArena::begin(base, 64 << 10);
+    let scope = ExecutionArena::begin(base, 64 << 10);
     let error = cases.run(0, &mut loaded).unwrap_err();
     let stats = scope.end();
     assert!(error.contains("no room"), "{error}");
     assert_eq!((stats.in_use_bytes, stats.refused), (0, 1));
-    let scope = CpuArena::begin(base, ARENA_BYTES);
+    let scope = ExecutionArena::begin(base, ARENA_BYTES);
     let outputs = cases.run(0, &mut loaded).unwrap();
     scope.end();
     assert_eq!(cases.compare(0, &outputs), "");
@@ -140,7 +140,7 @@ fn an_execution_can_be_stopped_before_any_node_and_begun_anew() {
     let base = DeviceAddress(arena.as_ptr() as u64);
     let nodes = loaded.executable.nodes();
     for stop in 0..nodes {
-        let scope = CpuArena::begin(base, ARENA_BYTES);
+        let scope = ExecutionArena::begin(base, ARENA_BYTES);
         let error = cases.run_watched(0, &mut loaded, &mut StopAt(stop, 0)).unwrap_err();
         assert_eq!(
             (error.as_str(), scope.end().in_use_bytes),
@@ -148,7 +148,7 @@ fn an_execution_can_be_stopped_before_any_node_and_begun_anew() {
             "before node {stop} of {nodes}"
         );
     }
-    let scope = CpuArena::begin(base, ARENA_BYTES);
+    let scope = ExecutionArena::begin(base, ARENA_BYTES);
     let outputs = cases.run_watched(0, &mut loaded, &mut Unwatched).unwrap();
     scope.end();
     assert_eq!(cases.compare(0, &outputs), "");

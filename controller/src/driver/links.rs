@@ -1,22 +1,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use pswitch_device::SharedMemory;
 use pswitch_mem_pool::ModelId;
-use pswitch_protocol::{Attach, Channel, DeviceSpec, LoadModel, ProtocolError, Region, ToWorker};
+use pswitch_protocol::{Attach, Channel, DeviceSpec, LoadModel, ProtocolError, Region, ToWorker, control};
 
 use super::home::HomedModel;
 use crate::scheduler::WorkerId;
 
-/// Stop flags lie this far apart, so that two workers never share a cache line.
-const STOP_FLAG_STRIDE_BYTES: u64 = 64;
-
-/// Stop flags in the control page: far more than workers that a device may have, those that are being replaced included.
-const STOP_FLAGS: u64 = 1024;
+/// Blocks in the control page: far more than workers that a device may have, those that are being replaced included.
+const CONTROL_BLOCKS: u64 = 1024;
 
 /// Longest wait between two attempts to replace workers that die before they are ready.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -31,7 +29,8 @@ pub(super) struct Link {
     pub(super) building: Option<ModelId>,
     pub(super) attached: bool,
     pub(super) ready: bool,
-    stop_flag: u64,
+    /// Offset of its block in the control page.
+    control: u64,
 }
 
 /// All workers of a driver: their connections, their stop flags, and when the next one is to be forked.
@@ -52,11 +51,23 @@ pub(super) struct Attachment {
     pub(super) pool: Vec<u8>,
     pub(super) pool_descriptors: Vec<OwnedFd>,
     pub(super) slots: Arc<SharedMemory>,
+    pub(super) arenas: Vec<Region>,
+}
+
+/// What workers have of the device beside the pool, as they last told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct OutsideUse {
+    /// Allocations since the workers began.
+    pub(crate) allocations: u64,
+    /// Bytes of those that are alive.
+    pub(crate) bytes: u64,
+    /// Graphs captured since the workers began.
+    pub(crate) graphs: u64,
 }
 
 impl Links {
     pub(super) fn new() -> Result<Self, pswitch_device::DeviceError> {
-        let control = SharedMemory::create("pswitch-control", STOP_FLAGS * STOP_FLAG_STRIDE_BYTES)?;
+        let control = SharedMemory::create("pswitch-control", CONTROL_BLOCKS * control::BLOCK_BYTES)?;
         Ok(Self { links: BTreeMap::new(), control, stillborn: 0, not_before: None })
     }
 
@@ -69,13 +80,14 @@ impl Links {
         attachment: &Attachment,
         models: &BTreeMap<ModelId, HomedModel>,
     ) -> Result<(), ProtocolError> {
-        let stop_flag = self.free_stop_flag();
+        let control = self.free_block();
         let attach = Attach {
             worker: worker.0,
             device: attachment.device.clone(),
             pool: attachment.pool.clone(),
             slots_bytes: attachment.slots.bytes(),
-            stop_flag,
+            arenas: attachment.arenas.clone(),
+            control,
             control_bytes: self.control.bytes(),
         };
         let mut descriptors: Vec<BorrowedFd<'_>> = vec![attachment.slots.fd(), self.control.fd()];
@@ -86,17 +98,37 @@ impl Links {
             .register(&mut SourceFd(&channel.as_raw_fd()), token(worker), Interest::READABLE)
             .map_err(|source| ProtocolError::Io { operation: "registration", source })?;
         let unbuilt = models.keys().copied().collect();
-        let mut link = Link { channel, unbuilt, building: None, attached: false, ready: false, stop_flag };
+        let mut link = Link { channel, unbuilt, building: None, attached: false, ready: false, control };
         link.build_next(models)?;
         self.links.insert(worker, link);
         Ok(())
     }
 
-    /// The first stop flag that no worker has.
-    fn free_stop_flag(&self) -> u64 {
-        let taken: BTreeSet<u64> = self.links.values().map(|link| link.stop_flag).collect();
-        let mut flags = (0..STOP_FLAGS).map(|flag| flag * STOP_FLAG_STRIDE_BYTES);
-        flags.find(|flag| !taken.contains(flag)).expect("a device has at most 64 workers")
+    /// The first block that no worker has, wiped.
+    fn free_block(&self) -> u64 {
+        let taken: BTreeSet<u64> = self.links.values().map(|link| link.control).collect();
+        let mut blocks = (0..CONTROL_BLOCKS).map(|block| block * control::BLOCK_BYTES);
+        let block = blocks.find(|block| !taken.contains(block)).expect("a device has at most 64 workers");
+        for offset in [control::STOP, control::ALLOCATIONS, control::OUTSIDE_KIB, control::GRAPHS] {
+            self.word(block, offset).store(0, Ordering::Relaxed);
+        }
+        block
+    }
+
+    fn word(&self, block: u64, offset: u64) -> &AtomicU32 {
+        self.control.word(block + offset).expect("every block lies in the control page")
+    }
+
+    /// What all workers have of the device beside the pool.
+    pub(super) fn outside_use(&self) -> OutsideUse {
+        self.links.values().fold(OutsideUse::default(), |sum, link| {
+            let of = |offset| u64::from(self.word(link.control, offset).load(Ordering::Relaxed));
+            OutsideUse {
+                allocations: sum.allocations + of(control::ALLOCATIONS),
+                bytes: sum.bytes + of(control::OUTSIDE_KIB) * 1024,
+                graphs: sum.graphs + of(control::GRAPHS),
+            }
+        })
     }
 
     /// Notes that workers come up again: the next loss is replaced at once.
@@ -149,10 +181,7 @@ impl Links {
     /// Sets or clears the stop flag of a worker.
     pub(super) fn set_stop(&self, worker: WorkerId, stop: bool) {
         let Some(link) = self.links.get(&worker) else { return };
-        match self.control.word(link.stop_flag) {
-            Ok(word) => word.store(u32::from(stop), std::sync::atomic::Ordering::Relaxed),
-            Err(error) => tracing::error!(%worker, %error, "no stop flag"),
-        }
+        self.word(link.control, control::STOP).store(u32::from(stop), Ordering::Relaxed);
     }
 }
 

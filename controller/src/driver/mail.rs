@@ -10,6 +10,7 @@ use pswitch_protocol::{ExitCause, PlacedTensor};
 use pswitch_transfer::{Plan, TransferError, TransferId, TransferReport};
 use tokio::sync::oneshot;
 
+use super::OutsideUse;
 use crate::scheduler::{ModelLimits, RequestId, WorkerId};
 use crate::service::ServiceError;
 use crate::slots::Slot;
@@ -57,6 +58,14 @@ pub(crate) struct Job {
 }
 
 impl Job {
+    /// Bytes of the inputs that are tensors, in their order.
+    pub(super) fn tensor_bytes(&self) -> impl Iterator<Item = u64> {
+        self.inputs.iter().filter_map(|input| match input {
+            JobInput::Tensor { at, .. } => Some(at.bytes),
+            JobInput::Integer(_) => None,
+        })
+    }
+
     /// Moves the job to a slot with more place for its outputs. An execution says once how much it needs.
     pub(super) fn grow_outputs(&mut self, bytes: u64) -> Result<(), ServiceError> {
         if bytes <= self.outputs.bytes {
@@ -171,6 +180,8 @@ pub(crate) struct DriverView {
     pub(crate) resident_bytes: u64,
     /// Times that each model's weights were evicted.
     pub(crate) evictions: BTreeMap<ModelId, u64>,
+    /// What the workers have of the device beside the pool.
+    pub(crate) outside: OutsideUse,
     pub(crate) workers: Vec<(&'static str, usize)>,
     pub(crate) worker_restarts: u64,
     pub(crate) transferred_bytes: u64,

@@ -18,9 +18,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Waker};
-use pswitch_device::{Device, DeviceSlice, HostSlice, PinnedMemory, doorbell};
-use pswitch_mem_pool::{ArenaId, HostStore, Ledger, ModelId, Pool, Range, Residency};
-use pswitch_protocol::{DeviceSpec, Executed, ExecutionFault, FromWorker, ToWorker};
+use pswitch_device::{Device, HostSlice, PinnedMemory, doorbell};
+use pswitch_mem_pool::{
+    ArenaDivision, ArenaId, HostStore, Ledger, ModelId, Pool, PoolError, Range, Residency,
+};
+use pswitch_protocol::{DeviceSpec, Executed, ExecutionFault, FromWorker, Region, ToWorker};
 use pswitch_transfer::{Engine, Plan};
 use tokio::sync::oneshot;
 
@@ -29,14 +31,12 @@ use crate::scheduler::{Event, ExecutionId, Outcome, RequestId, Scheduler, Schedu
 use crate::service::ServiceError;
 use crate::supervisor::Supervisor;
 use home::HomedModel;
+pub(crate) use links::OutsideUse;
 use links::{Attachment, Links};
 pub(crate) use mail::{
     DriverView, Finished, Job, JobInput, JobTimes, Mail, Mailbox, ModelSpec, PROFILE_ALIGNMENT_BYTES,
     SharedView,
 };
-
-/// Inputs in an arena, and the doorbell behind it, begin at multiples of this.
-const INPUT_ALIGNMENT_BYTES: u64 = 512;
 
 /// Time that a worker has to map what is shared and build its models, before it counts as hung.
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(300);
@@ -183,7 +183,10 @@ impl Driver {
         let (description, pool_descriptors) = pool.memory().export()?.into_parts();
         let spec = DeviceSpec { id: device.properties().id.to_string(), threads };
         let slot_memory = Arc::clone(slots.memory());
-        let attachment = Attachment { device: spec, pool: description, pool_descriptors, slots: slot_memory };
+        let arenas = pool.layout().arenas.iter();
+        let arenas = arenas.map(|arena| Region { offset: arena.offset, bytes: arena.bytes }).collect();
+        let attachment =
+            Attachment { device: spec, pool: description, pool_descriptors, slots: slot_memory, arenas };
         let scheduler = Scheduler::new(Ledger::new(pool.layout()), options.clone());
         let mut driver = Self {
             unclear_inputs: vec![true; pool.layout().arenas.len()],
@@ -482,11 +485,12 @@ impl Driver {
 
     fn submit(&mut self, job: Job) {
         let Some(arena) = self.pool.layout().arenas.first().copied() else { return };
-        let inputs_bytes = self.place_inputs(&job, arena).map(|(_, used)| used);
-        let limit_bytes = arena.bytes - INPUT_ALIGNMENT_BYTES;
-        if inputs_bytes.is_none_or(|used| used > limit_bytes) {
-            let what = "the request's inputs".to_owned();
-            let asked_bytes = inputs_bytes.unwrap_or(u64::MAX);
+        if let Err(error) = ArenaDivision::new(arena, job.tensor_bytes()) {
+            let asked_bytes = match error {
+                PoolError::NeverFits { asked_bytes, .. } => asked_bytes,
+                _ => u64::MAX,
+            };
+            let (what, limit_bytes) = ("the request's inputs".to_owned(), ArenaDivision::limit_bytes(arena));
             let _ = job.answer.send(Err(ServiceError::TooLarge { what, asked_bytes, limit_bytes }));
             return;
         }
@@ -577,29 +581,6 @@ impl Driver {
         }
     }
 
-    /// Lays out a job's inputs at the begin of an arena: places in the pool, and how many bytes of the arena they use.
-    fn place_inputs(&self, job: &Job, arena: Range) -> Option<(Vec<Option<Range>>, u64)> {
-        let mut used = 0_u64;
-        let places = job
-            .inputs
-            .iter()
-            .map(|input| match input {
-                JobInput::Integer(_) => Some(None),
-                JobInput::Tensor { at, .. } => {
-                    let place = Range { offset: arena.offset.checked_add(used)?, bytes: at.bytes };
-                    used = used.checked_add(at.bytes)?.checked_next_multiple_of(INPUT_ALIGNMENT_BYTES)?;
-                    Some(Some(place))
-                }
-            })
-            .collect::<Option<Vec<_>>>()?;
-        Some((places, used))
-    }
-
-    /// The doorbell for the inputs of an arena's execution: its last word-sized corner, never allocated from.
-    fn input_doorbell(&self, arena: Range) -> Result<DeviceSlice, pswitch_mem_pool::PoolError> {
-        self.pool.slice(Range { offset: arena.end() - INPUT_ALIGNMENT_BYTES, bytes: 4 })
-    }
-
     /// Bytes of a job's slot as a copy's source.
     fn slot_slice(&self, job: &Job, at: Range) -> Result<HostSlice, pswitch_device::DeviceError> {
         HostSlice::new(self.slots.clone(), job.slot.offset_bytes() + at.offset, at.bytes)
@@ -618,6 +599,7 @@ impl Driver {
                 .sum();
             view.executing = self.scheduler.executing();
             view.workers = self.scheduler.workers().by_name().to_vec();
+            view.outside = self.links.outside_use();
             view.worker_restarts = self.worker_restarts;
             view.transferred_bytes = self.transferred_bytes;
         });

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use pswitch_device::doorbell;
-use pswitch_mem_pool::{ArenaId, ModelId, Residency};
+use pswitch_mem_pool::{ArenaDivision, ArenaId, ModelId, Residency};
 use pswitch_protocol::{
     Execute, ExecutionFault, FaultClass, InputValue, PlacedTensor, Region, ToWorker, monotonic_ns,
 };
 use pswitch_transfer::{CopyIn, Transfer, TransferId};
 
 use super::refusal::service_error;
-use super::{Driver, Finished, INPUT_ALIGNMENT_BYTES, JobInput, JobTimes, ModelSpec, Running};
+use super::{Driver, Finished, JobInput, JobTimes, ModelSpec, Running};
 use crate::scheduler::{Action, Event, ExecutionId, Load, Outcome, Rejection, RequestId, WorkerId};
 use crate::service::ServiceError;
 
@@ -111,22 +111,23 @@ impl Driver {
         let text = |error: &dyn std::error::Error| error.to_string();
         let job = self.jobs.get(&dispatch.request).ok_or("the request is gone")?;
         let arena = self.pool.layout().arenas[dispatch.arena.0 as usize];
-        let (places, used) = self.place_inputs(job, arena).ok_or("the inputs overflow the arena")?;
-        let input_doorbell = self.input_doorbell(arena).map_err(|error| text(&error))?;
+        let division = ArenaDivision::new(arena, job.tensor_bytes()).map_err(|error| text(&error))?;
+        let mut places = division.inputs.into_iter();
+        let input_doorbell = self.pool.slice(division.doorbell).map_err(|error| text(&error))?;
         let mut transfer = transfer_of(dispatch.transfer);
         let mut inputs = Vec::with_capacity(job.inputs.len());
-        for (input, place) in job.inputs.iter().zip(places) {
-            match (input, place) {
-                (JobInput::Tensor { dtype, shape, at }, Some(place)) => {
+        for input in &job.inputs {
+            inputs.push(match input {
+                JobInput::Tensor { dtype, shape, at } => {
+                    let place = places.next().ok_or("an input has no place")?;
                     let from = self.slot_slice(job, *at).map_err(|error| text(&error))?;
                     let to = self.pool.slice(place).map_err(|error| text(&error))?;
                     transfer.inputs.push(CopyIn { from, to });
                     let at = Region { offset: place.offset, bytes: place.bytes };
-                    inputs.push(InputValue::Tensor(PlacedTensor { dtype: *dtype, shape: shape.clone(), at }));
+                    InputValue::Tensor(PlacedTensor { dtype: *dtype, shape: shape.clone(), at })
                 }
-                (JobInput::Integer(value), _) => inputs.push(InputValue::Integer(*value)),
-                (JobInput::Tensor { .. }, None) => return Err("an input has no place".to_owned()),
-            }
+                JobInput::Integer(value) => InputValue::Integer(*value),
+            });
         }
         let in_slot = |range: pswitch_mem_pool::Range| Region {
             offset: job.slot.offset_bytes() + range.offset,
@@ -137,7 +138,8 @@ impl Driver {
             model: dispatch.model.0,
             inputs,
             input_doorbell: input_doorbell.offset(),
-            arena: Region { offset: arena.offset + used, bytes: arena.bytes - used - INPUT_ALIGNMENT_BYTES },
+            arena: Region { offset: division.activations.offset, bytes: division.activations.bytes },
+            resident: self.scheduler.ledger().state(dispatch.model) == Ok(Residency::Resident),
             outputs: in_slot(job.outputs),
             profile: job.profile.map(in_slot),
             doorbell_timeout_ms: u64::try_from(self.doorbell_timeout(dispatch.model).as_millis())
@@ -177,8 +179,10 @@ impl Driver {
     }
 
     fn set_input_doorbell(&self, arena: ArenaId, value: u32) {
-        let word = self.input_doorbell(self.pool.layout().arenas[arena.0 as usize]);
-        let set = word
+        let place = ArenaDivision::doorbell_of(self.pool.layout().arenas[arena.0 as usize]);
+        let set = self
+            .pool
+            .slice(place)
             .map_err(|error| error.to_string())
             .and_then(|word| self.device.set_word(&word, value).map_err(|error| error.to_string()));
         if let Err(error) = set {

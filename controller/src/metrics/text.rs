@@ -105,6 +105,25 @@ fn write_snapshot(page: &mut Page, snapshot: &ServiceSnapshot) {
             "Bytes of weights copied to the device.",
             snapshot.transferred_bytes,
         ),
+        (
+            "pswitch_device_free_bytes",
+            "gauge",
+            "Bytes of device memory that no process has allocated.",
+            snapshot.device_free_bytes,
+        ),
+        (
+            "pswitch_outside_pool_bytes",
+            "gauge",
+            "Bytes of device memory that workers have beside the pool and their contexts.",
+            snapshot.outside_bytes,
+        ),
+        (
+            "pswitch_outside_pool_allocations",
+            "gauge",
+            "Allocations outside of the pool that the workers that live have made.",
+            snapshot.outside_allocations,
+        ),
+        ("pswitch_graphs", "gauge", "Graphs that the workers that live have captured.", snapshot.graphs),
     ];
     for (family, kind, help, value) in totals {
         page.family(family, kind, help);

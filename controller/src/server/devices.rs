@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use pswitch_device::{Device, DeviceId, LinkThrottle, SharedMemory, open_device};
+use pswitch_device::{Device, DeviceId, LinkThrottle, SharedMemory, cuda_devices, open_device};
 use pswitch_mem_pool::{HostStore, Pool, PoolLayout, Range};
 use pswitch_transfer::LinkCosts;
 
 use super::profiling::measure_link;
-use crate::config::{Config, DeviceChoice, DeviceConfig};
+use crate::config::{Config, DeviceChoice, DeviceConfig, LinkConfig};
 use crate::driver::{DriverHandle, DriverParts};
 use crate::error::ControllerError;
 use crate::slots::SlotMemory;
@@ -23,6 +23,7 @@ const SCRATCH_BYTES: u64 = 64 << 20;
 #[derive(Debug)]
 pub(crate) struct ServedDevice {
     pub(crate) driver: DriverHandle,
+    pub(crate) device: Arc<dyn Device>,
     pub(crate) link: LinkCosts,
     pub(crate) pool_bytes: u64,
     /// Held while a model is timed: models that do not all fit would drive each other out at every run.
@@ -37,18 +38,19 @@ pub(crate) struct OpenedDevice {
     pub(crate) device: Arc<dyn Device>,
 }
 
-/// Opens the device that a configuration names. Workers execute on the host alone so far, so `auto` is the host, and a
-/// CUDA device is refused.
+/// Opens the device that a configuration names; `auto` is the first GPU if there is one, else the host.
 pub(crate) fn open(config: &DeviceConfig) -> Result<OpenedDevice, ControllerError> {
     let throttle = config.link.throttle();
     let id = match config.id {
+        DeviceChoice::Auto if config.link == LinkConfig::default() => match cuda_devices() {
+            Ok(_) => DeviceId::Cuda(0),
+            Err(error) => {
+                tracing::debug!(%error, "no GPU: the device is the host");
+                DeviceId::Host(0)
+            }
+        },
+        // A link can be slowed down on the host alone.
         DeviceChoice::Auto => DeviceId::Host(0),
-        DeviceChoice::Id(DeviceId::Cuda(ordinal)) => {
-            return Err(ControllerError::InvalidConfig {
-                key: "devices".to_owned(),
-                reason: format!("workers cannot execute on cuda:{ordinal} yet; use `host`"),
-            });
-        }
         DeviceChoice::Id(id) => id,
     };
     Ok(OpenedDevice { config: config.clone(), throttle, device: open_device(id, throttle)? })
@@ -83,7 +85,7 @@ impl OpenedDevice {
         let driver = DriverHandle::start(DriverParts {
             name: id.to_string(),
             slots: self.device.pin(Arc::clone(slots.shared()))?,
-            device: self.device,
+            device: Arc::clone(&self.device),
             pool,
             store: Arc::clone(store),
             supervisor: Arc::clone(supervisor),
@@ -91,7 +93,13 @@ impl OpenedDevice {
             workers: self.config.workers as usize,
             threads: self.config.threads,
         })?;
-        Ok(ServedDevice { driver, link, pool_bytes, timing: tokio::sync::Mutex::default() })
+        Ok(ServedDevice {
+            driver,
+            device: self.device,
+            link,
+            pool_bytes,
+            timing: tokio::sync::Mutex::default(),
+        })
     }
 
     /// Measures the link over a part of the pool that nothing is in yet.

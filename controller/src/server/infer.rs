@@ -129,6 +129,11 @@ impl InferenceService for Server {
             snapshot.pool_resident_bytes += view.resident_bytes;
             snapshot.worker_restarts += view.worker_restarts;
             snapshot.transferred_bytes += view.transferred_bytes;
+            // A device that cannot tell is in no state to be measured.
+            snapshot.device_free_bytes += device.device.free_bytes().unwrap_or(0);
+            snapshot.outside_bytes += view.outside.bytes;
+            snapshot.outside_allocations += view.outside.allocations;
+            snapshot.graphs += view.outside.graphs;
             for &(state, count) in &view.workers {
                 match snapshot.workers.iter_mut().find(|(name, _)| *name == state) {
                     Some((_, sum)) => *sum += count as u64,

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
-use pswitch_device::SharedMemory;
+use pswitch_device::{DeviceId, SharedMemory};
 use pswitch_mem_pool::{HostStore, ModelId};
 use pswitch_model::Archive;
 use pswitch_protocol::Channel;
@@ -186,12 +186,17 @@ impl Server {
             "pswitch-slots",
             config.slot_memory_size.bytes(),
         )?));
-        let first = opened_devices.first().map(|opened| Arc::clone(&opened.device));
-        let first = first.ok_or_else(|| ControllerError::InvalidConfig {
+        // Pinned for the GPUs, if there are any: a host device reads any memory.
+        let pinning = opened_devices
+            .iter()
+            .find(|opened| matches!(opened.device.properties().id, DeviceId::Cuda(_)))
+            .or(opened_devices.first())
+            .map(|opened| Arc::clone(&opened.device));
+        let pinning = pinning.ok_or_else(|| ControllerError::InvalidConfig {
             key: "devices".to_owned(),
             reason: "there must be at least one".to_owned(),
         })?;
-        let store = Arc::new(HostStore::new(first));
+        let store = Arc::new(HostStore::new(pinning));
         let span_bytes: Vec<u64> = pending.iter().map(|opened| opened.model.spec.span_bytes).collect();
         let devices = opened_devices
             .into_iter()

@@ -162,7 +162,7 @@ impl ServedModel {
             .zip(&self.signature.inputs)
             .map(|(input, signature)| {
                 let shape = match &input.kind {
-                    InputKind::Tensor { shape, .. } => shape.iter().map(example).collect(),
+                    InputKind::Tensor { shape, .. } => shape.iter().map(Dim::example).collect(),
                     _ => Vec::new(),
                 };
                 TensorSpec { name: signature.name.clone(), datatype: signature.datatype, shape }
@@ -194,15 +194,6 @@ impl ServedModel {
             };
             end.checked_next_multiple_of(OUTPUT_ALIGNMENT_BYTES)?.checked_add(bytes)
         })
-    }
-}
-
-/// A dimension as it was at export.
-fn example(dim: &Dim) -> u64 {
-    match dim {
-        Dim::Fixed(extent) => *extent,
-        Dim::Symbol { hint, min, .. } => hint.unwrap_or(*min),
-        Dim::Derived { hint, .. } | Dim::Unknown { hint } => hint.unwrap_or(1),
     }
 }
 

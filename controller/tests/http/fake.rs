@@ -253,6 +253,10 @@ impl InferenceService for FakeService {
             slot_bytes: self.slots.capacity_bytes(),
             slot_in_use_bytes: self.slots.in_use_bytes(),
             transferred_bytes: 1024,
+            device_free_bytes: 4096,
+            outside_bytes: 512,
+            outside_allocations: 3,
+            graphs: 5,
         }
     }
 }

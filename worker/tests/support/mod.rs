@@ -5,7 +5,7 @@ use std::path::Path;
 
 use pswitch_device::{DeviceAddress, SharedMemory};
 use pswitch_model::{Archive, Input as ProgramInput, InputKind};
-use pswitch_worker::{CpuArena, Executable, Input, RunError, TorchDevice, Watch};
+use pswitch_worker::{Executable, ExecutionArena, Input, RunError, TorchDevice, Watch};
 use safetensors::SafeTensors;
 
 /// An archive over a span of its own.
@@ -156,7 +156,7 @@ pub(crate) fn check(folder: &Path, arena: &SharedMemory) -> Result<usize, String
     let mut loaded = load(&folder.join("model.pt2"))?;
     let base = DeviceAddress(arena.as_ptr() as u64);
     for case in 0..cases.count {
-        let scope = CpuArena::begin(base, arena.bytes());
+        let scope = ExecutionArena::begin(base, arena.bytes());
         let outputs = cases.run(case, &mut loaded);
         let stats = scope.end();
         let differences = cases.compare(case, &outputs.map_err(|error| format!("case {case}: {error}"))?);
@@ -176,6 +176,6 @@ pub(crate) fn check(folder: &Path, arena: &SharedMemory) -> Result<usize, String
 /// An arena for tests, taken over by libtorch's allocator.
 pub(crate) fn arena(bytes: u64) -> SharedMemory {
     let arena = SharedMemory::create("arena", bytes).expect("memory for the arena");
-    CpuArena::install(DeviceAddress(arena.as_ptr() as u64), arena.bytes());
+    ExecutionArena::install_on_cpu(DeviceAddress(arena.as_ptr() as u64), arena.bytes());
     arena
 }

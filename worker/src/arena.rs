@@ -1,4 +1,4 @@
-//! libtorch's CPU allocations, served from the arena of the execution under way.
+//! libtorch's allocations of device memory, served from the arena of the execution under way.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -9,7 +9,7 @@ use pswitch_mem_pool::{Arena, ArenaStats};
 
 use crate::ffi;
 
-/// One process has one libtorch with one CPU allocator, hence one of these.
+/// One process has one libtorch with one allocator for each kind of device, and a worker one device: hence one of these.
 static STATE: RwLock<State> = RwLock::new(State { pool: (0, 0), arena: None });
 
 struct State {
@@ -18,20 +18,25 @@ struct State {
     arena: Option<Arena>,
 }
 
-/// Points libtorch's CPU allocator at an arena for as long as an execution runs.
+/// Points libtorch's allocator at an arena for as long as an execution runs, or is captured.
 ///
 /// Outside of an execution the stock allocator serves. An allocation must not outlive the execution that made it: its
 /// bytes belong to the next one. [`end`](Self::end) tells whether one did.
 #[derive(Debug)]
 #[must_use]
-pub struct CpuArena(());
+pub struct ExecutionArena(());
 
-impl CpuArena {
+impl ExecutionArena {
     /// Takes over the CPU allocator of this process; `pool` is the mapping in which all arenas will lie.
-    pub fn install(pool: DeviceAddress, bytes: u64) {
-        write().pool = (pool.0, pool.0 + bytes);
+    pub fn install_on_cpu(pool: DeviceAddress, bytes: u64) {
+        Self::lie_in(pool, bytes);
         // SAFETY: both functions may be called from any thread at any time from now on.
         unsafe { ffi::ps_install_cpu_allocator(allocate, release) }
+    }
+
+    /// Says in which memory all arenas will lie, for an allocator that calls [`allocate`] and [`release`].
+    pub(crate) fn lie_in(pool: DeviceAddress, bytes: u64) {
+        write().pool = (pool.0, pool.0 + bytes);
     }
 
     /// Serves allocations from the given range until [`end`](Self::end).
@@ -66,11 +71,12 @@ fn write() -> RwLockWriteGuard<'static, State> {
     STATE.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-extern "C" fn allocate(bytes: usize, refused: *mut bool) -> *mut c_void {
+/// From the arena; null outside of an execution.
+pub(crate) extern "C" fn allocate(bytes: usize, refused: *mut bool) -> *mut c_void {
     let state = read();
     let Some(arena) = &state.arena else { return ptr::null_mut() };
     match arena.allocate(bytes as u64) {
-        // An address on the host is a pointer of this process.
+        // An address is as wide as a pointer, on the host and on CUDA.
         #[allow(clippy::cast_possible_truncation)]
         Ok(address) => address.0 as usize as *mut c_void,
         Err(_) => {
@@ -81,7 +87,8 @@ extern "C" fn allocate(bytes: usize, refused: *mut bool) -> *mut c_void {
     }
 }
 
-extern "C" fn release(pointer: *mut c_void) -> bool {
+/// Gives back what [`allocate`] gave; false for other memory.
+pub(crate) extern "C" fn release(pointer: *mut c_void) -> bool {
     let address = pointer as usize as u64;
     let state = read();
     if address < state.pool.0 || address >= state.pool.1 {

@@ -1,0 +1,28 @@
+// The CUDA half of the seam to libtorch, a library of its own: opened by workers of CUDA devices, after libtorch_cuda.
+#pragma once
+
+#include "shim.h"
+
+extern "C" {
+
+// How libtorch's CUDA allocations are served. May be called from any thread.
+struct ps_cuda_memory {
+  // Null to have the driver serve the request; sets `*refused` if it must fail instead.
+  void* (*allocate)(size_t bytes, bool* refused);
+  // False for memory that is not its own.
+  bool (*release)(void* pointer);
+  // Told about every allocation (positive) and release (negative) of the driver's.
+  void (*outside)(int64_t bytes);
+};
+
+// Lets libtorch compute on GPU `device` of this process: by `stream` (a CUstream of the primary context) on the calling
+// thread, with memory as above. Makes the handles and workspaces of cuBLAS and cuDNN, which stay, so that no execution
+// does. To be called once, before anything of libtorch has touched a GPU.
+bool ps_cuda_attach(int32_t device, void* stream, const ps_cuda_memory* memory, ps_error* error);
+
+// Makes a tensor entry dense, in row-major order; the entry keeps it. False and an error if it is not on the GPU.
+bool ps_cuda_output(ps_values* values, uint32_t id, void** data, ps_error* error);
+
+// Forgets an error that a call left behind and that a later call would report as its own.
+void ps_cuda_clear_error();
+}

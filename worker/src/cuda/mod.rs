@@ -1,0 +1,408 @@
+//! Executions on a GPU: graphs captured over a model's home and an arena, with the waits for its groups inside.
+//!
+//! A graph belongs to one model, one arena and one set of input shapes. There are two of each: one for weights that are
+//! there, without waits, and one for weights on their way, which waits for every group before the node that uses it.
+//! Graphs for the shapes of the export are captured when a model is loaded; others when they are first asked for. What
+//! cannot be captured runs operator by operator on the same stream.
+
+mod graphs;
+mod launch;
+mod libtorch;
+mod profile;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use pswitch_device::{GpuGraph, GpuMoment, GpuStream, HostSlice, PinnedMemory};
+use pswitch_mem_pool::{ArenaDivision, Range};
+use pswitch_protocol::{Executed, FaultClass, InputValue, PlacedTensor, Region, control, monotonic_ns};
+
+use crate::arena::ExecutionArena;
+use crate::error::{RunError, WorkerError};
+use crate::work::{Example, Model, Shared, Work, place_outputs, placed_input, schema_code};
+use graphs::{GraphOutput, GraphSet, ModelGraphs};
+use launch::{Launch, Marks, gpu_fault};
+pub(crate) use libtorch::CudaLibtorch;
+
+/// How long a wait for the GPU goes without asking whether it has failed.
+const CHECK_EVERY: Duration = Duration::from_millis(1);
+
+/// Allocations of libtorch outside of executions, and how many bytes of those are alive. One worker has one GPU.
+static ALLOCATIONS: AtomicU32 = AtomicU32::new(0);
+static OUTSIDE_BYTES: AtomicI64 = AtomicI64::new(0);
+
+extern "C" fn note_outside(bytes: i64) {
+    if bytes > 0 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+    }
+    OUTSIDE_BYTES.fetch_add(bytes, Ordering::Relaxed);
+}
+
+/// What a worker executes with on a GPU.
+pub(crate) struct CudaExecutor {
+    libtorch: CudaLibtorch,
+    stream: GpuStream,
+    slots: PinnedMemory,
+    /// When the first layer of the last execution began, and when its outputs were there.
+    first: GpuMoment,
+    last: GpuMoment,
+    models: HashMap<u32, ModelGraphs>,
+    captured: u32,
+}
+
+impl CudaExecutor {
+    /// Loads libtorch's CUDA libraries and makes all that does not belong to a model.
+    pub(crate) fn attach(ordinal: u32, shared: &Shared) -> Result<Self, WorkerError> {
+        let libtorch = CudaLibtorch::open()?;
+        let stream = GpuStream::open(shared.device.properties().id)?;
+        ExecutionArena::lie_in(shared.pool.address(), shared.pool.bytes());
+        libtorch.attach(ordinal, &stream, note_outside)?;
+        let slots = shared.device.pin(Arc::clone(&shared.slots))?;
+        let (first, last) = (GpuMoment::new(&stream)?, GpuMoment::new(&stream)?);
+        let executor = Self { libtorch, stream, slots, first, last, models: HashMap::new(), captured: 0 };
+        executor.tell(shared)?;
+        Ok(executor)
+    }
+
+    /// Puts what the worker has beside the pool where its controller looks for it.
+    fn tell(&self, shared: &Shared) -> Result<(), WorkerError> {
+        let word = |offset| shared.control.word(shared.block + offset);
+        word(control::ALLOCATIONS)?.store(ALLOCATIONS.load(Ordering::Relaxed), Ordering::Relaxed);
+        let outside_kib = OUTSIDE_BYTES.load(Ordering::Relaxed).max(0) / 1024;
+        word(control::OUTSIDE_KIB)?.store(u32::try_from(outside_kib).unwrap_or(u32::MAX), Ordering::Relaxed);
+        word(control::GRAPHS)?.store(self.captured, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Captures a model that was just built for the shapes of its export, in every arena.
+    pub(crate) fn load(
+        &mut self,
+        number: u32,
+        model: &mut Model,
+        shared: &Shared,
+    ) -> Result<(), WorkerError> {
+        let mut graphs = ModelGraphs::default();
+        for &arena in &shared.arenas {
+            let Some((inputs, region, doorbell)) = example_inputs(&model.examples, arena) else { continue };
+            let mut set = GraphSet::new(inputs, region, doorbell);
+            match self.capture_alone(model, &set, shared, false)? {
+                Ok((outputs, ready)) => {
+                    set.put(false, outputs, ready);
+                    graphs.add(set);
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        model = model.name,
+                        reason = error.message,
+                        "cannot be captured as a graph and runs operator by operator"
+                    );
+                    graphs.refusal = Some(error.message);
+                    break;
+                }
+            }
+        }
+        self.models.insert(number, graphs);
+        self.tell(shared)
+    }
+
+    pub(crate) fn unload(&mut self, number: u32) {
+        self.models.remove(&number);
+    }
+
+    /// Captures the graphs that wait anew: the model's groups are others from now on.
+    pub(crate) fn plan(
+        &mut self,
+        number: u32,
+        model: &mut Model,
+        shared: &Shared,
+    ) -> Result<(), WorkerError> {
+        let Some(mut graphs) = self.models.remove(&number) else { return Ok(()) };
+        for set in graphs.sets_mut() {
+            set.cold = None;
+            match self.capture_alone(model, set, shared, true)? {
+                Ok((_, cold)) => set.cold = Some(cold),
+                // It is tried again when it is needed.
+                Err(error) => tracing::warn!(model = model.name, reason = error.message, "not captured"),
+            }
+        }
+        self.models.insert(number, graphs);
+        self.tell(shared)
+    }
+
+    /// Captures outside of an execution: addresses of the arena are used, its memory is not. The inner error is the
+    /// model's.
+    fn capture_alone(
+        &mut self,
+        model: &mut Model,
+        set: &GraphSet,
+        shared: &Shared,
+        waits: bool,
+    ) -> Result<Result<(Vec<GraphOutput>, GpuGraph), RunError>, WorkerError> {
+        let base = shared.slice(set.arena)?.address();
+        let arena = ExecutionArena::begin(base, set.arena.bytes);
+        let result = self.capture(model, set, shared, waits);
+        match arena.end().in_use_bytes {
+            0 => Ok(result),
+            bytes => Err(WorkerError::Kept { bytes }),
+        }
+    }
+
+    /// Captures one graph, within an arena that was begun.
+    fn capture(
+        &mut self,
+        model: &mut Model,
+        set: &GraphSet,
+        shared: &Shared,
+        waits: bool,
+    ) -> Result<(Vec<GraphOutput>, GpuGraph), RunError> {
+        let faulty = |error: WorkerError| RunError { class: FaultClass::Model, message: error.to_string() };
+        let inputs: Vec<_> = set
+            .inputs
+            .iter()
+            .map(|input| placed_input(shared, input))
+            .collect::<Result<_, _>>()
+            .map_err(faulty)?;
+        let groups =
+            if waits { model.groups(shared).map_err(|error| gpu_fault(&error))? } else { Vec::new() };
+        let doorbell = shared.word(set.input_doorbell).map_err(|error| gpu_fault(&error))?;
+        let marks = if waits { Marks::Ends(&self.first, &self.last) } else { Marks::None };
+        let launch = Launch {
+            libtorch: &self.libtorch,
+            stream: &self.stream,
+            slots: &self.slots,
+            inputs: &inputs,
+            input_doorbell: Some(&doorbell),
+            groups: &groups,
+            marks,
+        };
+        let (outputs, graph) = launch.capture(&mut model.executable)?;
+        self.captured = self.captured.wrapping_add(1);
+        Ok((outputs, graph))
+    }
+
+    /// Runs one execution. The inner error is the execution's, the outer one the device's or the controller's.
+    #[allow(clippy::type_complexity)] // two ends of one execution
+    pub(crate) fn run(
+        &mut self,
+        shared: &Shared,
+        model: &mut Model,
+        work: &Work<'_>,
+    ) -> Result<(Result<Executed, RunError>, Result<(), WorkerError>), WorkerError> {
+        let number = work.order.model;
+        let mut graphs = self.models.remove(&number).unwrap_or_default();
+        let result = match work.order.profile {
+            Some(times) => self.profile(shared, model, work, times),
+            None if graphs.refusal.is_none() => self.run_graph(shared, model, work, &mut graphs),
+            None => self.run_eagerly(shared, model, work),
+        };
+        self.models.insert(number, graphs);
+        model.executable.clear();
+        self.tell(shared)?;
+        Ok(match result {
+            Ok(executed) => (Ok(executed), Ok(())),
+            Err(Failure::Execution(error)) => (Err(error), Ok(())),
+            Err(Failure::Gpu(error)) => {
+                let reason = match &error {
+                    WorkerError::Device(error) => error.to_string(),
+                    error => error.to_string(),
+                };
+                let message = format!("the GPU failed under it, an index out of range perhaps: {reason}");
+                (Err(RunError { class: FaultClass::Model, message }), Err(error))
+            }
+        })
+    }
+
+    fn run_graph(
+        &mut self,
+        shared: &Shared,
+        model: &mut Model,
+        work: &Work<'_>,
+        graphs: &mut ModelGraphs,
+    ) -> Result<Executed, Failure> {
+        let waits = !work.order.resident && !model.wait_nodes.is_empty();
+        let index = graphs.find_or_add(work.order);
+        if !graphs.set(index).has(waits) {
+            let captured = self.capture(model, graphs.set(index), shared, waits);
+            model.executable.clear();
+            match captured {
+                Ok((outputs, graph)) => graphs.set_mut(index).put(waits, outputs, graph),
+                Err(error) => {
+                    graphs.remove(index);
+                    let executed = self.run_eagerly(shared, model, work)?;
+                    // It runs so, and not as a graph.
+                    tracing::warn!(
+                        model = model.name,
+                        reason = error.message,
+                        "cannot be captured as a graph and runs operator by operator"
+                    );
+                    graphs.refusal = Some(error.message);
+                    return Ok(executed);
+                }
+            }
+        }
+        let set = graphs.set_mut(index);
+        let shapes = set.shapes();
+        let placed = place_outputs(&shapes, work.order.outputs, &shared.slots)?;
+        let (outputs, graph) = set.captured(waits);
+        let mut copy = 0;
+        for (output, place) in outputs.iter().zip(&placed) {
+            match output.number {
+                Some(number) => launch::write_number(&shared.slots, place, number)?,
+                None => {
+                    graph.redirect(copy, &self.slot_slice(place)?).map_err(Failure::of_device)?;
+                    copy += 1;
+                }
+            }
+        }
+        self.stream.expect();
+        // SAFETY: home, arena and slot are mapped and leased to this execution; the graph's last launch is over.
+        unsafe { graph.launch(&self.stream) }.map_err(Failure::of_device)?;
+        self.wait_until_done(work)?;
+        self.executed(placed, waits)
+    }
+
+    fn run_eagerly(
+        &mut self,
+        shared: &Shared,
+        model: &mut Model,
+        work: &Work<'_>,
+    ) -> Result<Executed, Failure> {
+        let groups = if work.order.resident { Vec::new() } else { model.groups(shared)? };
+        let launch = Launch {
+            libtorch: &self.libtorch,
+            stream: &self.stream,
+            slots: &self.slots,
+            inputs: &work.inputs,
+            input_doorbell: Some(&work.input_doorbell),
+            groups: &groups,
+            marks: Marks::Ends(&self.first, &self.last),
+        };
+        self.stream.expect();
+        let launched = launch.run(&mut model.executable, work.order.outputs, &shared.slots);
+        match launched {
+            Ok(placed) => {
+                self.wait_until_done(work)?;
+                self.executed(placed, true)
+            }
+            Err(error) => {
+                self.libtorch.clear_error();
+                // The arena goes to others next: what was launched must be over.
+                self.wait_until_idle(work)?;
+                Err(Failure::Execution(error))
+            }
+        }
+    }
+
+    /// What to say of an execution that is done.
+    fn executed(&self, outputs: Vec<PlacedTensor>, marked: bool) -> Result<Executed, Failure> {
+        let finished_ns = monotonic_ns();
+        let computed_us =
+            if marked { self.last.us_since(&self.first).map_err(Failure::of_device)? } else { 0.0 };
+        // Microseconds of one execution, not negative.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let computed_ns = (computed_us.max(0.0) * 1e3) as u64;
+        // The stream waits by itself: nobody here knows for how long.
+        Ok(Executed {
+            outputs,
+            first_layer_ns: finished_ns.saturating_sub(computed_ns),
+            finished_ns,
+            waited_ns: 0,
+        })
+    }
+
+    fn slot_slice(&self, place: &PlacedTensor) -> Result<HostSlice, Failure> {
+        let Region { offset, bytes } = place.at;
+        HostSlice::new(self.slots.clone(), offset, bytes).map_err(Failure::of_device)
+    }
+
+    /// Waits for the announcement at the end of an execution, by looking: sleeping would cost more than is left.
+    fn wait_until_done(&self, work: &Work<'_>) -> Result<(), Failure> {
+        let mut check_at = Instant::now() + CHECK_EVERY;
+        loop {
+            for _ in 0..64 {
+                if self.stream.is_done() {
+                    return Ok(());
+                }
+                std::hint::spin_loop();
+            }
+            let now = Instant::now();
+            if now >= check_at {
+                check_at = now + CHECK_EVERY;
+                self.stream.is_idle().map_err(Failure::of_device)?;
+                check_deadline(work, now)?;
+            }
+        }
+    }
+
+    fn wait_until_idle(&self, work: &Work<'_>) -> Result<(), Failure> {
+        while !self.stream.is_idle().map_err(Failure::of_device)? {
+            check_deadline(work, Instant::now())?;
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        Ok(())
+    }
+}
+
+/// A stream that is stuck at a doorbell cannot be taken back: its process has to end.
+fn check_deadline(work: &Work<'_>, now: Instant) -> Result<(), Failure> {
+    if now < work.deadline {
+        return Ok(());
+    }
+    let waited = Duration::from_millis(work.order.doorbell_timeout_ms);
+    Err(Failure::Gpu(
+        pswitch_device::DeviceError::TimedOut { what: "the end of an execution", waited }.into(),
+    ))
+}
+
+/// Why an execution gave no outputs.
+enum Failure {
+    /// For a reason of its own: the next may come.
+    Execution(RunError),
+    /// The GPU, or its driver, will do nothing more for this process.
+    Gpu(WorkerError),
+}
+
+impl Failure {
+    fn of_device(error: pswitch_device::DeviceError) -> Self {
+        Self::Gpu(error.into())
+    }
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        Self::Execution(error)
+    }
+}
+
+impl From<pswitch_device::DeviceError> for Failure {
+    fn from(error: pswitch_device::DeviceError) -> Self {
+        Self::of_device(error)
+    }
+}
+
+/// Inputs of the export's shapes in their places of an arena, what is left of it, and their doorbell; none if they do not
+/// fit.
+fn example_inputs(examples: &[Example], arena: Region) -> Option<(Vec<InputValue>, Region, u64)> {
+    let bytes = |example: &Example| match example {
+        Example::Integer(_) => None,
+        Example::Tensor { dtype, shape } => {
+            Some(shape.iter().try_fold(dtype.size_bytes(), |bytes, &size| bytes.checked_mul(size)))
+        }
+    };
+    let sizes: Vec<u64> = examples.iter().filter_map(bytes).collect::<Option<_>>()?;
+    let division = ArenaDivision::new(Range::new(arena.offset, arena.bytes), sizes).ok()?;
+    let region = |range: Range| Region { offset: range.offset, bytes: range.bytes };
+    let mut places = division.inputs.iter().copied();
+    let inputs = examples.iter().map(|example| match example {
+        Example::Integer(value) => Some(InputValue::Integer(*value)),
+        Example::Tensor { dtype, shape } => Some(InputValue::Tensor(PlacedTensor {
+            dtype: schema_code(*dtype),
+            shape: shape.clone(),
+            at: region(places.next()?),
+        })),
+    });
+    let inputs = inputs.collect::<Option<_>>()?;
+    Some((inputs, region(division.activations), division.doorbell.offset))
+}

@@ -1,0 +1,166 @@
+//! Times of a model's nodes, taken on the GPU.
+
+use pswitch_device::{GpuMoment, GpuStream};
+use pswitch_protocol::{Executed, Region};
+
+use super::launch::{Launch, Marks, gpu_fault};
+use super::{CudaExecutor, Failure};
+use crate::error::RunError;
+use crate::work::{Model, Shared, Work};
+
+/// Launches that are timed; the median of each node's times counts. One more comes before them, to warm up.
+const LAUNCHES: usize = 5;
+
+impl CudaExecutor {
+    /// Executes once for the answer, and a few times more for the times of all nodes, which it writes to `times` as one
+    /// little-endian `f32` of microseconds each.
+    ///
+    /// A graph with a time stamp before every node runs longer than one without: stamps cost time, and kernels that
+    /// follow each other without a gap no longer do. So what the whole graph takes is measured, too, and what the stamps
+    /// add is taken off each node alike.
+    pub(super) fn profile(
+        &mut self,
+        shared: &Shared,
+        model: &mut Model,
+        work: &Work<'_>,
+        times: Region,
+    ) -> Result<Executed, Failure> {
+        let executed = self.run_eagerly(shared, model, work)?;
+        let moments: Vec<GpuMoment> =
+            (0..=model.executable.nodes()).map(|_| GpuMoment::new(&self.stream)).collect::<Result<_, _>>()?;
+        // Inputs and weights are there by now.
+        let launch = |marks| Launch {
+            libtorch: &self.libtorch,
+            stream: &self.stream,
+            slots: &self.slots,
+            inputs: &work.inputs,
+            input_doorbell: None,
+            groups: &[],
+            marks,
+        };
+        let captured =
+            launch(Marks::Ends(&self.first, &self.last)).capture(&mut model.executable).and_then(|whole| {
+                Ok((whole.1, launch(Marks::Nodes(&moments)).capture(&mut model.executable)?.1))
+            });
+        let us = match captured {
+            Ok((whole, stamped)) => {
+                let mut totals = Vec::new();
+                let mut nodes = Vec::new();
+                for _ in 0..=LAUNCHES {
+                    // SAFETY: as for any launch: all memory is leased to this execution, and the launch before is over.
+                    unsafe { whole.launch(&self.stream) }?;
+                    self.stream.synchronize()?;
+                    totals.push(self.last.us_since(&self.first)?);
+                    // SAFETY: as above.
+                    unsafe { stamped.launch(&self.stream) }?;
+                    self.stream.synchronize()?;
+                    nodes.push(intervals(&moments)?);
+                }
+                without_stamps(&medians(&nodes[1..]), median(totals[1..].to_vec()))
+            }
+            // It runs operator by operator, and so do its times.
+            Err(_) => self.eager_times(model, work, &moments)?,
+        };
+        // Times of one node, far inside of the range.
+        #[allow(clippy::cast_possible_truncation)]
+        let bytes: Vec<u8> = us.iter().flat_map(|us| (*us as f32).to_le_bytes()).collect();
+        shared.slots.write(times.offset, &bytes)?;
+        Ok(executed)
+    }
+
+    /// The times of a model that cannot be captured.
+    fn eager_times(
+        &self,
+        model: &mut Model,
+        work: &Work<'_>,
+        moments: &[GpuMoment],
+    ) -> Result<Vec<f64>, Failure> {
+        let mut runs = Vec::new();
+        for _ in 0..=LAUNCHES {
+            enqueue_stamped(&self.stream, model, work, moments)?;
+            self.stream.synchronize()?;
+            model.executable.clear();
+            runs.push(intervals(moments)?);
+        }
+        Ok(medians(&runs[1..]))
+    }
+}
+
+fn enqueue_stamped(
+    stream: &GpuStream,
+    model: &mut Model,
+    work: &Work<'_>,
+    moments: &[GpuMoment],
+) -> Result<(), RunError> {
+    struct Stamps<'a>(&'a GpuStream, &'a [GpuMoment]);
+    impl crate::executable::Watch for Stamps<'_> {
+        fn before(&mut self, node: usize) -> Result<(), RunError> {
+            self.0.mark(&self.1[node]).map_err(|error| gpu_fault(&error))
+        }
+    }
+    // SAFETY: inputs and weights are there, and leased to this execution.
+    unsafe { model.executable.run(&work.inputs, &mut Stamps(stream, moments)) }?;
+    stream.mark(&moments[model.executable.nodes()]).map_err(|error| gpu_fault(&error))
+}
+
+/// Microseconds between neighbours.
+fn intervals(moments: &[GpuMoment]) -> Result<Vec<f64>, Failure> {
+    moments.windows(2).map(|pair| Ok(pair[1].us_since(&pair[0])?)).collect()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// The median of every column.
+fn medians(rows: &[Vec<f64>]) -> Vec<f64> {
+    let columns = rows.first().map_or(0, Vec::len);
+    (0..columns).map(|column| median(rows.iter().map(|row| row[column]).collect())).collect()
+}
+
+/// Takes off what time stamps have added to each node, so that all together take `total`.
+///
+/// Nodes that launch nothing take no time. So the stamps' cost is not less than it is for such a node, and no more is taken
+/// off a node than it has; what is left over after that is taken off all in proportion.
+fn without_stamps(stamped: &[f64], total: f64) -> Vec<f64> {
+    let sum: f64 = stamped.iter().sum();
+    if stamped.is_empty() || sum <= total || total <= 0.0 {
+        return stamped.to_vec();
+    }
+    // Counts of nodes are far below what a float holds exactly.
+    #[allow(clippy::cast_precision_loss)]
+    let each = (sum - total) / stamped.len() as f64;
+    let less: Vec<f64> = stamped.iter().map(|us| (us - each).max(0.0)).collect();
+    let left: f64 = less.iter().sum();
+    if left <= 0.0 {
+        return stamped.iter().map(|us| us * total / sum).collect();
+    }
+    less.iter().map(|us| us * total / left).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stamps_are_taken_off_and_the_sum_is_what_the_whole_takes() {
+        let corrected = without_stamps(&[11.0, 1.0, 6.0, 2.0], 16.0);
+        assert!((corrected.iter().sum::<f64>() - 16.0).abs() < 1e-9, "{corrected:?}");
+        assert_eq!(corrected[1], 0.0);
+        assert!((corrected[0] / corrected[2] - 2.0).abs() < 1e-9, "{corrected:?}");
+    }
+
+    #[test]
+    fn times_that_need_no_correction_stay() {
+        assert_eq!(without_stamps(&[3.0, 4.0], 8.0), [3.0, 4.0]);
+        assert_eq!(without_stamps(&[], 8.0), Vec::<f64>::new());
+        assert_eq!(without_stamps(&[2.0, 2.0], 0.0), [2.0, 2.0]);
+    }
+
+    #[test]
+    fn medians_are_taken_by_column() {
+        let rows = [vec![1.0, 9.0], vec![2.0, 7.0], vec![90.0, 8.0]];
+        assert_eq!(medians(&rows), [2.0, 8.0]);
+    }
+}

@@ -1,0 +1,141 @@
+//! One execution as the controller ordered it, checked: what it is given, what it waits for, where its outputs go.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pswitch_device::{Device, DeviceAddress, DeviceError, DeviceMemory, DeviceSlice, SharedMemory};
+use pswitch_model::DType;
+use pswitch_protocol::{Execute, FaultClass, InputValue, PlacedTensor, Region};
+
+use crate::error::{RunError, WorkerError};
+use crate::executable::{Executable, Input, OutputShape};
+
+/// Outputs begin at multiples of this in their slot, so that every element type is aligned.
+const OUTPUT_ALIGNMENT_BYTES: u64 = 64;
+
+/// What a worker shares with its controller and the other workers.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) device: Arc<dyn Device>,
+    pub(crate) pool: Arc<dyn DeviceMemory>,
+    pub(crate) slots: Arc<SharedMemory>,
+    pub(crate) control: SharedMemory,
+    /// Offset of this worker's block in the control page.
+    pub(crate) block: u64,
+    pub(crate) arenas: Vec<Region>,
+}
+
+impl Shared {
+    pub(crate) fn slice(&self, region: Region) -> Result<DeviceSlice, DeviceError> {
+        DeviceSlice::new(Arc::clone(&self.pool), region.offset, region.bytes)
+    }
+
+    pub(crate) fn word(&self, offset: u64) -> Result<DeviceSlice, DeviceError> {
+        self.slice(Region { offset, bytes: 4 })
+    }
+}
+
+/// A model that this worker has built.
+pub(crate) struct Model {
+    pub(crate) name: String,
+    pub(crate) executable: Executable,
+    pub(crate) doorbells: Region,
+    /// For every group the node that waits at its doorbell.
+    pub(crate) wait_nodes: Vec<u32>,
+    /// Types and shapes of the inputs at export, integers with their value.
+    pub(crate) examples: Vec<Example>,
+}
+
+/// An input as the program was exported with.
+#[derive(Debug, Clone)]
+pub(crate) enum Example {
+    Tensor { dtype: DType, shape: Vec<u64> },
+    Integer(i64),
+}
+
+impl Model {
+    /// For every group the node that waits for it, and its doorbell.
+    pub(crate) fn groups(&self, shared: &Shared) -> Result<Vec<(u32, DeviceSlice)>, DeviceError> {
+        let words = (self.doorbells.offset..).step_by(4);
+        self.wait_nodes.iter().zip(words).map(|(&node, offset)| Ok((node, shared.word(offset)?))).collect()
+    }
+}
+
+/// One execution.
+pub(crate) struct Work<'a> {
+    pub(crate) order: &'a Execute,
+    pub(crate) inputs: Vec<Input>,
+    pub(crate) input_doorbell: DeviceSlice,
+    /// Where all that it allocates lies.
+    pub(crate) arena: DeviceAddress,
+    pub(crate) deadline: Instant,
+}
+
+impl<'a> Work<'a> {
+    /// Checks an order. An error is the controller's.
+    pub(crate) fn new(order: &'a Execute, model: &Model, shared: &Shared) -> Result<Self, WorkerError> {
+        let inputs =
+            order.inputs.iter().map(|input| placed_input(shared, input)).collect::<Result<_, _>>()?;
+        if let Some(profile) = order.profile
+            && profile.bytes < 4 * model.executable.nodes() as u64
+        {
+            return Err(WorkerError::Order("a profile without room for every node".to_owned()));
+        }
+        Ok(Self {
+            order,
+            inputs,
+            input_doorbell: shared.word(order.input_doorbell)?,
+            arena: shared.slice(order.arena)?.address(),
+            deadline: Instant::now() + Duration::from_millis(order.doorbell_timeout_ms),
+        })
+    }
+}
+
+/// An input over its place in the pool.
+pub(crate) fn placed_input(shared: &Shared, input: &InputValue) -> Result<Input, WorkerError> {
+    let tensor = match input {
+        InputValue::Integer(value) => return Ok(Input::Integer(*value)),
+        InputValue::Tensor(tensor) => tensor,
+    };
+    let dtype = DType::from_schema_code(u64::from(tensor.dtype))
+        .ok_or_else(|| WorkerError::Order(format!("an input of unknown type {}", tensor.dtype)))?;
+    let bytes = tensor.shape.iter().try_fold(dtype.size_bytes(), |bytes, &size| bytes.checked_mul(size));
+    if bytes != Some(tensor.at.bytes) {
+        return Err(WorkerError::Order(format!(
+            "an input of shape {:?} in {} bytes",
+            tensor.shape, tensor.at.bytes
+        )));
+    }
+    let at = shared.slice(tensor.at)?.address();
+    Ok(Input::Tensor { at, dtype, shape: tensor.shape.clone() })
+}
+
+/// Schema codes of element types are below 256.
+pub(crate) fn schema_code(dtype: DType) -> u8 {
+    u8::try_from(dtype.schema_code()).unwrap_or(u8::MAX)
+}
+
+/// Lays outputs out in their place in the slot memory.
+pub(crate) fn place_outputs(
+    shapes: &[OutputShape],
+    room: Region,
+    slots: &SharedMemory,
+) -> Result<Vec<PlacedTensor>, RunError> {
+    let mut placed = Vec::with_capacity(shapes.len());
+    let (mut offset, mut needed_bytes) = (0_u64, 0_u64);
+    for OutputShape { dtype, shape } in shapes {
+        let bytes = OutputShape { dtype: *dtype, shape: shape.clone() }.bytes();
+        let at = Region { offset: room.offset.saturating_add(offset), bytes };
+        placed.push(PlacedTensor { dtype: schema_code(*dtype), shape: shape.clone(), at });
+        needed_bytes = offset + bytes;
+        offset = needed_bytes.next_multiple_of(OUTPUT_ALIGNMENT_BYTES);
+    }
+    let inside = room.offset.checked_add(room.bytes).is_some_and(|end| end <= slots.bytes());
+    if needed_bytes > room.bytes || !inside {
+        return Err(RunError {
+            class: FaultClass::OutputsTooLarge { needed_bytes },
+            message: format!("the outputs need {needed_bytes} bytes, their place has {}", room.bytes),
+        });
+    }
+    Ok(placed)
+}

@@ -1,0 +1,192 @@
+//! A worker on a real GPU, told what to do by a test instead of a controller.
+//!
+//! Behind the feature `cuda-tests`, since it fails where there is no GPU. The programs and what eager PyTorch made of them
+//! on the same GPU lie in the folder that `PSWITCH_FIXTURES` names; `python -m pswitch.gpu_models --fixtures` makes it.
+
+mod desk;
+
+use std::os::fd::AsFd as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use pswitch_protocol::{Channel, FaultClass};
+use pswitch_worker::serve;
+
+use desk::{Arrival, Case, Desk, fixture, folders, is_refused};
+
+/// One GPU, one worker at a time: what one test measures another would disturb.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[test]
+#[ignore = "the worker process that the other tests start"]
+fn worker_process() {
+    let socket = std::io::stdin().as_fd().try_clone_to_owned().expect("standard input is the channel");
+    if let Err(error) = serve(&Channel::from_fd(socket)) {
+        eprintln!("the worker ends: {error}");
+        // As the zygote's workers end: exit handlers would wait for a stream that is stuck.
+        // SAFETY: no preconditions.
+        unsafe { libc::_exit(3) }
+    }
+}
+
+/// Every program in every way in which weights can come: each layer by itself, all at once, already there.
+#[test]
+fn outputs_are_those_of_eager_pytorch_on_this_gpu() {
+    let _turn = turn();
+    let mut desk = Desk::new();
+    let mut wrong = Vec::new();
+    let mut compared = 0;
+    for folder in folders() {
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        let model = match desk.load(&folder) {
+            Ok(model) => model,
+            // The same is refused on the CPU.
+            Err(reason) if is_refused(&folder) || reason.contains("eval mode") => continue,
+            Err(reason) => {
+                wrong.push(format!("{name}: {reason}"));
+                continue;
+            }
+        };
+        for case in Case::all(&folder) {
+            if case.raises() {
+                continue;
+            }
+            for arrival in [Arrival::EveryLayer, Arrival::Whole, Arrival::Resident, Arrival::EveryLayer] {
+                let ended = desk.run(model, &case, arrival).map_err(|fault| fault.message);
+                match ended.map(|outputs| case.difference(&outputs)) {
+                    Ok(None) => compared += 1,
+                    Ok(Some(difference)) | Err(difference) => {
+                        // At once: whatever kills the test later, this is known.
+                        eprintln!("{name} {case} {arrival:?}: {difference}");
+                        wrong.push(format!("{name} {case} {arrival:?}: {difference}"));
+                    }
+                }
+            }
+        }
+        desk.unload(model);
+    }
+    println!("{compared} executions compared");
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(compared > 0, "there was nothing to compare");
+}
+
+#[test]
+fn executions_allocate_nothing_outside_of_the_pool() {
+    let _turn = turn();
+    let mut desk = Desk::new();
+    let folder = fixture("resnet18");
+    let model = desk.load(&folder).unwrap();
+    let case = &Case::all(&folder)[0];
+    desk.run(model, case, Arrival::EveryLayer).unwrap();
+    desk.run(model, case, Arrival::Resident).unwrap();
+    let (allocations, graphs) = (desk.outside_allocations(), desk.graphs());
+    let free_bytes = desk.free_bytes();
+    for _ in 0..100 {
+        desk.run(model, case, Arrival::EveryLayer).unwrap();
+        desk.run(model, case, Arrival::Resident).unwrap();
+    }
+    assert_eq!((desk.outside_allocations(), desk.graphs()), (allocations, graphs));
+    assert_eq!(desk.free_bytes(), free_bytes);
+}
+
+#[test]
+fn a_batch_size_is_captured_when_it_is_asked_for_and_kept() {
+    let _turn = turn();
+    let mut desk = Desk::new();
+    let folder = fixture("resnet18-dynamic");
+    let model = desk.load(&folder).unwrap();
+    let cases = Case::all(&folder);
+    assert!(cases.len() > 1);
+    desk.run(model, &cases[0], Arrival::EveryLayer).unwrap();
+    for case in &cases {
+        let outputs = desk.run(model, case, Arrival::Resident).unwrap();
+        assert_eq!(case.difference(&outputs), None, "{case}");
+    }
+    let graphs = desk.graphs();
+    for case in &cases {
+        let outputs = desk.run(model, case, Arrival::Resident).unwrap();
+        assert_eq!(case.difference(&outputs), None, "{case}");
+    }
+    assert_eq!(desk.graphs(), graphs, "graphs are kept");
+}
+
+#[test]
+fn layers_are_timed_as_they_run() {
+    let _turn = turn();
+    let mut desk = Desk::new();
+    let folder = fixture("resnet18");
+    let model = desk.load(&folder).unwrap();
+    let case = &Case::all(&folder)[0];
+    let times = desk.profile(model, case);
+    let total_us: f32 = times.iter().sum();
+    assert!(
+        times.iter().all(|us| *us >= 0.0) && times.iter().filter(|us| **us > 0.0).count() > 20,
+        "{times:?}"
+    );
+    // Some hundred microseconds; a second would be time spent waiting for something.
+    assert!((50.0..1e5).contains(&total_us), "{total_us}");
+}
+
+#[test]
+fn an_index_out_of_range_is_told_and_the_worker_ends() {
+    let _turn = turn();
+    let mut desk = Desk::new();
+    let folder = fixture("lookup");
+    let model = desk.load(&folder).unwrap();
+    let mut case = Case::all(&folder).swap_remove(0);
+    desk.run(model, &case, Arrival::EveryLayer).unwrap();
+    // Indices far outside of any table.
+    case.input_byte = Some(0x11);
+    let fault = desk.run(model, &case, Arrival::Resident).unwrap_err();
+    assert_eq!(fault.class, FaultClass::Model);
+    assert!(fault.message.contains("the GPU failed"), "{}", fault.message);
+    assert_eq!(desk.exit_code(), Some(3));
+}
+
+#[test]
+fn weights_that_never_come_end_the_worker_at_its_deadline() {
+    let _turn = turn();
+    let mut desk = Desk::new();
+    let folder = fixture("resnet18");
+    let model = desk.load(&folder).unwrap();
+    let case = &Case::all(&folder)[0];
+    desk.doorbell_timeout = Duration::from_millis(300);
+    let begun = Instant::now();
+    let fault = desk.run(model, case, Arrival::Never).unwrap_err();
+    assert!(fault.message.contains("did not come within"), "{}", fault.message);
+    assert_eq!(desk.exit_code(), Some(3));
+    assert!(begun.elapsed() < Duration::from_secs(30));
+}
+
+#[test]
+fn poison_lets_a_stuck_worker_go_on() {
+    let _turn = turn();
+    let mut desk = Desk::new();
+    let folder = fixture("resnet18");
+    let model = desk.load(&folder).unwrap();
+    let case = &Case::all(&folder)[0];
+    desk.run(model, case, Arrival::Poisoned).unwrap();
+    let outputs = desk.run(model, case, Arrival::EveryLayer).unwrap();
+    assert_eq!(case.difference(&outputs), None);
+}
+
+#[test]
+fn a_worker_that_is_killed_at_a_doorbell_leaves_the_pool_to_the_next() {
+    let _turn = turn();
+    let folder = fixture("resnet18");
+    let case = &Case::all(&folder)[0];
+    let mut desk = Desk::new();
+    let model = desk.load(&folder).unwrap();
+    for round in 0..5 {
+        desk.begin(model, case, Arrival::Never);
+        std::thread::sleep(Duration::from_millis(20 * round));
+        desk.replace_worker();
+        desk.load_again(model).unwrap();
+        let outputs = desk.run(model, case, Arrival::EveryLayer).unwrap();
+        assert_eq!(case.difference(&outputs), None, "round {round}");
+    }
+}
