@@ -1,4 +1,4 @@
-//! Links the binary so that it finds the libtorch it was built against, and notes what results are to be signed with.
+//! Notes what results are to be signed with, and links tests and examples so that they find libtorch.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,6 +6,7 @@ use std::process::Command;
 fn main() {
     let libraries =
         std::env::var("DEP_PSWITCH_SHIM_LIBTORCH_LIB").expect("pswitch-worker names libtorch's folder");
+    // For this crate's own executables; a library hands no link arguments on, so that `cli` says it for the binary.
     println!("cargo::rustc-link-arg=-Wl,-rpath,{libraries}");
     println!("cargo::rustc-env=PSWITCH_BENCH_TORCH={}", torch_version(Path::new(&libraries)));
     println!("cargo::rustc-env=PSWITCH_BENCH_COMMIT={}", commit());
@@ -27,7 +28,9 @@ fn commit() -> String {
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
     // Every source that goes into the binary, and every commit.
-    for folder in ["device", "mem-pool", "model", "transfer", "protocol", "worker", "controller", "bench"] {
+    let crates =
+        ["device", "mem-pool", "model", "transfer", "protocol", "worker", "controller", "bench", "cli"];
+    for folder in crates {
         println!("cargo::rerun-if-changed=../{folder}");
     }
     let log = git(&["rev-parse", "--git-path", "logs/HEAD"]).map(PathBuf::from);

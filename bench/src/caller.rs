@@ -1,11 +1,12 @@
-//! A client of one model: sends the same request again and again and checks every answer.
+//! A client of one model: sends the same few requests again and again and checks every answer.
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
-use pswitch_controller::{Answer, InferOptions, InferenceService as _, Server, TensorSpec, Timings};
+use anyhow::{Context as _, anyhow, ensure};
+use pswitch_controller::{Answer, InferOptions, InferenceService as _, Server, Timings};
 use tokio::runtime::Runtime;
 
+use crate::keep_alive::{self, Connection, Parameters};
 use crate::subject::{Example, Tensor};
 
 /// What it cost to be answered.
@@ -16,19 +17,40 @@ pub(crate) struct Call {
     pub(crate) timings: Timings,
 }
 
+impl Call {
+    /// What of it lay inside the server: from the inputs in their slot to the outputs in theirs.
+    pub(crate) fn inside(&self) -> Duration {
+        self.timings.queue + self.timings.switch + self.timings.compute
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Caller {
     model: String,
+    turns: Vec<Turn>,
+    /// Which comes next.
+    next: usize,
+}
+
+/// One of the requests that take turns.
+#[derive(Debug)]
+struct Turn {
     example: Example,
     /// What every answer is compared with: eager PyTorch's, or the first one.
     expected: Option<Vec<Tensor>>,
-    reference: &'static str,
+    /// As an HTTP client sends it.
+    request: Vec<u8>,
 }
 
 impl Caller {
-    pub(crate) fn new(model: &str, example: Example) -> Self {
-        let reference = if example.outputs.is_some() { "eager PyTorch" } else { "the first answer" };
-        Self { model: model.to_owned(), expected: example.outputs.clone(), example, reference }
+    /// At least one example.
+    pub(crate) fn new(model: &str, examples: Vec<Example>) -> Self {
+        let turn = |example: Example| Turn {
+            expected: example.outputs.clone(),
+            request: keep_alive::request(model, &example),
+            example,
+        };
+        Self { model: model.to_owned(), turns: examples.into_iter().map(turn).collect(), next: 0 }
     }
 
     pub(crate) fn model(&self) -> &str {
@@ -36,33 +58,52 @@ impl Caller {
     }
 
     /// What answers are compared with.
-    pub(crate) fn reference(&self) -> &'static str {
-        self.reference
+    pub(crate) fn reference(&self) -> &str {
+        self.turns.first().map_or("", |turn| &turn.example.reference)
     }
 
-    /// Sends one request and waits for its answer.
+    fn turn(&mut self) -> usize {
+        let turn = self.next;
+        self.next = (turn + 1) % self.turns.len();
+        turn
+    }
+
+    /// Sends the next request and waits for its answer.
     ///
     /// # Errors
     /// When the server refuses, and when an output is not to the last bit what it should be.
     pub(crate) fn call(&mut self, runtime: &Runtime, server: &Server) -> anyhow::Result<Call> {
+        let turn = self.turn();
         let failed = || format!("a request to '{}' failed", self.model);
-        let specs: Vec<TensorSpec> = self.example.inputs.iter().map(|(spec, _)| spec.clone()).collect();
-        let mut submission = server.reserve(&self.model, None, &specs).with_context(failed)?;
-        for (index, (_, data)) in self.example.inputs.iter().enumerate() {
+        let example = &self.turns[turn].example;
+        let mut submission = server.reserve(&self.model, None, &example.specs()).with_context(failed)?;
+        for (index, (_, data)) in example.inputs.iter().enumerate() {
             submission.append(index, data).with_context(failed)?;
         }
         let begun = Instant::now();
         let answer =
             runtime.block_on(server.infer(submission, InferOptions::default())).with_context(failed)?;
         let latency = begun.elapsed();
-        self.check(&answer)?;
+        self.check(turn, &answer)?;
         Ok(Call { latency, timings: answer.timings })
     }
 
-    fn check(&mut self, answer: &Answer) -> anyhow::Result<()> {
-        let Some(expected) = &self.expected else {
+    /// As [`call`](Self::call), over HTTP: how long the client waits, and where the server says that the time went.
+    pub(crate) fn call_http(
+        &mut self,
+        connection: &mut Connection,
+    ) -> anyhow::Result<(Duration, Parameters)> {
+        let turn = self.turn();
+        let answered = connection.round(&self.turns[turn].request);
+        let answered = answered.with_context(|| format!("a request to '{}' failed", self.model))?;
+        self.check_bytes(turn, connection.data())?;
+        Ok(answered)
+    }
+
+    fn check(&mut self, turn: usize, answer: &Answer) -> anyhow::Result<()> {
+        let Some(expected) = &self.turns[turn].expected else {
             let outputs = answer.outputs.iter();
-            self.expected =
+            self.turns[turn].expected =
                 Some(outputs.map(|output| (output.spec.shape.clone(), output.data.to_vec())).collect());
             return Ok(());
         };
@@ -71,13 +112,61 @@ impl Caller {
                 .get(place)
                 .is_some_and(|(shape, data)| *shape == output.spec.shape && *data == output.data);
             if !same {
-                let Self { model, reference, .. } = self;
-                bail!(
-                    "wrong output: '{}' of '{model}' is not {reference}'s to the last bit",
-                    output.spec.name
-                );
+                return Err(self.wrong(&format!("'{}'", output.spec.name)));
             }
         }
         Ok(())
+    }
+
+    /// Checks outputs that came as bytes, one after the other. What is expected has to be known.
+    fn check_bytes(&self, turn: usize, data: &[u8]) -> anyhow::Result<()> {
+        let expected = self.turns[turn].expected.as_ref();
+        let expected = expected.context("there is no answer yet to compare with")?;
+        let mut rest = data;
+        for (place, (_, output)) in expected.iter().enumerate() {
+            rest =
+                rest.strip_prefix(output.as_slice()).ok_or_else(|| self.wrong(&format!("output {place}")))?;
+        }
+        ensure!(rest.is_empty(), "'{}' answers with {} bytes too many", self.model, rest.len());
+        Ok(())
+    }
+
+    fn wrong(&self, output: &str) -> anyhow::Error {
+        let reference = self.reference();
+        anyhow!("wrong output: {output} of '{}' is not to the last bit that of {reference}", self.model)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caller(outputs: Option<Vec<Tensor>>) -> Caller {
+        let example = Example { inputs: Vec::new(), outputs, reference: "eager PyTorch".to_owned() };
+        Caller::new("m", vec![example.clone(), example])
+    }
+
+    #[test]
+    fn requests_take_turns() {
+        let mut caller = caller(None);
+        assert_eq!([(); 3].map(|()| caller.turn()), [0, 1, 0]);
+    }
+
+    #[test]
+    fn bytes_are_all_outputs_one_after_the_other() {
+        let caller = caller(Some(vec![(vec![2], vec![1, 2]), (vec![1], vec![3])]));
+        caller.check_bytes(0, &[1, 2, 3]).unwrap();
+        let error = |data: &[u8]| caller.check_bytes(1, data).unwrap_err().to_string();
+        assert_eq!(
+            error(&[1, 2, 4]),
+            "wrong output: output 1 of 'm' is not to the last bit that of eager PyTorch"
+        );
+        assert!(error(&[1]).starts_with("wrong output: output 0"));
+        assert_eq!(error(&[1, 2, 3, 4]), "'m' answers with 1 bytes too many");
+    }
+
+    #[test]
+    fn nothing_is_right_before_something_is_known() {
+        assert!(caller(None).check_bytes(0, &[]).is_err());
     }
 }

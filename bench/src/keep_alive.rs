@@ -17,6 +17,8 @@ const HEADER_LENGTH: &str = "Inference-Header-Content-Length";
 pub(crate) struct Connection {
     stream: BufReader<TcpStream>,
     body: Vec<u8>,
+    /// Length of the JSON in front of the binary data in `body`.
+    json_bytes: usize,
 }
 
 /// Where the server says that the time of a request went.
@@ -25,6 +27,8 @@ pub(crate) struct Parameters {
     pub(crate) queue_us: f64,
     pub(crate) switch_us: f64,
     pub(crate) compute_us: f64,
+    /// Whether weights had to move.
+    pub(crate) switched: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -65,25 +69,30 @@ impl Connection {
     pub(crate) fn open(address: SocketAddr) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address).context("cannot connect to the front end")?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream: BufReader::with_capacity(256 << 10, stream), body: Vec::new() })
+        Ok(Self { stream: BufReader::with_capacity(256 << 10, stream), body: Vec::new(), json_bytes: 0 })
     }
 
     /// Sends a request and reads the whole response: how long that took, and where the server says the time went.
     pub(crate) fn round(&mut self, request: &[u8]) -> anyhow::Result<(Duration, Parameters)> {
         let begun = Instant::now();
         self.stream.get_mut().write_all(request).context("the front end takes no request")?;
-        let (status, header_length) = self.read_response().context("the response broke off")?;
+        let status = self.read_response().context("the response broke off")?;
         let took = begun.elapsed();
         if status != 200 {
             bail!("status {status}: {}", String::from_utf8_lossy(&self.body));
         }
-        let json = self.body.get(..header_length).context("the header is longer than the body")?;
+        let json = self.body.get(..self.json_bytes).context("the header is longer than the body")?;
         let header: Header = serde_json::from_slice(json).context("the response is not what was expected")?;
         Ok((took, header.parameters))
     }
 
-    /// The status and the length of the JSON in front of the binary data; the body is in `self.body`.
-    fn read_response(&mut self) -> anyhow::Result<(u16, usize)> {
+    /// The binary data of the last response: all outputs, one after the other.
+    pub(crate) fn data(&self) -> &[u8] {
+        self.body.get(self.json_bytes..).unwrap_or_default()
+    }
+
+    /// Reads the body to `self.body`, and returns the status.
+    fn read_response(&mut self) -> anyhow::Result<u16> {
         let mut line = String::new();
         self.stream.read_line(&mut line)?;
         let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
@@ -101,7 +110,8 @@ impl Connection {
         }
         self.body.resize(length, 0);
         self.stream.read_exact(&mut self.body)?;
-        Ok((status, header_length.unwrap_or(length)))
+        self.json_bytes = header_length.unwrap_or(length);
+        Ok(status)
     }
 }
 
@@ -116,7 +126,7 @@ mod tests {
 
     fn example() -> Example {
         let input = (TensorSpec::new("x", Datatype::Uint8, [4]), vec![1, 2, 3, 4]);
-        Example { inputs: vec![input], outputs: None }
+        Example { inputs: vec![input], outputs: None, reference: String::new() }
     }
 
     #[test]
@@ -165,6 +175,7 @@ mod tests {
             let (took, parameters) = connection.round(&request).unwrap();
             assert!(took > Duration::ZERO);
             assert_eq!((parameters.queue_us, parameters.compute_us), (1.5, 20.0));
+            assert_eq!((parameters.switched, connection.data()), (false, b"data".as_slice()));
         }
         assert_eq!(connection.round(&request).unwrap_err().to_string(), "status 404: \"no!\"");
         assert!(connection.round(&request).is_err());

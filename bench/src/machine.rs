@@ -3,30 +3,53 @@
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use pswitch_device::{DeviceId, DeviceProperties, cuda_devices};
 use serde::Serialize;
 
 /// Facts that a result means nothing without.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Machine {
-    pub(crate) cpu: String,
-    pub(crate) cores: usize,
-    pub(crate) memory_bytes: u64,
-    pub(crate) kernel: String,
+pub struct Machine {
+    /// The processor's name.
+    pub cpu: String,
+    /// Cores that this process may use.
+    pub cores: usize,
+    /// All the memory that there is.
+    pub memory_bytes: u64,
+    /// The kernel's release.
+    pub kernel: String,
     /// Version of libtorch.
-    pub(crate) torch: &'static str,
+    pub torch: &'static str,
     /// Commit that was built; `-dirty` if tracked files differed from it.
-    pub(crate) commit: &'static str,
+    pub commit: &'static str,
     /// Whether the compiler optimised.
-    pub(crate) build: &'static str,
+    pub build: &'static str,
     /// When it was measured, in UTC.
-    pub(crate) date: String,
+    pub date: String,
     /// Processes that ran or wanted to in the minute before: more than the cores have to spare spoils times.
-    pub(crate) load_average: f64,
+    pub load_average: f64,
+    /// The GPU that was measured, where one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<Gpu>,
+}
+
+/// The GPU that a result was measured on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Gpu {
+    /// Its maker's name for it.
+    pub name: String,
+    /// All the memory that it has.
+    pub memory_bytes: u64,
+    /// Version of the kernel driver, where the system tells.
+    pub driver: Option<String>,
+    /// Version of CUDA that the driver supports.
+    pub cuda: String,
+    /// Speed and width of its link, where the system tells.
+    pub pci_link: Option<String>,
 }
 
 impl Machine {
-    /// This one, now.
-    pub(crate) fn here() -> Self {
+    /// This one, now, without a GPU.
+    pub fn here() -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
@@ -43,15 +66,47 @@ impl Machine {
                 .next()
                 .and_then(|text| text.parse().ok())
                 .unwrap_or(0.0),
+            gpu: None,
         }
     }
 
     /// What a reader has to know before the numbers.
     pub(crate) fn line(&self) -> String {
         let Self { cpu, cores, torch, commit, build, date, load_average, .. } = self;
+        let gpu = self.gpu.as_ref().map(|gpu| format!("{}; ", gpu.line())).unwrap_or_default();
         format!(
-            "{cpu}, {cores} cores, load {load_average}; libtorch {torch}, commit {commit}, {build} build; {date}"
+            "{gpu}{cpu}, {cores} cores, load {load_average}; libtorch {torch}, commit {commit}, {build} build; {date}"
         )
+    }
+}
+
+impl Gpu {
+    /// None of a device that is no GPU.
+    fn of(device: DeviceProperties) -> Option<Self> {
+        let gpu = device.gpu?;
+        Some(Self {
+            name: device.name,
+            memory_bytes: device.total_memory_bytes,
+            driver: gpu.driver_version,
+            cuda: format!("{}.{}", gpu.cuda_version.0, gpu.cuda_version.1),
+            pci_link: gpu.pci_link,
+        })
+    }
+
+    fn line(&self) -> String {
+        let Self { name, driver, cuda, pci_link, .. } = self;
+        let or_unknown = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".to_owned());
+        format!("{name}, driver {}, CUDA {cuda}, link {}", or_unknown(driver), or_unknown(pci_link))
+    }
+}
+
+/// What a device is as a GPU; `None` of the host, and of a GPU that is not there.
+pub(crate) fn gpu(device: DeviceId) -> Option<Gpu> {
+    match device {
+        DeviceId::Host(_) => None,
+        DeviceId::Cuda(_) => {
+            cuda_devices().ok()?.into_iter().find(|found| found.id == device).and_then(Gpu::of)
+        }
     }
 }
 
@@ -117,5 +172,20 @@ mod tests {
         let here = Machine::here();
         assert!(here.cores > 0 && here.memory_bytes > 0 && !here.kernel.is_empty(), "{here:?}");
         assert!(here.torch.starts_with(|c: char| c.is_ascii_digit()), "{here:?}");
+    }
+
+    #[test]
+    fn a_gpu_leads_the_line_and_the_host_is_none() {
+        assert_eq!(gpu(DeviceId::Host(0)), None);
+        let gpu = Gpu {
+            name: "NVIDIA H200".to_owned(),
+            memory_bytes: 1,
+            driver: None,
+            cuda: "13.0".to_owned(),
+            pci_link: Some("32.0 GT/s PCIe x16".to_owned()),
+        };
+        let line = Machine { gpu: Some(gpu), ..Machine::here() }.line();
+        let expected = "NVIDIA H200, driver unknown, CUDA 13.0, link 32.0 GT/s PCIe x16; ";
+        assert!(line.starts_with(expected), "{line}");
     }
 }

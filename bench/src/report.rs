@@ -12,11 +12,11 @@ use crate::machine::Machine;
 
 /// Text in rows and columns: the first column to the left, the others to the right.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Table(Vec<Vec<String>>);
+pub struct Table(Vec<Vec<String>>);
 
 /// Something that was asked for, and whether it was met.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Goal {
+pub struct Goal {
     /// Of what.
     what: String,
     asked: Asked,
@@ -35,20 +35,25 @@ enum Asked {
 
 /// The outcome of a command.
 #[derive(Debug)]
-pub(crate) struct Report {
-    pub(crate) command: &'static str,
-    pub(crate) tables: Vec<Table>,
-    pub(crate) goals: Vec<Goal>,
+pub struct Report {
+    /// Its name, and that of the file it is written to.
+    pub command: &'static str,
+    /// What people read, in order.
+    pub tables: Vec<Table>,
+    /// What was asked for.
+    pub goals: Vec<Goal>,
     /// All numbers, with their units in their names.
-    pub(crate) results: Value,
+    pub results: Value,
 }
 
 impl Table {
-    pub(crate) fn new<const COLUMNS: usize>(header: [&str; COLUMNS]) -> Self {
+    /// One that has a header alone.
+    pub fn new<const COLUMNS: usize>(header: [&str; COLUMNS]) -> Self {
         Self(vec![header.map(str::to_owned).to_vec()])
     }
 
-    pub(crate) fn push<const COLUMNS: usize>(&mut self, row: [String; COLUMNS]) {
+    /// Adds a row; one with fewer cells than the header ends early.
+    pub fn push<const COLUMNS: usize>(&mut self, row: [String; COLUMNS]) {
         self.0.push(row.to_vec());
     }
 }
@@ -77,15 +82,18 @@ impl fmt::Display for Table {
 }
 
 impl Goal {
-    pub(crate) fn at_least(what: impl Into<String>, limit: f64, unit: &'static str, found: f64) -> Self {
+    /// Met by `found` of `limit` and more.
+    pub fn at_least(what: impl Into<String>, limit: f64, unit: &'static str, found: f64) -> Self {
         Self { what: what.into(), asked: Asked::AtLeast(limit), unit, found, met: found >= limit }
     }
 
-    pub(crate) fn at_most(what: impl Into<String>, limit: f64, unit: &'static str, found: f64) -> Self {
+    /// Met by `found` of `limit` and less.
+    pub fn at_most(what: impl Into<String>, limit: f64, unit: &'static str, found: f64) -> Self {
         Self { what: what.into(), asked: Asked::AtMost(limit), unit, found, met: found <= limit }
     }
 
-    pub(crate) fn below(what: impl Into<String>, limit: f64, unit: &'static str, found: f64) -> Self {
+    /// Met by `found` of less than `limit`.
+    pub fn below(what: impl Into<String>, limit: f64, unit: &'static str, found: f64) -> Self {
         Self { what: what.into(), asked: Asked::Below(limit), unit, found, met: found < limit }
     }
 }
@@ -112,8 +120,8 @@ fn number(value: f64) -> String {
 }
 
 impl Report {
-    /// Tables last: what follows them is what was asked.
-    pub(crate) fn text(&self, machine: &Machine) -> String {
+    /// For people: the machine, the tables, and then what was asked.
+    pub fn text(&self, machine: &Machine) -> String {
         let mut text = format!("{}\n", machine.line());
         if machine.build == "debug" {
             text.push_str("a debug build: its times say nothing\n");
@@ -132,7 +140,7 @@ impl Report {
     }
 
     /// Everything, with how it was come by.
-    pub(crate) fn json(&self, machine: &Machine, arguments: &[String]) -> Value {
+    pub fn json(&self, machine: &Machine, arguments: &[String]) -> Value {
         json!({
             "command": self.command,
             "arguments": arguments,
@@ -142,13 +150,11 @@ impl Report {
         })
     }
 
-    /// Writes the JSON to `FOLDER/COMMAND.json`.
-    pub(crate) fn save(
-        &self,
-        folder: &Path,
-        machine: &Machine,
-        arguments: &[String],
-    ) -> anyhow::Result<PathBuf> {
+    /// Writes the JSON to `FOLDER/COMMAND.json`, and returns where that is.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or the file cannot be written.
+    pub fn save(&self, folder: &Path, machine: &Machine, arguments: &[String]) -> anyhow::Result<PathBuf> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let path = folder.join(format!("{}.json", self.command));
         let mut text = serde_json::to_string_pretty(&self.json(machine, arguments))?;
@@ -173,6 +179,7 @@ mod tests {
             build: "release",
             date: "2026-01-01T00:00:00Z".to_owned(),
             load_average: 0.5,
+            gpu: None,
         }
     }
 

@@ -1,5 +1,6 @@
 //! A server inside this process, over a repository made for the occasion.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
@@ -7,15 +8,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use pswitch_controller::{
-    Bandwidth, ByteSize, Config, ConfigOverrides, DeviceChoice, InferenceService, LoadObserver, ModelState,
-    Server, SizeSetting,
+    Bandwidth, ByteSize, Config, ConfigOverrides, DeviceChoice, HttpOptions, HttpServer, InferenceService,
+    LoadObserver, Metrics, ModelState, Server, SizeSetting,
 };
+use pswitch_device::{DeviceId, cuda_devices};
 use pswitch_worker::{Channel, Zygote};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use crate::caller::{Call, Caller};
 use crate::processes::{self, Usage};
+use crate::subject::{Served, Subject};
 
 /// The part of a pool that doorbells take, where the pool has 64 MiB or more.
 const DOORBELL_BYTES: u64 = 256 << 10;
@@ -28,13 +33,36 @@ const END_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Serving {
     /// Device to serve on: auto, host, host:N or cuda:N.
     #[arg(long, default_value = "host")]
-    pub(crate) device: DeviceChoice,
+    device: DeviceChoice,
     /// Threads that one operator may use on the CPU; 0 leaves it to libtorch. The command above says what is the default.
     #[arg(long, value_name = "N")]
-    pub(crate) threads: Option<u32>,
+    threads: Option<u32>,
     /// Part of the pool for the activations of one execution: 64MiB or more.
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = arena_size)]
-    pub(crate) arena_size: ByteSize,
+    arena_size: ByteSize,
+}
+
+impl Serving {
+    /// The device; `auto` is the first GPU, or the host where there is none.
+    pub(crate) fn device(&self) -> DeviceId {
+        match self.device {
+            DeviceChoice::Id(id) => id,
+            DeviceChoice::Auto => cuda_devices()
+                .ok()
+                .and_then(|devices| devices.first().map(|device| device.id))
+                .unwrap_or(DeviceId::Host(0)),
+        }
+    }
+
+    /// With so many threads, unless the flag says otherwise.
+    pub(crate) fn with_threads(&self, default: u32) -> Served {
+        Served { device: self.device(), threads: self.threads.unwrap_or(default) }
+    }
+
+    /// With as many threads as the references were made with, unless the flag says otherwise.
+    pub(crate) fn like_references(&self, subjects: &[Subject]) -> Served {
+        self.with_threads(subjects.iter().find_map(Subject::reference_threads).unwrap_or_default())
+    }
 }
 
 fn arena_size(text: &str) -> Result<ByteSize, String> {
@@ -75,7 +103,7 @@ fn worker(channel: Channel) -> i32 {
 /// What to serve.
 pub(crate) struct Plan<'a> {
     pub(crate) serving: &'a Serving,
-    pub(crate) threads: u32,
+    pub(crate) served: Served,
     /// Names and archives; an archive may be there under several names.
     pub(crate) models: Vec<(String, &'a Path)>,
     /// Room for weights in the pool; without it all models have some.
@@ -123,10 +151,10 @@ impl Bench {
             plan.homes_bytes.map(|homes| homes.next_multiple_of(512) + arena.bytes() + DOORBELL_BYTES);
         let config = Config::default().with(ConfigOverrides {
             repository: Some(repository.path().to_owned()),
-            device: Some(plan.serving.device),
+            device: Some(DeviceChoice::Id(plan.served.device)),
             pool_size: pool_size.map(|bytes| SizeSetting::Fixed(ByteSize::from_bytes(bytes))),
             arena_size: Some(SizeSetting::Fixed(arena)),
-            threads: Some(plan.threads),
+            threads: Some(plan.served.threads),
             link_bandwidth: plan.link_bandwidth,
             ..ConfigOverrides::default()
         })?;
@@ -154,6 +182,21 @@ impl Bench {
         caller.call(&self.runtime, &self.server)
     }
 
+    /// Opens its HTTP front end on loopback.
+    pub(crate) fn front_end(&self) -> anyhow::Result<FrontEnd> {
+        let service: Arc<dyn InferenceService> = Arc::clone(&self.server) as _;
+        let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let http = HttpServer::bind(any_port, service, Metrics::new(), HttpOptions::default());
+        let http = self.runtime.block_on(http).context("cannot listen on loopback")?;
+        let address = http.address();
+        let (stop, stopped) = oneshot::channel();
+        let serving = self.runtime.spawn(http.run(async {
+            // A dropped sender stops it as well.
+            let _ = stopped.await;
+        }));
+        Ok(FrontEnd { address, stop, serving })
+    }
+
     /// What this process, the zygote and the workers hold now.
     pub(crate) fn processes(&self) -> anyhow::Result<Vec<Usage>> {
         processes::of_server(self.zygote)
@@ -172,6 +215,21 @@ impl Bench {
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+}
+
+/// A front end that listens.
+pub(crate) struct FrontEnd {
+    pub(crate) address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    serving: JoinHandle<()>,
+}
+
+impl FrontEnd {
+    /// Ends it; connections have to be closed before.
+    pub(crate) fn stop(self, bench: &Bench) -> anyhow::Result<()> {
+        drop(self.stop);
+        bench.runtime.block_on(self.serving).context("the front end panicked")
     }
 }
 

@@ -6,36 +6,43 @@ use serde::Serialize;
 
 /// Measurements of one quantity, all in one unit.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Samples(Vec<f64>);
+pub struct Samples(Vec<f64>);
 
 /// Median, tail and spread of a series; the unit stands in the name of the field that holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(crate) struct Summary {
-    pub(crate) count: usize,
-    pub(crate) median: f64,
-    pub(crate) p99: f64,
-    pub(crate) least: f64,
-    pub(crate) most: f64,
+pub struct Summary {
+    /// How many were measured.
+    pub count: usize,
+    /// Half are no greater.
+    pub median: f64,
+    /// Of a hundred, one is greater.
+    pub p99: f64,
+    /// The smallest.
+    pub least: f64,
+    /// The greatest.
+    pub most: f64,
     /// The middle eight tenths as a share of the median.
-    pub(crate) spread_percent: f64,
+    pub spread_percent: f64,
 }
 
 impl Samples {
-    pub(crate) fn with_capacity(count: usize) -> Self {
+    /// None yet, and room for so many.
+    pub fn with_capacity(count: usize) -> Self {
         Self(Vec::with_capacity(count))
     }
 
-    pub(crate) fn push(&mut self, value: f64) {
+    /// Adds one.
+    pub fn push(&mut self, value: f64) {
         self.0.push(value);
     }
 
     /// Adds a time in milliseconds.
-    pub(crate) fn push_ms(&mut self, time: Duration) {
+    pub fn push_ms(&mut self, time: Duration) {
         self.push(milliseconds(time));
     }
 
-    /// None of nothing.
-    pub(crate) fn summary(&self) -> Option<Summary> {
+    /// What they come to; `None` of nothing.
+    pub fn summary(&self) -> Option<Summary> {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         let (&least, &most) = (sorted.first()?, sorted.last()?);

@@ -1,5 +1,6 @@
 //! A model to be measured: its archive, and inputs whose right outputs are known where reference cases lie beside it.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -7,11 +8,18 @@ use anyhow::{Context as _, ensure};
 use pswitch_controller::{
     Datatype, DimensionSignature, ModelSignature, TensorSignature, TensorSpec, describe,
 };
+use pswitch_device::DeviceId;
 use pswitch_model::Archive;
 use safetensors::SafeTensors;
 
 /// Cases beside an archive, as `python -m pswitch.fixtures` writes them.
 const CASES: &str = "cases.safetensors";
+
+/// What cases name as their device that were not made on a GPU.
+const CPU: &str = "cpu";
+
+/// What answers are compared with where no reference holds.
+const FIRST_ANSWER: &str = "the first answer";
 
 /// An archive that a benchmark serves.
 #[derive(Debug)]
@@ -29,8 +37,24 @@ pub(crate) struct Subject {
 #[derive(Debug)]
 struct Cases {
     bytes: Vec<u8>,
-    /// With how many threads the reference outputs were made.
+    count: u32,
+    references: References,
+}
+
+/// Where reference outputs were made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct References {
+    /// `cpu`, or a GPU's name.
+    device: String,
     threads: u32,
+}
+
+/// Where a model is served: kernels differ between devices and numbers of threads, and with them the last bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Served {
+    pub(crate) device: DeviceId,
+    /// Threads that one operator may use on the CPU.
+    pub(crate) threads: u32,
 }
 
 /// Shape and bytes of a tensor.
@@ -42,6 +66,8 @@ pub(crate) struct Example {
     pub(crate) inputs: Vec<(TensorSpec, Vec<u8>)>,
     /// What eager PyTorch answers, where that is known.
     pub(crate) outputs: Option<Vec<Tensor>>,
+    /// Whose outputs every answer is compared with, in words.
+    pub(crate) reference: String,
 }
 
 impl Subject {
@@ -78,35 +104,108 @@ impl Subject {
 
     /// With how many threads its reference outputs were made, if there are any.
     pub(crate) fn reference_threads(&self) -> Option<u32> {
-        self.cases.as_ref().map(|cases| cases.threads)
+        self.cases.as_ref().map(|cases| cases.references.threads)
     }
 
-    /// The first reference case, with its outputs if they were made with as many threads; else inputs of the least
-    /// shapes.
-    pub(crate) fn example(&self, threads: u32) -> anyhow::Result<Example> {
+    /// The first reference case, with its outputs if they were made on such a device; else inputs of the least shapes.
+    pub(crate) fn example(&self, served: Served) -> anyhow::Result<Example> {
         let Some(cases) = &self.cases else {
             let inputs = self.signature.inputs.iter().map(synthetic).collect::<anyhow::Result<_>>()?;
-            return Ok(Example { inputs, outputs: None });
+            return Ok(Example { inputs, outputs: None, reference: FIRST_ANSWER.to_owned() });
         };
-        let tensors = SafeTensors::deserialize(&cases.bytes)?;
+        self.case(cases, &SafeTensors::deserialize(&cases.bytes)?, 0, served)
+    }
+
+    /// As [`example`](Self::example), and those further cases that have the shapes of the first and an answer: where
+    /// inputs take turns, an answer that was left over is a wrong one.
+    pub(crate) fn examples(&self, served: Served) -> anyhow::Result<Vec<Example>> {
+        let first = self.example(served)?;
+        let specs = first.specs();
+        let mut examples = vec![first];
+        if let Some(cases) = &self.cases {
+            let tensors = SafeTensors::deserialize(&cases.bytes)?;
+            let has_outputs = |case: &u32| {
+                self.outputs.iter().all(|place| tensors.tensor(&format!("case{case}.output.{place}")).is_ok())
+            };
+            for case in (1..cases.count).filter(has_outputs) {
+                let example = self.case(cases, &tensors, case, served)?;
+                if example.specs() == specs {
+                    examples.push(example);
+                }
+            }
+        }
+        Ok(examples)
+    }
+
+    fn case(
+        &self,
+        cases: &Cases,
+        tensors: &SafeTensors<'_>,
+        case: u32,
+        served: Served,
+    ) -> anyhow::Result<Example> {
         let tensor = |name: String| -> Option<Tensor> {
             let tensor = tensors.tensor(&name).ok()?;
             let shape = tensor.shape().iter().map(|&extent| extent as u64).collect();
             Some((shape, tensor.data().to_vec()))
         };
         let inputs = self.signature.inputs.iter().map(|input| {
-            let (shape, data) = tensor(format!("case0.input.{}", input.name))
+            let (shape, data) = tensor(format!("case{case}.input.{}", input.name))
                 .with_context(|| format!("the cases of '{}' lack input '{}'", self.name, input.name))?;
             let spec = TensorSpec::new(&input.name, input.datatype, shape);
             ensure!(spec.bytes() == Some(data.len() as u64), "input '{}' is of another type", input.name);
             Ok((spec, data))
         });
-        let outputs = self.outputs.iter().map(|place| tensor(format!("case0.output.{place}")));
+        let outputs = self.outputs.iter().map(|place| tensor(format!("case{case}.output.{place}")));
         let outputs: Option<Vec<Tensor>> = outputs.collect();
-        Ok(Example {
-            inputs: inputs.collect::<anyhow::Result<_>>()?,
-            outputs: outputs.filter(|_| threads == cases.threads),
-        })
+        let holds = cases.references.hold_for(served);
+        let reference = match &outputs {
+            Some(_) if holds => cases.references.name(),
+            Some(_) => format!("{FIRST_ANSWER}; the case is {}'s", cases.references.made_on()),
+            None => format!("{FIRST_ANSWER}; the case has none"),
+        };
+        let inputs = inputs.collect::<anyhow::Result<_>>()?;
+        Ok(Example { inputs, outputs: outputs.filter(|_| holds), reference })
+    }
+}
+
+impl Example {
+    /// What its inputs are.
+    pub(crate) fn specs(&self) -> Vec<TensorSpec> {
+        self.inputs.iter().map(|(spec, _)| spec.clone()).collect()
+    }
+}
+
+impl References {
+    /// From the facts that a file of cases states.
+    fn of(facts: &HashMap<String, String>) -> Option<Self> {
+        let threads = facts.get("torch_threads")?.parse().ok()?;
+        let device = facts.get("device").map_or(CPU, String::as_str).to_owned();
+        Some(Self { device, threads })
+    }
+
+    /// Whether kernels of the same kind answer.
+    fn hold_for(&self, served: Served) -> bool {
+        match served.device {
+            DeviceId::Host(_) => self.device == CPU && self.threads == served.threads,
+            DeviceId::Cuda(_) => self.device != CPU,
+        }
+    }
+
+    fn name(&self) -> String {
+        if self.device == CPU {
+            "eager PyTorch".to_owned()
+        } else {
+            format!("eager PyTorch on {}", self.device)
+        }
+    }
+
+    fn made_on(&self) -> String {
+        match self.threads {
+            _ if self.device != CPU => self.device.clone(),
+            1 => format!("{CPU} with 1 thread"),
+            threads => format!("{CPU} with {threads} threads"),
+        }
     }
 }
 
@@ -117,9 +216,11 @@ impl Cases {
         }
         let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let (_, header) = SafeTensors::read_metadata(&bytes)?;
-        let threads = header.metadata().as_ref().and_then(|facts| facts.get("torch_threads")?.parse().ok());
-        let threads = threads.with_context(|| format!("{} names no torch_threads", path.display()))?;
-        Ok(Some(Self { bytes, threads }))
+        let facts = header.metadata().as_ref();
+        let references = facts.and_then(References::of);
+        let references = references.with_context(|| format!("{} names no torch_threads", path.display()))?;
+        let count = facts.and_then(|facts| facts.get("cases")?.parse().ok()).unwrap_or(1);
+        Ok(Some(Self { bytes, count, references }))
     }
 }
 
@@ -183,6 +284,38 @@ mod tests {
         assert!(data.iter().any(|byte| *byte != 0));
         let (_, data) = synthetic(&dimensions(Datatype::Int64)).unwrap();
         assert_eq!(data, [0; 24]);
+    }
+
+    /// References as a file of cases states them.
+    fn references(device: Option<&str>) -> References {
+        let device = device.map(|device| ("device".to_owned(), device.to_owned()));
+        let facts = [("torch_threads".to_owned(), "2".to_owned())].into_iter().chain(device);
+        References::of(&facts.collect()).unwrap()
+    }
+
+    #[test]
+    fn references_hold_for_the_kind_of_device_that_made_them() {
+        let host = |threads| Served { device: DeviceId::Host(0), threads };
+        let gpu = |threads| Served { device: DeviceId::Cuda(1), threads };
+        let held = |device, served| references(device).hold_for(served);
+        assert!(held(None, host(2)) && held(Some("cpu"), host(2)));
+        assert!(!held(None, host(1)) && !held(None, gpu(2)) && !held(Some("cpu"), gpu(2)));
+        // Threads of the CPU have no part in what a GPU computes.
+        assert!(held(Some("NVIDIA H200"), gpu(1)) && !held(Some("NVIDIA H200"), host(2)));
+        assert_eq!(References::of(&HashMap::new()), None);
+    }
+
+    #[test]
+    fn references_say_where_they_were_made() {
+        let [cpu, gpu] = [None, Some("NVIDIA H200")].map(references);
+        assert_eq!(
+            (cpu.name(), cpu.made_on()),
+            ("eager PyTorch".to_owned(), "cpu with 2 threads".to_owned())
+        );
+        assert_eq!(
+            (gpu.name().as_str(), gpu.made_on().as_str()),
+            ("eager PyTorch on NVIDIA H200", "NVIDIA H200")
+        );
     }
 
     #[test]

@@ -34,6 +34,7 @@ pub(crate) enum Command {
     /// Divides a model's transfer into groups and predicts what that gives.
     #[command(name = "plan-groups")]
     PlanGroups(PlanGroups),
+    Bench(pswitch_bench::Args),
     /// Prints a completion script for a shell.
     Completions {
         /// The shell.
@@ -58,7 +59,7 @@ pub(crate) struct Serve {
     /// Configuration; flags go before it.
     #[arg(long, value_name = "FILE.yaml")]
     pub(crate) config: Option<PathBuf>,
-    /// Device to serve on: auto, host or host:N; workers do not execute on cuda:N yet.
+    /// Device to serve on: auto, host, host:N or cuda:N.
     #[arg(long)]
     device: Option<DeviceChoice>,
     /// Device memory for weights and activations, as in 8GiB, or auto.

@@ -1,6 +1,6 @@
 //! `pswitch`: time-shares a device between many PyTorch models.
 //!
-//! Thin: parses flags, forks the zygote before anything else when it is to serve, and prints errors once.
+//! Thin: parses flags, forks zygotes before anything else when it is to serve or to measure, and prints errors once.
 
 mod args;
 mod client;
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::Infer(infer) => commands::infer::run(&infer),
         Command::Models(models) => commands::models::run(&models),
         Command::PlanGroups(plan) => commands::plan_groups::run(&plan),
+        Command::Bench(bench) => bench.run(),
         Command::Completions { shell } => {
             commands::completions(shell);
             Ok(())

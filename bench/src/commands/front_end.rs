@@ -1,15 +1,14 @@
 //! What a request costs outside queue, switch and computation.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
-use pswitch_controller::{HttpOptions, HttpServer, InferenceService, Metrics};
 use serde_json::json;
 
 use crate::keep_alive::{Connection, request};
+use crate::progress::Progress;
 use crate::report::{Goal, Report, Table};
 use crate::serving::{Bench, Plan, Serving, Zygotes};
 use crate::stats::{Samples, milliseconds};
@@ -35,7 +34,7 @@ pub(crate) struct FrontEnd {
     #[arg(long, value_name = "N", default_value_t = 3000, value_parser = clap::value_parser!(u32).range(1..))]
     requests: u32,
     #[command(flatten)]
-    serving: Serving,
+    pub(super) serving: Serving,
 }
 
 impl FrontEnd {
@@ -44,38 +43,25 @@ impl FrontEnd {
             Some(path) => Subject::open(path)?,
             None => Subject::open(tiny_model()?)?,
         };
-        let threads = self.serving.threads.unwrap_or(1);
+        let served = self.serving.with_threads(1);
         let plan = Plan {
             serving: &self.serving,
-            threads,
+            served,
             models: vec![(subject.name.clone(), &subject.archive)],
             homes_bytes: None,
             link_bandwidth: None,
         };
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;
-        let service: Arc<dyn InferenceService> = Arc::clone(&bench.server) as _;
-        let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let http = bench.runtime.block_on(HttpServer::bind(
-            any_port,
-            service,
-            Metrics::new(),
-            HttpOptions::default(),
-        ));
-        let http = http.context("cannot listen on loopback")?;
-        let address = http.address();
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let serving = bench.runtime.spawn(http.run(async {
-            // A dropped sender stops it as well.
-            let _ = stopped.await;
-        }));
-
-        let example = subject.example(threads)?;
+        let front_end = bench.front_end()?;
+        let example = subject.example(served)?;
         let input_bytes: u64 = example.inputs.iter().filter_map(|(spec, _)| spec.bytes()).sum();
         let request = request(&subject.name, &example);
-        let mut connection = Connection::open(address)?;
+        let mut connection = Connection::open(front_end.address)?;
         let parts = ["front end", "client latency", "queue", "switch", "compute"];
         let mut samples = parts.map(|_| Samples::with_capacity(self.requests as usize));
+        let progress = Progress::new("requests", (WARM_UP + self.requests) as usize);
         for round in 0..WARM_UP + self.requests {
+            progress.step();
             let (latency, server) = connection.round(&request)?;
             if round < WARM_UP {
                 continue;
@@ -88,9 +74,9 @@ impl FrontEnd {
                 samples.push(value);
             }
         }
+        drop(progress);
         drop(connection);
-        drop(stop);
-        bench.runtime.block_on(serving).context("the front end panicked")?;
+        front_end.stop(&bench)?;
         bench.stop()?;
 
         let mut table = Table::new(["milliseconds", "median", "p99", "least", "most"]);
@@ -108,7 +94,8 @@ impl FrontEnd {
         }
         results.insert("model".to_owned(), json!(subject.name));
         results.insert("input_bytes".to_owned(), json!(input_bytes));
-        results.insert("threads".to_owned(), json!(threads));
+        results.insert("device".to_owned(), json!(served.device.to_string()));
+        results.insert("threads".to_owned(), json!(served.threads));
         let what = format!("{input_bytes} bytes of input, median outside queue, switch and compute");
         let goals = vec![Goal::below(what, 0.5, "ms", median)];
         Ok(Report { command: "front-end", tables: vec![table], goals, results: results.into() })

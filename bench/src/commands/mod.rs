@@ -4,9 +4,12 @@ mod front_end;
 mod pipelining;
 mod start_up;
 mod sweep;
+mod switch;
 mod switching;
 
 use clap::Subcommand;
+
+use pswitch_device::DeviceId;
 
 use crate::report::Report;
 use crate::serving::Zygotes;
@@ -14,6 +17,7 @@ use crate::serving::Zygotes;
 /// What can be measured.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Switch(switch::Switch),
     Pipelining(pipelining::Pipelining),
     FrontEnd(front_end::FrontEnd),
     Switching(switching::Switching),
@@ -26,14 +30,28 @@ impl Command {
     pub(crate) fn servers(&self) -> usize {
         match self {
             Self::Pipelining(_) => pipelining::SERVERS,
-            Self::FrontEnd(_) | Self::Switching(_) | Self::StartUp(_) => 1,
+            Self::Switch(_) | Self::FrontEnd(_) | Self::Switching(_) | Self::StartUp(_) => 1,
             Self::Sweep(_) => 0,
         }
+    }
+
+    /// The device that it measures, if it does.
+    pub(crate) fn device(&self) -> Option<DeviceId> {
+        let serving = match self {
+            Self::Switch(command) => &command.serving,
+            Self::Pipelining(command) => &command.serving,
+            Self::FrontEnd(command) => &command.serving,
+            Self::Switching(command) => &command.serving,
+            Self::StartUp(command) => &command.serving,
+            Self::Sweep(_) => return None,
+        };
+        Some(serving.device())
     }
 
     /// Measures.
     pub(crate) fn run(&self, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
         match self {
+            Self::Switch(command) => command.run(zygotes),
             Self::Pipelining(command) => command.run(zygotes),
             Self::FrontEnd(command) => command.run(zygotes),
             Self::Switching(command) => command.run(zygotes),

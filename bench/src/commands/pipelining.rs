@@ -10,10 +10,11 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::caller::Caller;
+use crate::progress::Progress;
 use crate::report::{Goal, Report, Table};
 use crate::serving::{Bench, Plan, Serving, Zygotes};
 use crate::stats::{Samples, Summary, deviation_percent};
-use crate::subject::Subject;
+use crate::subject::{Served, Subject};
 
 /// One without a throttle, to see how long the model computes, and one with it.
 pub(crate) const SERVERS: usize = 2;
@@ -36,7 +37,7 @@ pub(crate) struct Pipelining {
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     requests: u32,
     #[command(flatten)]
-    serving: Serving,
+    pub(super) serving: Serving,
 }
 
 /// What cold requests by one way of moving came to.
@@ -61,17 +62,15 @@ struct Measured {
 impl Pipelining {
     pub(crate) fn run(&self, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
         let subject = Subject::open(&self.model)?;
-        let threads = self.serving.threads.unwrap_or_else(|| {
-            let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            u32::try_from(cores.saturating_sub(1).max(1)).unwrap_or(1)
-        });
-        eprintln!("how long '{}' computes with {threads} threads ...", subject.name);
-        let compute_ms = self.compute_ms(&subject, threads, zygotes)?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let served = self.serving.with_threads(u32::try_from(cores.saturating_sub(1).max(1)).unwrap_or(1));
+        eprintln!("how long '{}' computes with {} threads ...", subject.name, served.threads);
+        let compute_ms = self.compute_ms(&subject, served, zygotes)?;
         let link_bandwidth = bandwidth(subject.span_bytes, compute_ms.median)?;
         let megabytes_per_s = link_bandwidth.bytes_per_s() / 1e6;
         eprintln!("{:.1} ms; a link of {megabytes_per_s:.0} MB/s takes as long ...", compute_ms.median);
         let Measured { cold, ready_ms, lower_bound_ms } =
-            self.measure(&subject, threads, link_bandwidth, zygotes)?;
+            self.measure(&subject, served, link_bandwidth, zygotes)?;
 
         let mut table =
             Table::new(["", "groups", "median ms", "p99 ms", "spread %", "predicted ms", "off %"]);
@@ -104,7 +103,8 @@ impl Pipelining {
         let results = json!({
             "model": subject.name,
             "span_bytes": subject.span_bytes,
-            "threads": threads,
+            "device": served.device.to_string(),
+            "threads": served.threads,
             "unthrottled_compute_ms": compute_ms,
             "link_bandwidth_bytes_per_s": link_bandwidth.bytes_per_s(),
             "ready_ms": ready_ms,
@@ -116,16 +116,21 @@ impl Pipelining {
     }
 
     /// The time from the decision to the outputs of a resident model, on a link that costs nothing.
-    fn compute_ms(&self, subject: &Subject, threads: u32, zygotes: &mut Zygotes) -> anyhow::Result<Summary> {
+    fn compute_ms(
+        &self,
+        subject: &Subject,
+        served: Served,
+        zygotes: &mut Zygotes,
+    ) -> anyhow::Result<Summary> {
         let plan = Plan {
             serving: &self.serving,
-            threads,
+            served,
             models: vec![(subject.name.clone(), &subject.archive)],
             homes_bytes: Some(subject.span_bytes),
             link_bandwidth: None,
         };
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;
-        let mut caller = Caller::new(&subject.name, subject.example(threads)?);
+        let mut caller = Caller::new(&subject.name, subject.examples(served)?);
         let mut compute = Samples::default();
         for request in 0..WARM_UP + self.requests as usize {
             let call = bench.call(&mut caller)?;
@@ -140,26 +145,28 @@ impl Pipelining {
     fn measure(
         &self,
         subject: &Subject,
-        threads: u32,
+        served: Served,
         link_bandwidth: Bandwidth,
         zygotes: &mut Zygotes,
     ) -> anyhow::Result<Measured> {
         let rival = format!("{}-rival", subject.name);
         let plan = Plan {
             serving: &self.serving,
-            threads,
+            served,
             models: vec![(subject.name.clone(), &subject.archive), (rival.clone(), &subject.archive)],
             // There is room for one of the two.
             homes_bytes: Some(subject.span_bytes),
             link_bandwidth: Some(link_bandwidth),
         };
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;
-        let mut caller = Caller::new(&subject.name, subject.example(threads)?);
-        let mut rival = Caller::new(&rival, subject.example(threads)?);
+        let mut caller = Caller::new(&subject.name, subject.examples(served)?);
+        let mut rival = Caller::new(&rival, subject.examples(served)?);
         let mut ready = Samples::default();
         let algorithms = [Algorithm::Optimal, Algorithm::Whole];
         let mut series = [(); 2].map(|()| (Samples::default(), Samples::default(), None::<TransferPlan>));
+        let progress = Progress::new("rounds", WARM_UP + self.requests as usize);
         for round in 0..WARM_UP + self.requests as usize {
+            progress.step();
             let counts = round >= WARM_UP;
             for (algorithm, (latency, startup, plan)) in algorithms.into_iter().zip(&mut series) {
                 *plan = bench.server.replan(&subject.name, algorithm)?.into_iter().next();
@@ -175,9 +182,8 @@ impl Pipelining {
             if counts {
                 ready.push_ms(call.latency);
             }
-            eprint!("\rround {} of {}", round + 1, WARM_UP + self.requests as usize);
         }
-        eprintln!();
+        drop(progress);
         bench.stop()?;
         let mut lower_bound_ms = 0.0;
         let cold = series

@@ -30,7 +30,7 @@ pub(crate) struct StartUp {
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     models: u32,
     #[command(flatten)]
-    serving: Serving,
+    pub(super) serving: Serving,
 }
 
 /// When something was reported, counted from the start.
@@ -79,10 +79,9 @@ impl StartUp {
         let span_bytes: u64 = chosen.iter().map(|subject| subject.span_bytes).sum();
         let models = (0..).zip(&chosen);
         let models = models.map(|(n, s): (u32, _)| (format!("{n:02}-{}", s.name), s.archive.as_path()));
-        let threads = self.serving.threads.unwrap_or(0);
         let plan = Plan {
             serving: &self.serving,
-            threads,
+            served: self.serving.with_threads(0),
             models: models.collect(),
             homes_bytes: None,
             link_bandwidth: None,

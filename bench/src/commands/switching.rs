@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::caller::Caller;
 use crate::processes::Usage;
+use crate::progress::Progress;
 use crate::report::{Goal, Report, Table};
 use crate::serving::{Bench, Plan, Serving, Zygotes};
 use crate::stats::{Samples, Summary};
@@ -24,7 +25,7 @@ const READY_EVERY: usize = 5;
 ///
 /// The pool has room for the largest model alone: in every turn each model is asked once, and every request switches.
 /// Every output is compared to the last bit with eager PyTorch's where reference cases lie beside the archive and were
-/// made with as many threads, which is the default, else with the first.
+/// made on such a device, on the CPU with as many threads, which is the default; else with the first.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Switching {
     /// The models: folders with model.pt2, or archives; two or more, in the order of the requests.
@@ -39,7 +40,7 @@ pub(crate) struct Switching {
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(200..))]
     requests: u32,
     #[command(flatten)]
-    serving: Serving,
+    pub(super) serving: Serving,
 }
 
 /// One model's part.
@@ -56,7 +57,7 @@ struct Series {
 struct Row {
     model: String,
     span_bytes: u64,
-    compared_with: &'static str,
+    compared_with: String,
     ready_ms: Summary,
     cold_ms: Summary,
     /// From the decision to the first layer.
@@ -69,14 +70,12 @@ impl Switching {
     pub(crate) fn run(&self, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
         let subjects =
             self.models.iter().map(|path| Subject::open(path)).collect::<anyhow::Result<Vec<_>>>()?;
-        let threads = self.serving.threads;
-        let threads =
-            threads.or_else(|| subjects.iter().find_map(Subject::reference_threads)).unwrap_or_default();
+        let served = self.serving.like_references(&subjects);
         let largest =
             subjects.iter().map(|subject| subject.span_bytes).max().context("there are no models")?;
         let plan = Plan {
             serving: &self.serving,
-            threads,
+            served,
             models: subjects.iter().map(|s| (s.name.clone(), s.archive.as_path())).collect(),
             homes_bytes: Some(largest),
             link_bandwidth: None,
@@ -88,7 +87,7 @@ impl Switching {
             .map(|subject| {
                 let samples = || Samples::with_capacity(requests / subjects.len() + 1);
                 Ok(Series {
-                    caller: Caller::new(&subject.name, subject.example(threads)?),
+                    caller: Caller::new(&subject.name, subject.examples(served)?),
                     span_bytes: subject.span_bytes,
                     ready: samples(),
                     cold: samples(),
@@ -98,6 +97,7 @@ impl Switching {
             .collect::<anyhow::Result<Vec<_>>>()?;
 
         let mut settled = Vec::new();
+        let progress = Progress::new("requests", requests);
         for request in 0..requests {
             if request == SETTLED {
                 settled = bench.processes()?;
@@ -116,11 +116,9 @@ impl Switching {
                     one.ready.push_ms(ready.latency);
                 }
             }
-            if request % 50 == 49 {
-                eprint!("\rrequest {} of {requests}", request + 1);
-            }
+            progress.step();
         }
-        eprintln!();
+        drop(progress);
         let end = bench.processes()?;
         let snapshot = pswitch_controller::InferenceService::snapshot(&*bench.server);
         bench.stop()?;
@@ -130,7 +128,8 @@ impl Switching {
         let goals = goals(&settled, &end, snapshot.worker_restarts);
         let results = json!({
             "requests": requests,
-            "threads": threads,
+            "device": served.device.to_string(),
+            "threads": served.threads,
             "models": rows,
             "processes": {"after_100": settled, "at_the_end": end},
             "worker_restarts": snapshot.worker_restarts,
@@ -151,7 +150,7 @@ impl Series {
         Ok(Row {
             model: self.caller.model().to_owned(),
             span_bytes: self.span_bytes,
-            compared_with: self.caller.reference(),
+            compared_with: self.caller.reference().to_owned(),
             ready_ms,
             cold_ms,
             startup_ms: summary(&self.startup)?,
@@ -212,7 +211,7 @@ fn models_table(rows: &[Row]) -> Table {
             ms(row.overhead_ms),
             ms(row.startup_ms.median),
             ms(row.startup_ms.p99),
-            row.compared_with.to_owned(),
+            row.compared_with.clone(),
         ]);
     }
     table

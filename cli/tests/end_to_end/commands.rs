@@ -35,6 +35,8 @@ fn wrong_usage_is_2() {
         (vec!["serve", "--wrokers", "3"], vec!["--wrokers", "--workers"]),
         (vec!["infer", "m", "--input", "x"], vec!["--input", "NAME=VALUE"]),
         (vec!["plan-groups"], vec!["--profile"]),
+        (vec!["bench"], vec!["Usage", "switching", "start-up"]),
+        (vec!["bench", "switch", "--switches", "19"], vec!["--switches", "19"]),
         (vec![], vec!["Usage"]),
     ] {
         assert_ended(&command(&arguments), 2, &says);
@@ -51,10 +53,21 @@ fn help_shows_examples_and_exit_codes() {
         &words,
         &["Exit codes: 0 success", "3 a file", "4 no server answers", "5 the server refused"],
     );
-    for name in ["serve", "infer", "models", "plan-groups"] {
+    for name in ["serve", "infer", "models", "plan-groups", "bench"] {
         assert_ended(&command(&[name, "--help"]), 0, &["Examples:", &format!("pswitch {name} ")]);
     }
     assert_ended(&command(&["--version"]), 0, &["pswitch 0."]);
+}
+
+#[test]
+fn a_benchmark_that_cannot_measure_is_1() {
+    for (arguments, says) in [
+        (vec!["sweep", "/nowhere.json"], "pswitch: cannot read /nowhere.json"),
+        (vec!["switch", "--model", "/nowhere/a", "/nowhere/b"], "pswitch: there is no /nowhere/a/model.pt2"),
+        (vec!["switching", "--log", "a=b=c"], "is no log filter"),
+    ] {
+        assert_ended(&command(&[vec!["bench"], arguments].concat()), 1, &[says]);
+    }
 }
 
 #[test]
@@ -119,7 +132,7 @@ fn a_server_that_cannot_start_is_1() {
     );
 
     let ended = serve(&["--device", "cuda:99", "--http", "127.0.0.1:0"]);
-    assert_ended(&ended, 1, &["workers cannot execute on cuda:99"]);
+    assert_ended(&ended, 1, &["device cuda:99 is not available"]);
 }
 
 #[test]

@@ -69,7 +69,7 @@ fn two_thousand_switches_leave_no_trace() {
     // The short sentences: this is about switching, not about computing.
     fixtures[0].cases.truncate(1);
     let server =
-        Serve::new(Models::of(&fixtures)).host(1).homes(span_bytes(&fixtures, "bert-dynamic")).start();
+        Serve::new(Models::of(&fixtures)).host(2).homes(span_bytes(&fixtures, "bert-dynamic")).start();
     server.await_workers(2);
     let dice = &mut Dice::new(7);
     alternate(&server.client, &fixtures, WARM_UP, dice);
@@ -97,7 +97,7 @@ fn clients_that_switch_at_random_all_get_their_own_answers() {
     // All of a size, so that each overlaps with several others.
     let fixtures = ["dynamic-batch", "float16", "bfloat16", "two-in-three-out"].map(Fixture::load);
     let server =
-        Serve::new(Models::of(&fixtures)).host(1).homes(span_bytes(&fixtures, "dynamic-batch")).start();
+        Serve::new(Models::of(&fixtures)).host(2).homes(span_bytes(&fixtures, "dynamic-batch")).start();
     server.await_workers(2);
     let crowd = |requests: usize, seed: u64| {
         std::thread::scope(|scope| {

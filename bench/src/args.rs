@@ -1,0 +1,60 @@
+//! The flags that all commands share, and what happens around each.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use tracing_subscriber::EnvFilter;
+
+use crate::commands::Command;
+use crate::machine::Machine;
+use crate::serving::Zygotes;
+
+/// Measures pswitch: the whole server with its workers, started in this process.
+///
+/// Times are worth as much as the machine is quiet: its load stands in every report. A command that has measured
+/// succeeds, whatever the numbers; a wrong output is a failure.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  pswitch bench switch --device cuda:0 --out
+  pswitch bench switching --requests 10000
+  pswitch bench switching --help")]
+pub struct Args {
+    /// Folder for the results, as COMMAND.json; bench/results without a value. Nothing is written without it.
+    #[arg(long, global = true, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "bench/results")]
+    out: Option<PathBuf>,
+    /// What the server logs, as in info or warn,pswitch_controller=debug.
+    #[arg(long, global = true, value_name = "FILTER", default_value = "warn")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+impl Args {
+    /// Measures, prints the report to standard output and writes it where it was asked to.
+    ///
+    /// Call it before the process has threads or has used libtorch or CUDA: workers are forked from it.
+    ///
+    /// # Errors
+    /// What kept the command from measuring; a wrong output is named with its model.
+    pub fn run(&self) -> anyhow::Result<()> {
+        let filter =
+            EnvFilter::try_new(&self.log).with_context(|| format!("`{}` is no log filter", self.log))?;
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        // Before the first thread: a process with threads cannot be forked safely.
+        let mut zygotes = Zygotes::fork(self.command.servers())?;
+        let mut machine = Machine::here();
+        let report = self.command.run(&mut zygotes)?;
+        // Afterwards: an idle GPU slows its link down.
+        machine.gpu = self.command.device().and_then(crate::machine::gpu);
+        let arguments: Vec<String> = std::env::args().skip(1).collect();
+        let saved = self.out.as_ref().map(|folder| report.save(folder, &machine, &arguments)).transpose()?;
+        let mut stdout = std::io::stdout().lock();
+        write!(stdout, "\n{}", report.text(&machine)).context("cannot write to standard output")?;
+        if let Some(path) = saved {
+            writeln!(stdout, "\nwritten to {}", path.display())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,48 @@
+//! What pswitch does, in numbers: the commands of `pswitch bench`.
+//!
+//! Every command starts the whole server in this process, with its real workers, measures, prints a table and, with
+//! `--out`, writes JSON that says where and of what it was measured. It is the part of the binary that measures, so that
+//! its errors are `anyhow`'s, to be printed and no more:
+//!
+//! ```no_run
+//! use clap::Parser;
+//!
+//! #[derive(Parser)]
+//! struct Cli {
+//!     #[command(flatten)]
+//!     bench: pswitch_bench::Args,
+//! }
+//!
+//! fn main() -> anyhow::Result<()> {
+//!     // First thing in `main`: workers are forked from a process without threads.
+//!     Cli::parse().bench.run()
+//! }
+//! ```
+//!
+//! How results are told stands alone: [`Samples`] come to a [`Summary`], and a [`Report`] of [`Table`]s and [`Goal`]s says
+//! on which [`Machine`] they were found. `examples/report_a_measurement.rs` makes one.
+//!
+//! Commands are modules of `commands`; what they share:
+//!
+//! - `subject`: an archive with inputs and their right outputs; `caller` sends them and checks every answer;
+//! - `serving`: a server over a repository made for the occasion; `keep_alive`: a client of its HTTP front end;
+//! - `processes`: memory and descriptors of a server's processes; `machine`: where a result was made;
+//! - `stats`: medians and tails; `report`: tables, JSON, and what was asked for; `progress`: how far a command is.
+#![warn(clippy::unwrap_used)]
+
+mod args;
+mod caller;
+mod commands;
+mod keep_alive;
+mod machine;
+mod processes;
+mod progress;
+mod report;
+mod serving;
+mod stats;
+mod subject;
+
+pub use args::Args;
+pub use machine::{Gpu, Machine};
+pub use report::{Goal, Report, Table};
+pub use stats::{Samples, Summary};
