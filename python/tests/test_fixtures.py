@@ -40,6 +40,27 @@ def test_fixtures_are_current_until_something_they_depend_on_changes(tmp_path, m
     assert not fixtures.is_current(tmp_path, fixtures.key())
 
 
+def test_a_machine_without_some_of_the_packages_has_a_key_of_its_own(monkeypatch):
+    complete = fixtures.key()
+    monkeypatch.setattr(provenance, "PACKAGES", (*provenance.PACKAGES[:-1], "there-is-no-such-package"))
+    assert fixtures.key() != complete
+
+
+def test_one_that_fails_leaves_no_folder_and_the_others_are_made(tmp_path, capsys):
+    def source():
+        raise RuntimeError("no such operator")
+
+    chosen = [fixtures.Fixture("broken", source), SMALL[0]]
+    (tmp_path / "broken").mkdir()
+    made, failed = fixtures.update(tmp_path, chosen, "key", force=False, verify=False)
+    assert (made, failed) == (1, ["broken"])
+    assert [path.name for path in tmp_path.iterdir()] == [SMALL[0].name]
+    assert fixtures.report("fixtures", 2, made, failed, 0.0) == 1
+    said = capsys.readouterr()
+    assert "no such operator" in said.err and "failed: broken" in said.err
+    assert "1 made, 0 current" in said.out
+
+
 def test_names_are_unique():
     names = [fixture.name for fixture in fixtures.FIXTURES]
     assert len(set(names)) == len(names)

@@ -21,6 +21,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     (
         "pswitch",
         &[
+            "pswitch-bench",
             "pswitch-controller",
             "pswitch-device",
             "pswitch-mem-pool",

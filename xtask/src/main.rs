@@ -1,8 +1,9 @@
-//! Tasks of the repository: `cargo xtask setup`, `fixtures`, `test` and `demo`.
+//! Tasks of the repository: `cargo xtask setup`, `fixtures`, `test`, `demo` and `bundle`.
 //!
 //! `setup` finds or installs libtorch, without which nothing that reaches tch can be built; so this crate depends on
 //! none of the others.
 
+mod bundle;
 mod checks;
 mod commands;
 mod demo;
@@ -15,6 +16,7 @@ mod root;
 mod setup;
 mod suite;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -23,7 +25,7 @@ use root::Root;
 #[derive(Parser)]
 #[command(
     name = "cargo xtask",
-    about = "Set-up, tests, fixtures and demonstration of pswitch",
+    about = "Set-up, tests, fixtures, demonstration and GPU bundle of pswitch",
     disable_version_flag = true
 )]
 struct Arguments {
@@ -61,6 +63,15 @@ enum Task {
         #[arg(long)]
         port: Option<u16>,
     },
+    /// Make a folder that runs on a GPU machine with torch 2.11, but without Rust and without a network
+    ///
+    /// It holds the stripped release binary, the tests that need a GPU, the Python package and run.sh, which exports
+    /// the models there and runs tests and measurements; `run.sh --help` lists them.
+    Bundle {
+        /// The folder; target/bundle if not given
+        #[arg(long, value_name = "FOLDER")]
+        out: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -80,5 +91,6 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Fixtures { names, force } => fixtures::run(&root, &names, force),
         Task::Test { only } => suite::run(&root, &only),
         Task::Demo { keep, port } => demo::run(&root, keep, port),
+        Task::Bundle { out } => bundle::run(&root, out),
     }
 }

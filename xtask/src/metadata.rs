@@ -17,6 +17,9 @@ pub(crate) struct Package {
     pub(crate) is_own: bool,
     pub(crate) folder: PathBuf,
     pub(crate) examples: Vec<String>,
+    /// Names of the test programs.
+    pub(crate) tests: Vec<String>,
+    pub(crate) features: BTreeSet<String>,
     /// Identifiers of what it is built with and runs with; dependencies of tests apart.
     pub(crate) dependencies: BTreeSet<String>,
     pub(crate) test_dependencies: BTreeSet<String>,
@@ -41,17 +44,26 @@ impl Metadata {
         for package in items(&answer["packages"]) {
             let id = text(&package["id"])?;
             let manifest = PathBuf::from(text(&package["manifest_path"])?);
-            let examples = items(&package["targets"])
-                .filter(|target| items(&target["kind"]).any(|kind| kind == "example"))
-                .map(|target| text(&target["name"]).map(str::to_owned))
-                .collect::<Result<_>>()?;
+            let targets = |wanted: &str| {
+                items(&package["targets"])
+                    .filter(|target| items(&target["kind"]).any(|kind| kind == wanted))
+                    .map(|target| text(&target["name"]).map(str::to_owned))
+                    .collect::<Result<Vec<_>>>()
+            };
             packages.insert(
                 id.to_owned(),
                 Package {
                     name: text(&package["name"])?.to_owned(),
                     is_own: own.contains(id),
                     folder: manifest.parent().map(PathBuf::from).unwrap_or_default(),
-                    examples,
+                    examples: targets("example")?,
+                    tests: targets("test")?,
+                    features: package["features"]
+                        .as_object()
+                        .into_iter()
+                        .flatten()
+                        .map(|(name, _)| name.clone())
+                        .collect(),
                     ..Package::default()
                 },
             );

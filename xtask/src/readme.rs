@@ -95,9 +95,9 @@ fn wrong_with(command: &[String], metadata: &Metadata, help: &mut Helps) -> Resu
         ["cargo", "run" | "bench" | "test", rest @ ..] => named_by_cargo(rest, metadata),
         [program, rest @ ..] if Path::new(program).file_name().is_some_and(|name| name == "pswitch") => {
             match rest.first() {
-                Some(name) if !name.starts_with('-') => match help.of_pswitch(name)? {
+                Some(name) if !name.starts_with('-') => match help.of_pswitch(name, rest.get(1).copied())? {
                     Some(text) => options(rest, &text),
-                    None => Verdict::Wrong(format!("pswitch has no '{name}'")),
+                    None => Verdict::Wrong(format!("there is no '{}'", command.join(" "))),
                 },
                 _ => Verdict::Right,
             }
@@ -141,14 +141,25 @@ struct Helps<'a> {
 }
 
 impl Helps<'_> {
-    /// The help of a subcommand of the binary; None if there is no such subcommand.
-    fn of_pswitch(&mut self, subcommand: &str) -> Result<Option<String>> {
+    /// The help of a subcommand of the binary, or of the one within it that follows; None if there is none.
+    fn of_pswitch(&mut self, subcommand: &str, next: Option<&str>) -> Result<Option<String>> {
+        let help = self.of_subcommand(subcommand)?;
+        match (&help, next) {
+            (Some(text), Some(inner)) if text.contains("\nCommands:") && !inner.starts_with('-') => {
+                self.of_subcommand(&format!("{subcommand} {inner}"))
+            }
+            _ => Ok(help),
+        }
+    }
+
+    fn of_subcommand(&mut self, subcommand: &str) -> Result<Option<String>> {
         if let Some(known) = self.known.get(subcommand) {
             return Ok(known.clone());
         }
         let binary = self.root.target().join("debug/pswitch");
         let output = Command::new(&binary)
-            .args([subcommand, "--help"])
+            .args(subcommand.split(' '))
+            .arg("--help")
             .output()
             .with_context(|| format!("cannot start {}", binary.display()))?;
         let text = output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned());
@@ -181,6 +192,9 @@ mod tests {
         help.known
             .insert("serve".to_owned(), Some("  --http <ADDRESS>  [default: 127.0.0.1:8000]".to_owned()));
         help.known.insert("swerve".to_owned(), None);
+        help.known.insert("bench".to_owned(), Some("\nCommands:\n  switch\n\n  --out <FOLDER>".to_owned()));
+        help.known.insert("bench switch".to_owned(), Some("  --device <DEVICE>".to_owned()));
+        help.known.insert("bench swish".to_owned(), None);
         wrong_with(&words, &metadata, &mut help).unwrap()
     }
 
@@ -200,6 +214,8 @@ mod tests {
             "cargo run -p pswitch-model --example inspect",
             "target/release/pswitch serve models --http 0.0.0.0:80",
             "pswitch --version",
+            "pswitch bench --out results",
+            "pswitch bench switch --device cuda:0",
         ] {
             assert!(matches!(verdict(line), Verdict::Right), "{line}");
         }
@@ -215,6 +231,8 @@ mod tests {
             "cargo run -p pswitch-model --example missing",
             "pswitch swerve",
             "pswitch serve --htt 1",
+            "pswitch bench swish",
+            "pswitch bench switch --devise cuda:0",
         ] {
             assert!(matches!(verdict(line), Verdict::Wrong(_)), "{line}");
         }

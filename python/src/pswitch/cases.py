@@ -2,7 +2,7 @@
 
 A folder holds `model.pt2`, `cases.safetensors` and `manifest.json`. Case i has the tensors `case{i}.input.{name}` and
 `case{i}.output.{index}`; a number that a program returns is stored as a tensor without dimensions. The manifest says
-which case raises an error instead of answering.
+which case raises an error instead of answering, and both files name the device that the eager module answered on.
 """
 
 import copy
@@ -46,11 +46,20 @@ def output_names(program: torch.export.ExportedProgram) -> list[str | None]:
     ]
 
 
-def run_case(module: torch.nn.Module, names: list[str | None], inputs: Inputs) -> Case:
-    """Calls `module` as it is, keeping copies of its inputs, which it may change."""
+def device_name(device: str | torch.device) -> str:
+    """What is recorded of a device: `cpu`, or the name of the GPU; kernels differ between kinds of GPUs."""
+    device = torch.device(device)
+    return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+
+
+def run_case(
+    module: torch.nn.Module, names: list[str | None], inputs: Inputs, device: str | torch.device = "cpu"
+) -> Case:
+    """Calls `module` as it is on `device`, where it has to be, keeping copies of its inputs, which it may change."""
     inputs = copy.deepcopy(inputs)
     leaves = pytree.tree_leaves(split(inputs))
     kept = {name: _stored(leaf) for name, leaf in zip(names, leaves, strict=True) if name is not None}
+    inputs = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), inputs)
     try:
         with eager_as_exported():
             outputs = pytree.tree_leaves(call(module, inputs))
@@ -60,11 +69,17 @@ def run_case(module: torch.nn.Module, names: list[str | None], inputs: Inputs) -
 
 
 def _stored(value) -> torch.Tensor:
-    tensor = value.detach() if isinstance(value, torch.Tensor) else torch.tensor(value)
+    tensor = value.detach().cpu() if isinstance(value, torch.Tensor) else torch.tensor(value)
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def write_cases(folder: Path, program: torch.export.ExportedProgram, cases: list[Case], facts: dict) -> None:
+def write_cases(
+    folder: Path,
+    program: torch.export.ExportedProgram,
+    cases: list[Case],
+    facts: dict,
+    device: str | torch.device = "cpu",
+) -> None:
     """Writes `cases.safetensors` and, last, `manifest.json` with `facts` in it: who finds it finds everything."""
     tensors = {}
     for i, case in enumerate(cases):
@@ -73,12 +88,14 @@ def write_cases(folder: Path, program: torch.export.ExportedProgram, cases: list
     metadata = {
         "torch_threads": str(torch.get_num_threads()),
         "torch_version": torch.__version__,
+        "device": device_name(device),
         "cases": str(len(cases)),
     }
     safetensors.torch.save_file(tensors, folder / "cases.safetensors", metadata)
     manifest = facts | {
         "torch_version": torch.__version__,
         "torch_threads": torch.get_num_threads(),
+        "device": device_name(device),
         "inputs": [name for name in input_names(program) if name is not None],
         "outputs": output_names(program),
         "cases": [

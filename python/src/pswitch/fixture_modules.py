@@ -128,6 +128,11 @@ class Constants(nn.Module):
         self.register_buffer("steps", torch.arange(9))
         self.weight = nn.Parameter(torch.randn(9, 9))
 
+    def _apply(self, fn, recurse=True):
+        # A plain attribute stays behind when the parameters go to another device.
+        self.table = fn(self.table)
+        return super()._apply(fn, recurse)
+
     def forward(self, signal):
         levels = torch.tensor([0.5, 2.0, -1.0], device=signal.device)
         order = torch.tensor([[2, 0, 1]], device=signal.device)

@@ -2,17 +2,21 @@
 
 Every fixture is a folder as `pswitch.cases` describes it. A folder made by the same scripts, the same torch and on
 the same processor is left as it is: reference outputs hold for one machine, since kernels differ between processors.
+`pswitch.gpu_models` makes the same folders with reference outputs of a GPU.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import fcntl
+import gc
 import json
 import shutil
 import sys
 import time
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from . import provenance
@@ -35,7 +39,7 @@ class Fixture:
     tags: tuple[str, ...] = ()
 
 
-def _spec(spec: str):
+def from_spec(spec: str):
     def source():
         from . import sources
 
@@ -108,32 +112,32 @@ def _symbolic_arithmetic():
 BATCH = {0: "batch"}
 
 FIXTURES = (
-    Fixture("resnet18", _spec("torchvision:resnet18"), cases=((2, 1),), batch="2"),
-    Fixture("resnet18-dynamic", _spec("torchvision:resnet18"), cases=((1, 1), (2, 1), (5, 1)), batch="1:8"),
-    Fixture("resnet152", _spec("torchvision:resnet152")),
-    Fixture("inception_v3", _spec("torchvision:inception_v3")),
-    Fixture("mobilenet_v3_small", _spec("torchvision:mobilenet_v3_small"), cases=((2, 1),), batch="2"),
-    Fixture("efficientnet-lite0", _spec("pretrained:efficientnet-lite0"), tags=("pretrained",)),
-    Fixture("vit_b_16", _spec("torchvision:vit_b_16")),
-    Fixture("swin_t", _spec("torchvision:swin_t")),
-    Fixture("bert-2-layers", _spec("hf-config:bert-2-layers"), cases=((2, 24),), batch="2", sequence="24"),
+    Fixture("resnet18", from_spec("torchvision:resnet18"), cases=((2, 1),), batch="2"),
+    Fixture("resnet18-dynamic", from_spec("torchvision:resnet18"), cases=((1, 1), (2, 1), (5, 1)), batch="1:8"),
+    Fixture("resnet152", from_spec("torchvision:resnet152")),
+    Fixture("inception_v3", from_spec("torchvision:inception_v3")),
+    Fixture("mobilenet_v3_small", from_spec("torchvision:mobilenet_v3_small"), cases=((2, 1),), batch="2"),
+    Fixture("efficientnet-lite0", from_spec("pretrained:efficientnet-lite0"), tags=("pretrained",)),
+    Fixture("vit_b_16", from_spec("torchvision:vit_b_16")),
+    Fixture("swin_t", from_spec("torchvision:swin_t")),
+    Fixture("bert-2-layers", from_spec("hf-config:bert-2-layers"), cases=((2, 24),), batch="2", sequence="24"),
     Fixture(
         "bert-dynamic",
-        _spec("hf-config:bert,num_hidden_layers=2,hidden_size=128,num_attention_heads=4,vocab_size=1000"),
+        from_spec("hf-config:bert,num_hidden_layers=2,hidden_size=128,num_attention_heads=4,vocab_size=1000"),
         cases=((1, 7), (3, 20), (8, 64)),
         batch="1:8",
         sequence="2:64",
     ),
-    Fixture("bert-base", _spec("hf-config:bert-base"), cases=((1, 32),), sequence="32"),
+    Fixture("bert-base", from_spec("hf-config:bert-base"), cases=((1, 32),), sequence="32"),
     Fixture(
         "all-minilm-l6-v2",
-        _spec("pretrained:all-minilm-l6-v2"),
+        from_spec("pretrained:all-minilm-l6-v2"),
         cases=((2, 24), (3, 9)),
         batch="1:8",
         sequence="2:64",
         tags=("pretrained",),
     ),
-    Fixture("gpt2", _spec("hf-config:gpt2-4-layers"), cases=((2, 20),), batch="2", sequence="20"),
+    Fixture("gpt2", from_spec("hf-config:gpt2-4-layers"), cases=((2, 20),), batch="2", sequence="20"),
     Fixture(
         "two-in-three-out",
         _small(
@@ -217,8 +221,9 @@ FIXTURES = (
 )
 
 
-def key() -> str:
-    return provenance.key(SCRIPTS, provenance.processor())
+def key(*facts: str) -> str:
+    """What makes a folder current; `facts` are those that the fixture itself does not tell."""
+    return provenance.key(SCRIPTS, provenance.processor(), *facts)
 
 
 def is_current(folder: Path, wanted: str) -> bool:
@@ -228,9 +233,10 @@ def is_current(folder: Path, wanted: str) -> bool:
         return False
 
 
-def make(fixture: Fixture, folder: Path, wanted: str, verify: bool) -> None:
-    """Writes one fixture anew."""
+def make(fixture: Fixture, folder: Path, wanted: str, verify: bool, device: str = "cpu") -> None:
+    """Writes one fixture anew: the archive from the CPU, the answers from `device`."""
     import torch
+    from torch.export.passes import move_to_device_pass
 
     from . import cases, export, sources
 
@@ -250,7 +256,7 @@ def make(fixture: Fixture, folder: Path, wanted: str, verify: bool) -> None:
         with torch.no_grad():
             program = torch.export.export(source.module, *export.split(example), strict=False)
         export.save_program(program, folder)
-        cases.write_cases(folder, program, [], facts)
+        cases.write_cases(folder, program, [], facts, device)
         return
     program = export.export_program(source.module, example, shapes, source.output_names)
     # Written before the module runs: the program shares its buffers.
@@ -260,14 +266,26 @@ def make(fixture: Fixture, folder: Path, wanted: str, verify: bool) -> None:
         for i, sizes in enumerate(fixture.cases)
     ]
     names = cases.input_names(program)
-    answers = [cases.run_case(source.module, names, inputs) for inputs in calls]
+    raised = errors(source.module, names, calls) if "raises" in fixture.tags and device != "cpu" else {}
+    source.module.to(device)
+    answers = [
+        raised.get(i) or cases.run_case(source.module, names, inputs, device) for i, inputs in enumerate(calls)
+    ]
     check(fixture, answers)
     if verify:
-        exported = torch.export.load(path).module()
+        exported = move_to_device_pass(torch.export.load(path), device).module()
         for i, (inputs, answer) in enumerate(zip(calls, answers, strict=True)):
-            if not cases.same_bits(cases.run_case(exported, names, inputs), answer):
+            if i not in raised and not cases.same_bits(cases.run_case(exported, names, inputs, device), answer):
                 raise AssertionError(f"{fixture.name}: the exported program answers case {i} differently")
-    cases.write_cases(folder, program, answers, facts)
+    cases.write_cases(folder, program, answers, facts, device)
+
+
+def errors(module, names: list[str | None], calls: list) -> dict:
+    """Answers of `module` on the CPU that are errors, by position: they would cost a process its GPU."""
+    from . import cases
+
+    answers = {i: cases.run_case(module, names, inputs) for i, inputs in enumerate(calls)}
+    return {i: answer for i, answer in answers.items() if answer.raises is not None}
 
 
 def check(fixture: Fixture, answers) -> None:
@@ -295,35 +313,65 @@ def main() -> int:
         parser.error(f"there is no fixture {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     warnings.simplefilter("ignore", UserWarning)
     started = time.monotonic()
-    options.out.mkdir(parents=True, exist_ok=True)
-    with open(options.out / ".lock", "w", encoding="utf-8") as lock:
-        # Test programs that start together ask for the fixtures together.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        made, current = update(options)
-    print(f"fixtures: {made} made, {current} current, {time.monotonic() - started:.1f} s")
-    return 0
-
-
-def update(options: argparse.Namespace) -> tuple[int, int]:
-    """Makes what is missing or out of date; returns how many were made and how many were current."""
-    wanted, made = key(), 0
     chosen = [fixture for fixture in FIXTURES if not options.only or fixture.name in options.only]
+    wanted = key()
+    with locked(options.out):
+        made, failed = update(options.out, chosen, wanted, force=options.force, verify=options.verify)
+        if not options.only:
+            keep_only_known(options.out, wanted)
+    return report("fixtures", len(chosen), made, failed, started)
+
+
+def report(what: str, count: int, made: int, failed: list[str], started: float) -> int:
+    """Prints what came of it, and returns the exit status."""
+    current = count - made - len(failed)
+    print(f"{what}: {made} made, {current} current, {time.monotonic() - started:.1f} s")
+    if failed:
+        print(f"{what}: failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def locked(out: Path):
+    """Keeps the folder to one process: test programs that start together ask for the fixtures together."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def update(
+    out: Path, chosen: Iterable[Fixture], wanted: str, *, force: bool, verify: bool, device: str = "cpu"
+) -> tuple[int, list[str]]:
+    """Makes what is missing or out of date; returns how many were made and the names of those that failed."""
+    made, failed = 0, []
     for fixture in chosen:
-        folder = options.out / fixture.name
-        if is_current(folder, wanted) and not options.force:
+        folder = out / fixture.name
+        if is_current(folder, wanted) and not force:
             continue
         begun = time.monotonic()
-        make(fixture, folder, wanted, options.verify)
-        made += 1
-        print(f"fixture {fixture.name}: {time.monotonic() - begun:.1f} s", flush=True)
-    if not options.only:
-        names = {fixture.name for fixture in FIXTURES}
-        for folder in options.out.iterdir():
-            if folder.is_dir() and folder.name not in names:
-                shutil.rmtree(folder)
-        index = {"key": wanted, "fixtures": [{"name": f.name, "tags": list(f.tags)} for f in FIXTURES]}
-        (options.out / "manifest.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    return made, len(chosen) - made
+        try:
+            make(fixture, folder, wanted, verify, device)
+            made += 1
+            print(f"{fixture.name}: {time.monotonic() - begun:.1f} s", flush=True)
+        except Exception:  # whatever it is, the others can be made
+            failed.append(fixture.name)
+            shutil.rmtree(folder, ignore_errors=True)
+            print(f"{fixture.name}: FAILED", file=sys.stderr, flush=True)
+            traceback.print_exc()
+        # Modules are full of cycles, and the next one may need the memory.
+        gc.collect()
+    return made, failed
+
+
+def keep_only_known(out: Path, wanted: str) -> None:
+    """Removes folders of fixtures that are no more, and writes the index."""
+    names = {fixture.name for fixture in FIXTURES}
+    for folder in out.iterdir():
+        if folder.is_dir() and folder.name not in names:
+            shutil.rmtree(folder)
+    index = {"key": wanted, "fixtures": [{"name": f.name, "tags": list(f.tags)} for f in FIXTURES]}
+    (out / "manifest.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

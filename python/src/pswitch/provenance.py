@@ -22,9 +22,17 @@ def key(scripts: tuple[str, ...], *facts: str) -> str:
     for script in sorted({*scripts, *EXPORTING}):
         state.update((Path(__file__).parent / script).read_bytes())
     for package in PACKAGES:
-        state.update(f"{package} {importlib.metadata.version(package)}\n".encode())
+        state.update(f"{package} {_version(package)}\n".encode())
     state.update("\n".join(facts).encode())
     return state.hexdigest()[:24]
+
+
+def _version(package: str) -> str:
+    """What is installed; a machine that makes only some of the models need not have every package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
 
 
 def processor() -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import transformers
 from torch import nn
+from transformers import masking_utils
 
 from .errors import ExportError
 from .export import Inputs
@@ -64,6 +65,8 @@ OUTPUTS = (
     "text_embeds",
 )
 
+TEXT_AXES = {0: "batch", 1: "sequence"}
+
 
 class Named(nn.Module):
     """Calls a transformers model with inputs of fixed names and returns a dictionary of plain tensors."""
@@ -90,8 +93,30 @@ def named_forward(call, names: tuple[str, ...]):
     return forward
 
 
-def config_source(name: str, head: str | None) -> Source:
-    """`NAME` of the table above, `TYPE[,key=value...]` of the library, or `FILE.json`."""
+def leave_out_masks_of_ones() -> None:
+    """Lets a model that is given no mask be exported without one, as it runs in eager mode.
+
+    While it traces, transformers makes a mask of ones even so, and attention with a mask is another kernel: slower,
+    and on a GPU not equal to the last bit.
+    """
+    leaves_out = masking_utils._ignore_bidirectional_mask_sdpa
+
+    def also_while_tracing(padding_mask, kv_length, local_attention_size=None):
+        if padding_mask is None and local_attention_size is None:
+            return True
+        return leaves_out(padding_mask, kv_length, local_attention_size)
+
+    masking_utils._ignore_bidirectional_mask_sdpa = also_while_tracing
+
+
+leave_out_masks_of_ones()
+
+
+def config_source(name: str, head: str | None, inputs: tuple[str, ...] | None = None) -> Source:
+    """`NAME` of the table above, `TYPE[,key=value...]` of the library, or `FILE.json`.
+
+    `inputs` names inputs of shape (batch, sequence) to export with instead of the usual ones.
+    """
     if name.endswith(".json"):
         config, automatic = _config_from_file(Path(name)), None
         stem = Path(name).parent.name if Path(name).name == "config.json" else Path(name).stem
@@ -106,15 +131,15 @@ def config_source(name: str, head: str | None) -> Source:
             )
         config, stem = transformers.AutoConfig.for_model(model_type, **overrides), base
     model = _model(config, head or automatic)
-    return model_source(stem or config.model_type, model)
+    return model_source(stem or config.model_type, model, inputs)
 
 
-def model_source(name: str, model: nn.Module) -> Source:
+def model_source(name: str, model: nn.Module, inputs: tuple[str, ...] | None = None) -> Source:
     """A `Source` around a transformers model."""
     model.eval()
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
-    axes = _axes(model)
+    axes = dict.fromkeys(inputs, TEXT_AXES) if inputs else _axes(model)
     return Source(name, Named(model, tuple(axes)), _example(model, axes), axes=axes)
 
 
@@ -156,7 +181,6 @@ def _axes(model: nn.Module) -> dict[str, dict[int, str]]:
     """The inputs that a model is exported with, and which of their dimensions may be dynamic."""
     main = model.main_input_name
     parameters = inspect.signature(model.forward).parameters
-    sequence = {0: "batch", 1: "sequence"}
     if main == "pixel_values":
         return {"pixel_values": {0: "batch"}}
     if main != "input_ids":
@@ -164,12 +188,12 @@ def _axes(model: nn.Module) -> dict[str, dict[int, str]]:
             f"{type(model).__name__} takes '{main}': hf-config exports models of text and of pictures; use "
             "module:function for others"
         )
-    axes = {"input_ids": sequence}
+    axes = {"input_ids": TEXT_AXES}
     if "pixel_values" in parameters:
         axes["pixel_values"] = {0: "batch"}
-    axes["attention_mask"] = sequence
+    axes["attention_mask"] = TEXT_AXES
     if getattr(model.config, "is_encoder_decoder", False):
-        axes["decoder_input_ids"] = sequence
+        axes["decoder_input_ids"] = TEXT_AXES
     return axes
 
 
@@ -185,6 +209,8 @@ def _example(model: nn.Module, axes):
             return torch.randn(sizes.batch, channels, height, width, generator=generator)
         if name == "attention_mask":
             return padding_mask(sizes)
+        if name == "token_type_ids":
+            return torch.randint(text.type_vocab_size, (sizes.batch, sizes.sequence), generator=generator)
         return torch.randint(3, text.vocab_size, (sizes.batch, sizes.sequence), generator=generator)
 
     def example(sizes: Sizes, generator: torch.Generator) -> Inputs:
