@@ -1,8 +1,9 @@
 //! A client of one model: sends the same few requests again and again and checks every answer.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow, ensure};
+use anyhow::{Context as _, ensure};
 use pswitch_controller::{Answer, InferOptions, InferenceService as _, Server, Timings};
 use tokio::runtime::Runtime;
 
@@ -12,7 +13,9 @@ use crate::subject::{Example, Tensor};
 /// What it cost to be answered.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Call {
-    /// From the moment at which the inputs lay in their slot to the answer.
+    /// When the inputs lay in their slot.
+    pub(crate) begun: Instant,
+    /// From then to the answer.
     pub(crate) latency: Duration,
     pub(crate) timings: Timings,
 }
@@ -42,6 +45,18 @@ struct Turn {
     request: Vec<u8>,
 }
 
+/// An answer that was not the right one.
+#[derive(Debug)]
+pub(crate) struct WrongOutput(String);
+
+impl fmt::Display for WrongOutput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "wrong output: {}", self.0)
+    }
+}
+
+impl std::error::Error for WrongOutput {}
+
 impl Caller {
     /// At least one example.
     pub(crate) fn new(model: &str, examples: Vec<Example>) -> Self {
@@ -62,6 +77,11 @@ impl Caller {
         self.turns.first().map_or("", |turn| &turn.example.reference)
     }
 
+    /// How many requests take turns.
+    pub(crate) fn turns(&self) -> usize {
+        self.turns.len()
+    }
+
     fn turn(&mut self) -> usize {
         let turn = self.next;
         self.next = (turn + 1) % self.turns.len();
@@ -71,7 +91,7 @@ impl Caller {
     /// Sends the next request and waits for its answer.
     ///
     /// # Errors
-    /// When the server refuses, and when an output is not to the last bit what it should be.
+    /// A `ServiceError` when the server refuses, [`WrongOutput`] when an output is not to the last bit what it should be.
     pub(crate) fn call(&mut self, runtime: &Runtime, server: &Server) -> anyhow::Result<Call> {
         let turn = self.turn();
         let failed = || format!("a request to '{}' failed", self.model);
@@ -85,7 +105,7 @@ impl Caller {
             runtime.block_on(server.infer(submission, InferOptions::default())).with_context(failed)?;
         let latency = begun.elapsed();
         self.check(turn, &answer)?;
-        Ok(Call { latency, timings: answer.timings })
+        Ok(Call { begun, latency, timings: answer.timings })
     }
 
     /// As [`call`](Self::call), over HTTP: how long the client waits, and where the server says that the time went.
@@ -133,7 +153,7 @@ impl Caller {
 
     fn wrong(&self, output: &str) -> anyhow::Error {
         let reference = self.reference();
-        anyhow!("wrong output: {output} of '{}' is not to the last bit that of {reference}", self.model)
+        WrongOutput(format!("{output} of '{}' is not to the last bit that of {reference}", self.model)).into()
     }
 }
 
@@ -162,6 +182,7 @@ mod tests {
             "wrong output: output 1 of 'm' is not to the last bit that of eager PyTorch"
         );
         assert!(error(&[1]).starts_with("wrong output: output 0"));
+        assert!(caller.check_bytes(1, &[1]).unwrap_err().is::<WrongOutput>());
         assert_eq!(error(&[1, 2, 3, 4]), "'m' answers with 1 bytes too many");
     }
 

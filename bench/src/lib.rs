@@ -27,7 +27,8 @@
 //! - `subject`: an archive with inputs and their right outputs; `caller` sends them and checks every answer;
 //! - `serving`: a server over a repository made for the occasion; `keep_alive`: a client of its HTTP front end;
 //! - `processes`: memory and descriptors of a server's processes; `machine`: where a result was made;
-//! - `stats`: medians and tails; `report`: tables, JSON, and what was asked for; `progress`: how far a command is.
+//! - `stats`: medians and tails; `report`: tables, JSON, and what was asked for; `progress`: how far a command is;
+//! - `random`: numbers that are the same every time.
 #![warn(clippy::unwrap_used)]
 
 mod args;
@@ -37,6 +38,7 @@ mod keep_alive;
 mod machine;
 mod processes;
 mod progress;
+mod random;
 mod report;
 mod serving;
 mod stats;

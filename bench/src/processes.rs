@@ -1,4 +1,4 @@
-//! What the processes of a server hold: memory and file descriptors, as the kernel counts them.
+//! What the processes of a server hold and do: memory, file descriptors and time, as the kernel counts them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -59,6 +59,46 @@ pub(crate) fn children(parent: u32) -> anyhow::Result<Vec<u32>> {
     Ok(found)
 }
 
+/// What a process computes at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Activity {
+    pub(crate) pid: u32,
+    /// Whether its first thread runs or wants to.
+    pub(crate) running: bool,
+    /// Time that all its threads have had a processor.
+    pub(crate) processor_ns: u64,
+}
+
+/// Of those processes that live, in the same order.
+pub(crate) fn activities(pids: &[u32]) -> Vec<Activity> {
+    pids.iter().filter_map(|&pid| activity(pid)).collect()
+}
+
+fn activity(pid: u32) -> Option<Activity> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // A name may hold anything but ends at the last parenthesis.
+    let running = stat.rsplit_once(')')?.1.trim_start().starts_with('R');
+    let mut processor_ns = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
+        // A thread that has just ended had no part in what goes on now.
+        let Ok(text) = fs::read_to_string(thread.ok()?.path().join("schedstat")) else { continue };
+        processor_ns += text.split_whitespace().next()?.parse::<u64>().ok()?;
+    }
+    Some(Activity { pid, running, processor_ns })
+}
+
+/// The one that computes: it runs, or has computed most since before; `None` if none does either.
+///
+/// The kernel counts the time of a thread that runs only every few milliseconds.
+pub(crate) fn busiest(before: &[Activity], now: &[Activity]) -> Option<u32> {
+    let gained = |now: &Activity| {
+        let before = before.iter().find(|before| before.pid == now.pid);
+        now.processor_ns.saturating_sub(before.map_or(0, |before| before.processor_ns))
+    };
+    let ranked = now.iter().map(|now| (now.running, gained(now), now.pid));
+    ranked.filter(|&(running, gained, _)| running || gained > 0).max().map(|(.., pid)| pid)
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::{Command, Stdio};
@@ -79,5 +119,29 @@ mod tests {
         drop(child.stdin.take());
         child.wait().unwrap();
         assert!(!children(std::process::id()).unwrap().contains(&child.id()));
+    }
+    #[test]
+    fn a_process_that_computes_is_busy() {
+        let mut idle = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let pids = [idle.id(), std::process::id()];
+        let before = activities(&pids);
+        let begun = std::time::Instant::now();
+        while begun.elapsed().as_millis() < 50 {
+            std::hint::spin_loop();
+        }
+        let now = activities(&pids);
+        assert_eq!(busiest(&before, &now), Some(std::process::id()), "{before:?} {now:?}");
+        drop(idle.stdin.take());
+        idle.wait().unwrap();
+        assert_eq!(activities(&[idle.id()]), []);
+    }
+
+    #[test]
+    fn one_that_runs_is_busier_than_one_that_ran() {
+        let one = |pid, running, processor_ns| Activity { pid, running, processor_ns };
+        let before = [one(1, false, 100), one(2, true, 100)];
+        assert_eq!(busiest(&before, &[one(1, false, 200), one(2, true, 100)]), Some(2));
+        assert_eq!(busiest(&before, &[one(1, false, 200), one(2, false, 300)]), Some(2));
+        assert_eq!(busiest(&before, &[one(1, false, 100), one(2, false, 100)]), None);
     }
 }

@@ -202,6 +202,11 @@ impl Bench {
         processes::of_server(self.zygote)
     }
 
+    /// The workers that live now, by the numbers of their processes.
+    pub(crate) fn workers(&self) -> anyhow::Result<Vec<u32>> {
+        processes::children(self.zygote)
+    }
+
     /// Ends the server, and resolves when its workers have ended.
     pub(crate) fn stop(self) -> anyhow::Result<()> {
         let Self { server, runtime, zygote, .. } = self;

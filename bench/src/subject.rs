@@ -12,6 +12,8 @@ use pswitch_device::DeviceId;
 use pswitch_model::Archive;
 use safetensors::SafeTensors;
 
+use crate::random::Random;
+
 /// Cases beside an archive, as `python -m pswitch.fixtures` writes them.
 const CASES: &str = "cases.safetensors";
 
@@ -245,17 +247,13 @@ fn synthetic(input: &TensorSignature) -> anyhow::Result<(TensorSpec, Vec<u8>)> {
     Ok((spec, data))
 }
 
-/// The same numbers every time, by the generator xorshift64*.
+/// Numbers between -1 and 1, the same every time.
 fn numbers() -> impl Iterator<Item = f32> {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut random = Random::new(0);
     std::iter::repeat_with(move || {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        let high = state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 40;
-        // 24 bits are what the significand of a float holds.
-        #[allow(clippy::cast_precision_loss)]
-        let share = high as f32 / (1_u64 << 24) as f32;
+        // 24 bits, which a `f32` holds.
+        #[allow(clippy::cast_possible_truncation)]
+        let share = random.share() as f32;
         share * 2.0 - 1.0
     })
 }

@@ -8,6 +8,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use pswitch_controller::{Bandwidth, ConfigOverrides, DeviceChoice, SizeSetting};
 use pswitch_transfer::Algorithm;
 
+use crate::commands::plan_groups::PlotFile;
+
 /// Time-shares a device between many PyTorch models.
 #[derive(Debug, Parser)]
 #[command(
@@ -193,7 +195,8 @@ pub(crate) struct Models {
 #[command(after_help = "\
 Examples:
   pswitch plan-groups --profile resnet152.yaml
-  pswitch plan-groups --profile resnet152.yaml --algorithm per-layer --format json")]
+  pswitch plan-groups --profile resnet152.yaml --algorithm per-layer --format json
+  pswitch plan-groups --profile resnet152.yaml --plot resnet152.svg --plot resnet152.png")]
 pub(crate) struct PlanGroups {
     /// Layer times, layer sizes and link costs, as YAML or JSON.
     #[arg(long, value_name = "FILE")]
@@ -204,9 +207,23 @@ pub(crate) struct PlanGroups {
     /// How it is printed.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub(crate) format: Format,
+    /// Draws the plan over time; may be given more than once.
+    #[arg(long, value_name = "FILE.svg|FILE.png")]
+    pub(crate) plot: Vec<PlotFile>,
+    /// A resident prefix lets a switch take so much longer than the ready model.
+    #[arg(long, value_name = "PERCENT", default_value = "1", value_parser = percent)]
+    pub(crate) tolerance: f64,
     /// Time after which a search is cut off.
     #[arg(long, value_name = "S", default_value_t = 60)]
     pub(crate) search_limit_s: u64,
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim_end().parse();
+    number
+        .ok()
+        .filter(|number: &f64| number.is_finite() && *number >= 0.0)
+        .ok_or_else(|| format!("{text:?} is no percentage that is not negative"))
 }
 
 /// How something is printed.

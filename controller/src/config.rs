@@ -64,7 +64,7 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DeviceConfig {
-    /// `host`, `host:N`, or `auto`, which is the host: workers do not execute on `cuda:N` yet. Default: `auto`.
+    /// `cuda:N`, `host`, `host:N`, or `auto`: the first GPU if there is one, else the host. Default: `auto`.
     pub id: DeviceChoice,
     /// Device memory for weights and activations, as in `8GiB`. Default: `auto`, what all models need but at most
     /// half of the host's memory or nine tenths of a CUDA device's.
@@ -81,6 +81,11 @@ pub struct DeviceConfig {
     /// Threads that one operator may use on the CPU, at most 1024; 0 leaves it to libtorch. Default: 0.
     #[serde(deserialize_with = "fields::number::<_, _, 0, 1024>")]
     pub threads: u32,
+    /// How long the server and its workers look for what comes next before they sleep, in microseconds, at most
+    /// 1000000. To be woken up takes some 50; to look takes a processor. Default: 2000 on a CUDA device, 0 on the host,
+    /// whose processors are to compute.
+    #[serde(rename = "spin_us", deserialize_with = "fields::optional_number::<_, _, 0, 1_000_000>")]
+    pub spin_us: Option<u64>,
     /// Slows the link of a host device down to a given speed, to see switching as on real hardware.
     pub link: LinkConfig,
 }
@@ -194,6 +199,7 @@ impl Default for DeviceConfig {
             arenas: 1,
             workers: 2,
             threads: 0,
+            spin_us: None,
             link: LinkConfig::default(),
         }
     }
@@ -328,6 +334,16 @@ impl DeviceConfig {
         ensure(!throttled || !matches!(self.id, DeviceChoice::Id(DeviceId::Cuda(_))), key("link"), || {
             format!("the link of {} is real and cannot be slowed down; host devices can", self.id)
         })
+    }
+
+    /// How long to look for what comes next before sleeping.
+    #[must_use]
+    pub fn spin(&self, device: DeviceId) -> Duration {
+        let by_device = match device {
+            DeviceId::Cuda(_) => 2000,
+            DeviceId::Host(_) => 0,
+        };
+        Duration::from_micros(self.spin_us.unwrap_or(by_device))
     }
 
     /// The size of one arena on a device with that much memory.

@@ -125,7 +125,7 @@ pub trait Device: Send + Sync + Debug {
     ) -> Result<(), DeviceError>;
 
     /// What waiting for a doorbell costs whoever executes if it has rung already, measured now; `word` is scratch, and rung
-    /// afterwards. On `cuda` as a part of a graph.
+    /// afterwards.
     ///
     /// # Errors
     /// As [`set_word`](Device::set_word).
@@ -148,10 +148,7 @@ pub trait Device: Send + Sync + Debug {
     fn word(&self, word: &DeviceSlice) -> Result<u32, DeviceError>;
 }
 
-/// Copies in the order in which they were enqueued, and words in theirs. Every call checks, enqueues and returns.
-///
-/// A word is stored after all copies before it; copies behind it do not wait for that, so that announcing a copy does not
-/// hold up the next one.
+/// Copies in the order in which they were enqueued. Every call checks, enqueues and returns.
 ///
 /// Dropping a stream waits until all that was enqueued is done: copies under way keep their memory, and no doorbell
 /// that was promised stays silent.

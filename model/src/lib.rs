@@ -13,6 +13,7 @@ mod span;
 mod srepr;
 mod symbolic;
 mod symbols;
+mod tables;
 mod values;
 mod zip;
 
@@ -28,6 +29,7 @@ pub use program::{
 };
 pub use span::{Layer, Span};
 pub use symbols::{Given, Symbols};
+pub use tables::Table;
 
 /// The schema version that this crate follows. Archives of other minor versions are read as far as they use nothing
 /// newer; other major versions are refused.

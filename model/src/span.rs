@@ -114,6 +114,6 @@ impl OutputKind {
     }
 }
 
-fn aligned(bytes: u64) -> u64 {
+pub(crate) fn aligned(bytes: u64) -> u64 {
     bytes.checked_next_multiple_of(ALIGNMENT_BYTES).unwrap_or(u64::MAX)
 }

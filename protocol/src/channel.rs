@@ -1,5 +1,7 @@
+use std::cell::RefCell;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use nix::cmsg_space;
 use nix::sys::socket::{
@@ -86,16 +88,51 @@ impl Channel {
 
     /// Receives one message; `None` when the peer has closed its end.
     pub fn receive<T: DeserializeOwned>(&self) -> Result<Option<(T, Vec<OwnedFd>)>, ProtocolError> {
-        let mut buffer = vec![0_u8; MAX_MESSAGE_BYTES];
+        self.receive_with(MsgFlags::MSG_CMSG_CLOEXEC)
+    }
+
+    /// As [`receive`](Self::receive), but looks again and again for a time before it sleeps: a message that comes soon is
+    /// read without the delay of waking up.
+    pub fn receive_spinning<T: DeserializeOwned>(
+        &self,
+        spin: Duration,
+    ) -> Result<Option<(T, Vec<OwnedFd>)>, ProtocolError> {
+        if spin.is_zero() {
+            return self.receive();
+        }
+        let until = Instant::now() + spin;
+        loop {
+            match self.receive_with(MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT) {
+                Err(error) if error.would_block() => {}
+                received => return received,
+            }
+            if Instant::now() >= until {
+                return self.receive();
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    fn receive_with<T: DeserializeOwned>(
+        &self,
+        flags: MsgFlags,
+    ) -> Result<Option<(T, Vec<OwnedFd>)>, ProtocolError> {
+        thread_local! {
+            // Made once: to wipe as much for every message would take longer than most messages.
+            static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; MAX_MESSAGE_BYTES]);
+        }
+        BUFFER.with_borrow_mut(|buffer| self.receive_into(buffer, flags))
+    }
+
+    fn receive_into<T: DeserializeOwned>(
+        &self,
+        buffer: &mut [u8],
+        flags: MsgFlags,
+    ) -> Result<Option<(T, Vec<OwnedFd>)>, ProtocolError> {
         let mut ancillary = cmsg_space!([RawFd; MAX_DESCRIPTORS]);
         let (length, truncated, descriptors) = loop {
-            let mut slices = [IoSliceMut::new(&mut buffer)];
-            match recvmsg::<UnixAddr>(
-                self.socket.as_raw_fd(),
-                &mut slices,
-                Some(&mut ancillary),
-                MsgFlags::MSG_CMSG_CLOEXEC,
-            ) {
+            let mut slices = [IoSliceMut::new(buffer)];
+            match recvmsg::<UnixAddr>(self.socket.as_raw_fd(), &mut slices, Some(&mut ancillary), flags) {
                 Ok(received) => {
                     let mut descriptors = Vec::new();
                     let messages = received

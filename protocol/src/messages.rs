@@ -38,9 +38,12 @@ pub struct Attach {
     pub control: u64,
     /// Length of the control page.
     pub control_bytes: u64,
+    /// How long to look for the next message before sleeping, in microseconds.
+    pub spin_us: u64,
 }
 
-/// Build a model over its home in the pool.
+/// Build a model over its home in the pool. A descriptor comes along if [`host_span_bytes`](Self::host_span_bytes) is
+/// given: that of the span in the host store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadModel {
     /// Number of the model in its server.
@@ -55,6 +58,10 @@ pub struct LoadModel {
     pub span: Region,
     /// Doorbells of the home in the pool, one 4-byte word a group.
     pub doorbells: Region,
+    /// Storages of the program that may be read from the host store, ascending.
+    pub tables: Vec<u32>,
+    /// Length of the span in the host store, if any may.
+    pub host_span_bytes: Option<u64>,
 }
 
 /// A tensor's place in shared memory, dense and in row-major order.
@@ -92,6 +99,8 @@ pub struct Execute {
     pub arena: Region,
     /// Whether all of the weights are in their home: then no group is waited for.
     pub resident: bool,
+    /// Whether tables are read from the host store while the weights are on their way; otherwise they are waited for.
+    pub host_tables: bool,
     /// Place in the slot memory for the outputs.
     pub outputs: Region,
     /// Place in the slot memory for one `f32` of microseconds a node, when the execution is to be profiled.
@@ -118,6 +127,8 @@ pub enum ToWorker {
         model: u32,
         /// For every group the node that waits at its doorbell, ascending: the first that uses its bytes.
         wait_nodes: Vec<u32>,
+        /// The same for every table that may be read from the host store; their doorbells follow those of the groups.
+        table_nodes: Vec<u32>,
     },
     /// Run a model; answered by [`FromWorker::Finished`].
     Execute(Execute),

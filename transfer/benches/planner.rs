@@ -3,34 +3,25 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use pswitch_transfer::{Algorithm, Layer, LinkCosts, Profile, plan};
+use pswitch_transfer::{Algorithm, Profile, plan, resident_prefix_curve, smallest_resident_prefix};
 
-/// A model whose copying takes about as long as its computing, the hardest case: half of its layers have bytes, sizes and
-/// times are spread evenly.
-fn made_up(layers: u64) -> Profile {
-    let spread = |layer: u64, factor: u64| (layer * factor % 65_521) as f64 / 65_521.0;
-    let layers = (0..layers)
-        .map(|layer| Layer {
-            name: layer.to_string(),
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            bytes: if layer % 2 == 0 { 512 + (2e6 * spread(layer, 7_919)) as u64 } else { 0 },
-            compute_us: 18.0 * spread(layer, 104_729),
-        })
-        .collect();
-    let link = LinkCosts { bandwidth_bytes_per_s: 55.5e9, per_copy_us: 2.5, per_wait_us: 2.7 };
-    Profile { model: "made up".to_owned(), link, layers }
+use self::made_up::made_up;
+
+#[path = "../examples/profiles/made_up.rs"]
+mod made_up;
+
+/// The models that are planned, by name.
+fn models() -> Vec<(String, Profile)> {
+    let resnet152 = serde_yaml::from_str(include_str!("../examples/profiles/resnet152.yaml"))
+        .expect("the profile was written by measure.py");
+    let made_up = [464, 5_000, 100_000].map(|layers| (format!("made up/{layers}"), made_up(layers)));
+    std::iter::once(("resnet152".to_owned(), resnet152)).chain(made_up).collect()
 }
 
 fn planner(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("optimal");
-    let resnet152 = serde_yaml::from_str(include_str!("../examples/profiles/resnet152.yaml"))
-        .expect("the profile was written by measure.py");
-    group.bench_with_input("resnet152", &resnet152, |bencher, profile: &Profile| {
-        bencher.iter(|| plan(black_box(profile), Algorithm::Optimal));
-    });
-    for layers in [464, 5_000, 100_000] {
-        let profile = made_up(layers);
-        group.bench_with_input(BenchmarkId::new("made up", layers), &profile, |bencher, profile| {
+    for (name, profile) in models() {
+        group.bench_with_input(BenchmarkId::from_parameter(name), &profile, |bencher, profile| {
             bencher.iter(|| plan(black_box(profile), Algorithm::Optimal));
         });
     }
@@ -44,5 +35,26 @@ fn planner(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, planner);
+fn resident_prefixes(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("smallest resident prefix");
+    for (name, profile) in models() {
+        group.bench_with_input(BenchmarkId::from_parameter(name), &profile, |bencher, profile| {
+            bencher.iter(|| smallest_resident_prefix(black_box(profile), 0.01));
+        });
+    }
+    group.finish();
+    let mut group = criterion.benchmark_group("resident prefix curve of 20 steps");
+    for (name, profile) in models() {
+        group.sample_size(10).bench_with_input(
+            BenchmarkId::from_parameter(name),
+            &profile,
+            |bencher, profile| {
+                bencher.iter(|| resident_prefix_curve(black_box(profile), 20));
+            },
+        );
+    }
+    group.finish();
+}
+
+criterion_group!(benches, planner, resident_prefixes);
 criterion_main!(benches);

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use crate::table::us;
 use crate::{Algorithm, Plan, Profile, Table, TransferError, plan, plan_within};
 
 /// The plans of all algorithms for one profile.
@@ -53,7 +54,7 @@ impl Comparison {
             let [groups, predicted, above, search] = match outcome {
                 Ok(plan) => [
                     plan.groups.len().to_string(),
-                    format!("{:.1}", plan.predicted_us),
+                    us(plan.predicted_us),
                     if plan.lower_bound_us > 0.0 {
                         format!("{:.2} %", (plan.predicted_us / plan.lower_bound_us - 1.0) * 100.0)
                     } else {

@@ -84,6 +84,21 @@ impl Costs {
         Ok(costs)
     }
 
+    /// The costs if the bytes of the blocks before a boundary are on the device already: these blocks join the lead.
+    pub(crate) fn behind(&self, boundary: usize) -> Self {
+        let rest = |sums: &[Ticks]| sums[boundary..].iter().map(|sum| sum - sums[boundary]).collect();
+        Self {
+            ticks_per_us: self.ticks_per_us,
+            copy: self.copy,
+            wait: self.wait,
+            lead: self.lead + self.work[boundary],
+            sent: rest(&self.sent),
+            work: rest(&self.work),
+            bytes: rest(&self.bytes),
+            layer: self.layer[boundary..].to_vec(),
+        }
+    }
+
     /// How many blocks there are; 0 if no layer has bytes.
     pub(crate) fn blocks(&self) -> usize {
         self.layer.len() - 1
@@ -96,6 +111,11 @@ impl Costs {
 
     pub(crate) fn us(&self, ticks: Ticks) -> f64 {
         ticks as f64 / self.ticks_per_us
+    }
+
+    /// Computing time of all layers.
+    pub(crate) fn ready(&self) -> Ticks {
+        self.lead + self.total_work()
     }
 
     /// Computing time of all blocks.
@@ -151,6 +171,16 @@ impl Costs {
             last_layer: self.layer[end] - 1,
             bytes: self.bytes[end] - self.bytes[start],
         }
+    }
+
+    /// Bytes before a boundary.
+    pub(crate) fn bytes_before(&self, boundary: usize) -> u64 {
+        self.bytes[boundary]
+    }
+
+    /// The layer that begins the block behind a boundary; the number of layers for the last boundary.
+    pub(crate) fn layer_at(&self, boundary: usize) -> usize {
+        self.layer[boundary]
     }
 
     /// The boundary at which cutting ahead of a layer cuts: layers without bytes belong to the group before them.

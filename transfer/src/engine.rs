@@ -5,7 +5,7 @@ mod transfer;
 
 use std::sync::Arc;
 
-use pswitch_device::{CopyStream, Device, DeviceError, DeviceSlice, doorbell};
+use pswitch_device::{CopyStream, Device, DeviceError, DeviceSlice, Event, doorbell};
 
 use crate::TransferError;
 use lane::{Lane, Pending, Reporter};
@@ -61,6 +61,15 @@ impl Engine {
     /// a doorbell that is no word). Nothing is enqueued then, and nothing will be reported. Whatever the device fails at
     /// later is reported.
     pub fn start(&self, transfer: Transfer) -> Result<(), TransferError> {
+        self.start_and(transfer, || {})
+    }
+
+    /// As [`start`](Self::start), with something to do as soon as the inputs are enqueued: enqueueing the groups takes some
+    /// microseconds each, in which others may get ready. It is done unless the transfer is refused.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_and(&self, transfer: Transfer, meanwhile: impl FnOnce()) -> Result<(), TransferError> {
         let Transfer { id, clear, inputs, input_doorbell, groups } = transfer;
         let mut bytes = 0_u64;
         for CopyIn { from, to } in inputs.iter().chain(groups.iter().map(|group| &group.copy)) {
@@ -80,15 +89,9 @@ impl Engine {
             stream.write_words(&clear, doorbell::CLEAR).map_err(cannot(WRITE_WORD))
         };
         lane.run(id, bytes, |stream, pending| {
-            for copy in &inputs {
-                copy_in(stream, copy)?;
-            }
-            if let Some(word) = &input_doorbell {
-                write_word(stream, word, doorbell::RUNG)?;
-            }
-            if !inputs.is_empty() || input_doorbell.is_some() {
-                pending.inputs = Some(stream.record().map_err(cannot(RECORD))?);
-            }
+            let sent = send_inputs(stream, &inputs, input_doorbell.as_ref());
+            meanwhile();
+            pending.inputs = sent?;
             if groups.is_empty() {
                 clear(stream)?;
             }
@@ -155,6 +158,22 @@ const COPY_IN: &str = "copy to the device";
 const COPY_OUT: &str = "copy from the device";
 const WRITE_WORD: &str = "write a doorbell";
 const RECORD: &str = "record an event";
+
+/// Returns the point behind the inputs, if there are any.
+fn send_inputs(
+    stream: &mut dyn CopyStream,
+    inputs: &[CopyIn],
+    input_doorbell: Option<&DeviceSlice>,
+) -> Result<Option<Arc<dyn Event>>, TransferError> {
+    inputs.iter().try_for_each(|copy| copy_in(stream, copy))?;
+    if let Some(word) = input_doorbell {
+        write_word(stream, word, doorbell::RUNG)?;
+    }
+    if inputs.is_empty() && input_doorbell.is_none() {
+        return Ok(None);
+    }
+    stream.record().map(Some).map_err(cannot(RECORD))
+}
 
 fn copy_in(stream: &mut dyn CopyStream, copy: &CopyIn) -> Result<(), TransferError> {
     stream.copy_in(&copy.from, &copy.to).map_err(cannot(COPY_IN))

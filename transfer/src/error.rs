@@ -55,6 +55,12 @@ pub enum TransferError {
         /// The last layer that it may be.
         most: usize,
     },
+    /// A share of the ready model's time that is none.
+    #[error("the tolerance is {found}: it must be finite and not negative")]
+    InvalidTolerance {
+        /// What was given.
+        found: f64,
+    },
     /// A plan of no groups was asked for.
     #[error("a plan has at least one group, 0 were asked for")]
     NoGroups,

@@ -3,8 +3,9 @@
 //! Two halves that know nothing of each other:
 //!
 //! - The *planner* is pure. From a [`Profile`] (what each layer needs and takes, what the link costs) [`plan()`] finds the
-//!   cuts, exactly and in a fraction of a millisecond; [`predict()`] says what any cuts will cost, group by group. It needs
-//!   no other crate of pswitch: turn the feature `engine` off.
+//!   cuts, exactly and in a fraction of a millisecond; [`predict()`] says what any cuts will cost, group by group;
+//!   [`smallest_resident_prefix`] says how many of the first bytes must stay on the device for a switch to be as fast as
+//!   the model that is ready. It needs no other crate of pswitch: turn the feature `engine` off.
 //! - The *engine* (feature `engine`, on by default) streams a transfer over a device's copy streams and rings a
 //!   doorbell behind every group.
 //!
@@ -58,8 +59,17 @@
 //! two: the last from which the group still waits for its copy, or the first from which the copy waits for the group
 //! before. Both move only forward with `j`, so that a row costs a single sweep, O(layers), and all of it at most
 //! O(layers²) time and O(layers) memory. Bounds against the best plan so far keep rows short and few: some hundred
-//! layers take about 0.1 ms, 5,000 some 5 ms, 100,000 some 0.3 s. The source of the module `optimal` has the whole
+//! layers take less than 0.1 ms, 5,000 a few ms, 100,000 some 0.1 s. The source of the module `optimal` has the whole
 //! argument.
+//!
+//! # Why keeping more is never slower
+//!
+//! Let one more of a plan's first layers stay on the device. What its group still copies is shorter, so that every copy
+//! lands no later; the layer waits for nothing, so that it ends no later; and what follows waits for the same as before.
+//! So the time of a switch does not rise with the resident prefix, and [`smallest_resident_prefix`] halves its way to the
+//! end that is enough, in log2(layers) questions whether any plan is in time.
+//!
+//! # Numbers
 //!
 //! All sums are integers (a tick is a power of two of a microsecond and finer than a double), so that no rounding blurs
 //! a tie: no other algorithm's plan is ever predicted to be faster by a last digit.
@@ -124,11 +134,13 @@ mod costs;
 mod engine;
 mod error;
 mod fixed;
+mod margin;
 mod optimal;
 mod paper;
 mod plan;
 mod predict;
 mod profile;
+mod resident;
 mod table;
 
 pub use algorithm::Algorithm;
@@ -136,7 +148,11 @@ pub use compare::{Compared, Comparison, compare};
 #[cfg(feature = "engine")]
 pub use engine::{CopyIn, CopyOut, Engine, GroupCopy, OnLanded, Save, Transfer, TransferId, TransferReport};
 pub use error::TransferError;
+pub use margin::plan_with_margin;
 pub use plan::{Group, Plan, plan, plan_within};
 pub use predict::{Bound, GroupTimes, Prediction, lower_bound_us, predict};
 pub use profile::{Layer, LinkCosts, Profile};
+pub use resident::{
+    ResidentPrefix, ready_us, resident_prefix, resident_prefix_curve, smallest_resident_prefix,
+};
 pub use table::Table;

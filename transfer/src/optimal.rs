@@ -42,6 +42,9 @@
 //!
 //! Time O(n * groups tried), at worst O(n^2); memory O(n): rows overwrite each other, and the plan is found again from
 //! the optimum alone ([`cuts_for`]).
+//!
+//! Whether any plan ends by a given time ([`ends_by`]) is the same search with that time for the best plan so far, over
+//! at the first plan that it finds.
 
 use crate::costs::{Costs, NEVER, Ticks};
 use crate::fixed;
@@ -51,20 +54,27 @@ pub(crate) fn optimal(costs: &Costs) -> Vec<usize> {
     if costs.blocks() == 0 {
         return Vec::new();
     }
-    let (groups, end) = optimum(costs);
+    // One more than a plan that is at hand, so that the search itself finds that one or a better one.
+    let below = first_guess(costs) + 1;
+    let (groups, end) = search(costs, below, 0).expect("the plan at hand is among those searched");
     cuts_for(costs, groups, end)
 }
 
-/// The number of groups and the end of the best plan.
-fn optimum(costs: &Costs) -> (usize, Ticks) {
+/// Whether any plan ends by a time.
+pub(crate) fn ends_by(costs: &Costs, time: Ticks) -> bool {
+    if costs.blocks() == 0 { costs.lead <= time } else { search(costs, time + 1, time).is_some() }
+}
+
+/// The number of groups and the end of the best plan that ends before `below`, if there is one, or of the first that is
+/// found to end by `enough`.
+fn search(costs: &Costs, below: Ticks, enough: Ticks) -> Option<(usize, Ticks)> {
     let blocks = costs.blocks();
     let total = costs.total_work();
     // `c(k, j)` by boundary, every row in the place of the row before it.
     let mut row = vec![NEVER; blocks];
     row[0] = costs.lead;
-    let mut groups = 1;
-    // One more than a plan that is at hand, so that the search itself finds that one or a better one.
-    let mut best = first_guess(costs) + 1;
+    let mut found = None;
+    let mut best = below;
     let mut low = 1;
     let mut reach = 0;
 
@@ -81,7 +91,11 @@ fn optimum(costs: &Costs) -> (usize, Ticks) {
         let split = row.partition_point(|&end| end <= last_landing);
         let end = earliest_end(costs, &row, split, blocks, last_landing);
         if end < best {
-            (groups, best) = (count, end);
+            best = end;
+            found = Some((count, end));
+            if end <= enough {
+                break;
+            }
         }
 
         // Boundaries with less idle time than this may be on the way to a better plan.
@@ -111,7 +125,7 @@ fn optimum(costs: &Costs) -> (usize, Ticks) {
             reach += 1;
         }
     }
-    (groups, best)
+    found
 }
 
 /// The earliest end of a group that ends at a boundary and whose copy lands at `landing`. `row` has the ends of what may

@@ -101,6 +101,15 @@ pub(crate) fn groups(costs: &Costs, ends: &[usize]) -> Vec<Group> {
     if ends.is_empty() {
         return vec![Group { first_layer: 0, last_layer: costs.layers() - 1, bytes: 0 }];
     }
-    let starts = std::iter::once(0).chain(ends.iter().copied());
-    starts.zip(ends).map(|(start, &end)| costs.group(start, end)).collect()
+    groups_behind(costs, 0, ends.iter().copied())
+}
+
+/// The groups that end at these boundaries, the first of which begins at `start`.
+pub(crate) fn groups_behind(
+    costs: &Costs,
+    start: usize,
+    ends: impl IntoIterator<Item = usize>,
+) -> Vec<Group> {
+    let mut start = start;
+    ends.into_iter().map(|end| costs.group(std::mem::replace(&mut start, end), end)).collect()
 }

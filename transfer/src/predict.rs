@@ -2,6 +2,7 @@ use std::fmt;
 
 use crate::costs::Costs;
 use crate::plan::groups;
+use crate::table::us;
 use crate::{Group, Profile, Table, TransferError};
 
 /// One group of a plan in time, counted from the moment at which the first copy is enqueued.
@@ -150,10 +151,10 @@ impl Prediction {
                     format!("{first_layer}-{last_layer}")
                 },
                 bytes.to_string(),
-                format!("{:.1}", times.lands_us),
-                format!("{:.1}", times.starts_us),
-                format!("{:.1}", times.ends_us),
-                if times.stall_us > 0.0 { format!("{:.1}", times.stall_us) } else { "-".to_owned() },
+                us(times.lands_us),
+                us(times.starts_us),
+                us(times.ends_us),
+                if times.stall_us > 0.0 { us(times.stall_us) } else { "-".to_owned() },
             ]);
         }
         table
@@ -165,12 +166,12 @@ impl fmt::Display for Prediction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}: {:.1} us, in which the link is busy {:.1} us, layers and waits take {:.1} us and stalls {:.1} us",
+            "{}: {} us, in which the link is busy {} us, layers and waits take {} us and stalls {} us",
             self.bound(),
-            self.predicted_us,
-            self.copy_us,
-            self.compute_us,
-            self.stall_us
+            us(self.predicted_us),
+            us(self.copy_us),
+            us(self.compute_us),
+            us(self.stall_us)
         )
     }
 }

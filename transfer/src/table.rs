@@ -59,6 +59,12 @@ fn write_row<'a>(
     Ok(())
 }
 
+/// Microseconds in a cell or a sentence.
+pub(crate) fn us(us: f64) -> String {
+    // Beyond a quarter of an hour digits say less than their number.
+    if us < 1e9 { format!("{us:.1}") } else { format!("{us:.3e}") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

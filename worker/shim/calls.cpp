@@ -210,15 +210,17 @@ int32_t ps_values_kind(const ps_values* values, uint32_t id) {
 
 bool ps_values_set_view(ps_values* values, uint32_t id, void* data, int8_t dtype, const int64_t* sizes,
                         const int64_t* strides, size_t dimensions, const char* device, int32_t device_index,
-                        ps_error* error) {
+                        bool requires_grad, ps_error* error) {
   return guarded(error, PS_FAULT_ARGUMENT, [&] {
     const auto options = at::TensorOptions()
                              .dtype(static_cast<at::ScalarType>(dtype))
                              .device(device_of(device, device_index));
     const at::IntArrayRef shape(sizes, dimensions);
-    values->entries[id] = strides == nullptr
+    auto view = strides == nullptr
         ? at::from_blob(data, shape, options)
         : at::from_blob(data, shape, at::IntArrayRef(strides, dimensions), options);
+    if (requires_grad) view.set_requires_grad(true);
+    values->entries[id] = std::move(view);
   });
 }
 

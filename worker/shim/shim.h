@@ -43,10 +43,11 @@ void ps_values_delete(ps_values* values);
 void ps_values_clear(ps_values* values, const uint32_t* ids, size_t count);
 int32_t ps_values_kind(const ps_values* values, uint32_t id);
 // Makes the entry a tensor over memory that somebody else owns and keeps for as long as the entry lives. `dtype` is a
-// c10::ScalarType; `strides`, in elements, may be null for a dense tensor in row-major order.
+// c10::ScalarType; `strides`, in elements, may be null for a dense tensor in row-major order. `requires_grad` is what the
+// tensor says of itself, and what some operators choose their kernel by, though nothing is recorded for gradients.
 bool ps_values_set_view(ps_values* values, uint32_t id, void* data, int8_t dtype, const int64_t* sizes,
                         const int64_t* strides, size_t dimensions, const char* device, int32_t device_index,
-                        ps_error* error);
+                        bool requires_grad, ps_error* error);
 void ps_values_set_int(ps_values* values, uint32_t id, int64_t value);
 void ps_values_set_float(ps_values* values, uint32_t id, double value);
 void ps_values_set_bool(ps_values* values, uint32_t id, bool value);

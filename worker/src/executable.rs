@@ -13,7 +13,7 @@ use crate::aliasing::Writes;
 use crate::cuda::CudaLibtorch;
 use crate::error::{BuildError, RunError};
 use crate::libtorch::{
-    ArgumentIndex, Call, CallBuilder, InferenceMode, Number, Raised, RaisedFault, TorchDevice, Values,
+    ArgumentIndex, Call, CallBuilder, InferenceMode, Number, Raised, RaisedFault, TorchDevice, Values, View,
 };
 use crate::symbolic;
 
@@ -85,15 +85,27 @@ pub struct Executable {
     outputs: Vec<ValueId>,
     /// What a run leaves in the table beside weights: inputs and outputs.
     transient: Vec<ValueId>,
+    /// Weights that may be read from the host.
+    tables: Vec<Table>,
+    tables_on_host: bool,
     device: TorchDevice,
+}
+
+/// A weight with two places.
+struct Table {
+    weight: Weight,
+    home: DeviceAddress,
+    host: DeviceAddress,
 }
 
 impl Executable {
     /// Prepares a program whose weights lie at the addresses that `address` gives. Nothing is read from there yet.
+    /// `on_host` gives a second address of those that may be read from host memory as well, if
+    /// [`read_tables`](Self::read_tables) says so.
     ///
     /// # Safety
     /// The addresses must be those of the program's span, mapped for as long as the executable lives; they need not
-    /// hold the weights before the node that uses them runs.
+    /// hold the weights before the node that uses them runs. Those on the host hold them always.
     ///
     /// # Errors
     /// [`BuildError`] names the node that cannot be prepared.
@@ -101,6 +113,7 @@ impl Executable {
         program: &Program,
         device: TorchDevice,
         address: impl Fn(&Weight) -> DeviceAddress,
+        on_host: impl Fn(&Weight) -> Option<DeviceAddress>,
     ) -> Result<Self, BuildError> {
         let mut values = Values::new(program.values.len());
         let span = program.span();
@@ -108,18 +121,14 @@ impl Executable {
         let used = |weight: &&Weight| span.offset(weight.storage) < span.used_bytes;
         for weight in program.weights.iter().filter(used) {
             // SAFETY: the caller promises that the span stays mapped.
-            unsafe {
-                values.set_view(
-                    weight.value,
-                    address(weight),
-                    weight.dtype,
-                    &weight.sizes,
-                    Some(&weight.strides),
-                    device,
-                )
-            }
-            .map_err(|raised| BuildError::Weight { weight: weight.name.clone(), reason: raised.message })?;
+            unsafe { values.set_view(weight.value, address(weight), &view_of(weight), device) }.map_err(
+                |raised| BuildError::Weight { weight: weight.name.clone(), reason: raised.message },
+            )?;
         }
+        let table = |weight: &Weight| {
+            Some(Table { weight: weight.clone(), home: address(weight), host: on_host(weight)? })
+        };
+        let tables = program.weights.iter().filter(used).filter_map(table).collect();
         let writes = matches!(device, TorchDevice::Cuda(_)).then(|| Writes::of(program));
         let mut builder = Builder { program, device, aliases: weight_aliases(program), writes };
         let mut steps = Vec::with_capacity(program.nodes.len());
@@ -157,7 +166,30 @@ impl Executable {
         let weights: HashSet<ValueId> = program.weights.iter().map(|weight| weight.value).collect();
         let transient =
             inputs.iter().chain(&outputs).copied().filter(|value| !weights.contains(value)).collect();
-        Ok(Self { values, steps, inputs, outputs, transient, device })
+        Ok(Self { values, steps, inputs, outputs, transient, tables, tables_on_host: false, device })
+    }
+
+    /// Whether there are weights that can be read from the host.
+    pub(crate) fn has_tables(&self) -> bool {
+        !self.tables.is_empty()
+    }
+
+    /// Says where the next runs read those weights from that can be read from the host.
+    ///
+    /// # Errors
+    /// If libtorch refuses the view.
+    pub(crate) fn read_tables(&mut self, from_host: bool) -> Result<(), RunError> {
+        if self.tables_on_host == from_host {
+            return Ok(());
+        }
+        for Table { weight, home, host } in &self.tables {
+            let address = if from_host { *host } else { *home };
+            // SAFETY: whoever built the executable promised that both stay mapped.
+            unsafe { self.values.set_view(weight.value, address, &view_of(weight), self.device) }
+                .map_err(|raised| fault("a table", raised))?;
+        }
+        self.tables_on_host = from_host;
+        Ok(())
     }
 
     /// Runs the program. On the CPU the outputs are there when it returns; on a GPU their computation is enqueued.
@@ -191,8 +223,9 @@ impl Executable {
                 Input::Integer(integer) => self.values.set_number(value, Number::Int(*integer)),
                 // SAFETY: the caller promises that the input's memory outlives the run.
                 Input::Tensor { at, dtype, shape } => unsafe {
+                    let view = View { dtype: *dtype, sizes: shape, strides: None, requires_grad: false };
                     self.values
-                        .set_view(value, *at, *dtype, shape, None, self.device)
+                        .set_view(value, *at, &view, self.device)
                         .map_err(|raised| fault("an input", raised))?;
                 },
             }
@@ -339,6 +372,15 @@ fn place(node: &Node) -> String {
 
 fn label(node: &Node) -> String {
     format!("{} in node '{}'{}", node.target, node.name, place(node))
+}
+
+fn view_of(weight: &Weight) -> View<'_> {
+    View {
+        dtype: weight.dtype,
+        sizes: &weight.sizes,
+        strides: Some(&weight.strides),
+        requires_grad: weight.requires_grad,
+    }
 }
 
 fn weight_aliases(program: &Program) -> HashMap<ValueId, usize> {

@@ -51,6 +51,7 @@ unsafe extern "C" {
         dimensions: usize,
         device: *const c_char,
         device_index: i32,
+        requires_grad: bool,
         error: *mut RawError,
     ) -> bool;
     pub(crate) fn ps_values_set_int(values: *mut RawValues, id: u32, value: i64);

@@ -19,7 +19,7 @@ pub(crate) fn run(
     model: &mut Model,
     work: &Work<'_>,
 ) -> Result<Result<Executed, RunError>, WorkerError> {
-    let groups = if work.order.resident { Vec::new() } else { model.groups(shared)? };
+    let groups = if work.order.resident { Vec::new() } else { model.groups(shared, false)? };
     let mut watch = ExecutionWatch {
         device: &*shared.device,
         doorbells: groups.into_iter().peekable(),
@@ -107,7 +107,7 @@ impl<D: Iterator<Item = (u32, DeviceSlice)>> ExecutionWatch<'_, D> {
 impl<D: Iterator<Item = (u32, DeviceSlice)>> Watch for ExecutionWatch<'_, D> {
     fn before(&mut self, node: usize) -> Result<(), RunError> {
         self.check_stop()?;
-        if let Some((_, word)) = self.doorbells.next_if(|(first, _)| *first as usize == node) {
+        while let Some((_, word)) = self.doorbells.next_if(|(first, _)| *first as usize == node) {
             self.wait(&word)?;
             self.first_group_ns.get_or_insert_with(monotonic_ns);
         }

@@ -29,6 +29,19 @@ impl TorchDevice {
     }
 }
 
+/// How a tensor sees memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub(crate) dtype: DType,
+    /// Outermost first.
+    pub(crate) sizes: &'a [u64],
+    /// In elements; row-major and dense without.
+    pub(crate) strides: Option<&'a [u64]>,
+    /// Whether it says that gradients flow to it. Nothing is recorded for them, but `matmul` for one chooses its kernel by
+    /// that, and eager PyTorch's parameters do say so.
+    pub(crate) requires_grad: bool,
+}
+
 /// What libtorch raised.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Raised {
@@ -114,20 +127,18 @@ impl Values {
     /// Makes an entry a tensor over memory that stays somebody else's.
     ///
     /// # Safety
-    /// The bytes from `at` that sizes and strides (in elements; row-major and dense without) reach must be mapped and
-    /// stay so for as long as the entry or a view of it lives, and nothing may write to them while a call reads them.
+    /// The bytes from `at` that sizes and strides reach must be mapped and stay so for as long as the entry or a view of
+    /// it lives, and nothing may write to them while a call reads them.
     pub(crate) unsafe fn set_view(
         &mut self,
         id: ValueId,
         at: DeviceAddress,
-        dtype: DType,
-        sizes: &[u64],
-        strides: Option<&[u64]>,
+        view: &View<'_>,
         device: TorchDevice,
     ) -> Result<(), Raised> {
         let signed = |numbers: &[u64]| -> Vec<i64> { numbers.iter().map(|&n| n.cast_signed()).collect() };
-        let sizes = signed(sizes);
-        let strides = strides.map(signed);
+        let sizes = signed(view.sizes);
+        let strides = view.strides.map(signed);
         let strides = strides.as_ref().map_or(ptr::null(), |strides| strides.as_ptr());
         let (kind, index) = device.name();
         let id = self.index(id);
@@ -141,12 +152,13 @@ impl Values {
                     self.raw,
                     id,
                     data,
-                    dtype.c10_code(),
+                    view.dtype.c10_code(),
                     sizes.as_ptr(),
                     strides,
                     sizes.len(),
                     kind.as_ptr(),
                     index,
+                    view.requires_grad,
                     error,
                 )
             }

@@ -5,9 +5,12 @@ use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use pswitch_device::{DeviceAddress, DeviceId, LinkThrottle, MemoryHandle, SharedMemory, open_device};
-use pswitch_model::{Archive, Input, InputKind};
+use pswitch_device::{
+    DeviceAddress, DeviceId, LinkThrottle, MemoryHandle, PinnedMemory, SharedMemory, open_device,
+};
+use pswitch_model::{Archive, Input, InputKind, Weight};
 use pswitch_protocol::{
     Attach, Channel, Execute, Executed, ExecutionFault, FaultClass, FromWorker, LoadModel, ProtocolError,
     ToWorker, control,
@@ -36,15 +39,18 @@ pub fn serve(channel: &Channel) -> Result<(), WorkerError> {
     // whose stream is stuck at a doorbell, letting go of things in order would wait for ever.
     let mut worker = ManuallyDrop::new(Worker::attach(&attach, descriptors)?);
     channel.send(&FromWorker::Attached, &[])?;
-    while let Some((message, _)) = channel.receive::<ToWorker>()? {
+    let spin = Duration::from_micros(attach.spin_us);
+    while let Some((message, descriptors)) = channel.receive_spinning::<ToWorker>(spin)? {
         match message {
             ToWorker::Attach(_) => return Err(WorkerError::Order("a second attachment".to_owned())),
             ToWorker::Load(load) => {
-                let error = worker.load(&load).err();
+                let error = worker.load(&load, descriptors).err();
                 channel.send(&FromWorker::Loaded { model: load.model, error }, &[])?;
             }
             ToWorker::Unload { model } => worker.unload(model),
-            ToWorker::Plan { model, wait_nodes } => worker.plan(model, wait_nodes)?,
+            ToWorker::Plan { model, wait_nodes, table_nodes } => {
+                worker.plan(model, wait_nodes, table_nodes)?;
+            }
             ToWorker::Execute(execute) => {
                 let Ended { result, then } = worker.execute(&execute)?;
                 channel.send(&FromWorker::Finished { execution: execute.execution, result }, &[])?;
@@ -114,7 +120,7 @@ impl Worker {
     }
 
     /// Builds a model over its home; the error is a line for the registry.
-    fn load(&mut self, load: &LoadModel) -> Result<(), String> {
+    fn load(&mut self, load: &LoadModel, descriptors: Vec<OwnedFd>) -> Result<(), String> {
         let archive = Archive::open(Path::new(&load.path)).map_err(|error| error.to_string())?;
         if archive.digest() != load.digest {
             return Err(format!("'{}' has changed since the server read it; load it again", load.path));
@@ -127,25 +133,56 @@ impl Worker {
                 span.used_bytes, load.span.bytes
             ));
         }
-        let base = self.shared.slice(load.span).map_err(|error| error.to_string())?.address();
-        // SAFETY: the addresses lie inside of the home, which is part of the pool, which is mapped for as long as the
-        // worker lives; `execute` waits for the weights at their doorbells.
-        let executable = unsafe {
-            Executable::build(program, self.torch, |weight| {
-                DeviceAddress(base.0 + span.offset(weight.storage) + weight.offset_bytes)
-            })
+        let host_span = self.host_span(load, descriptors).map_err(|error| error.to_string())?;
+        if host_span.as_ref().is_some_and(|host| host.bytes() < span.used_bytes) {
+            return Err(format!("the span in the host store is shorter than {} bytes", span.used_bytes));
         }
-        .map_err(|error| error.to_string())?;
+        let base = self.shared.slice(load.span).map_err(|error| error.to_string())?.address();
+        let place = |base: DeviceAddress, weight: &Weight| {
+            DeviceAddress(base.0 + span.offset(weight.storage) + weight.offset_bytes)
+        };
+        let on_host = |weight: &Weight| {
+            let is_table = load.tables.binary_search(&weight.storage.0).is_ok();
+            host_span.as_ref().filter(|_| is_table).map(|host| place(host.address(), weight))
+        };
+        // SAFETY: the addresses lie inside of the home, which is part of the pool, which is mapped for as long as the
+        // worker lives, or of the span in the host store, which the model keeps; `execute` waits for the weights at their
+        // doorbells.
+        let executable =
+            unsafe { Executable::build(program, self.torch, |weight| place(base, weight), on_host) }
+                .map_err(|error| error.to_string())?;
         let first = program.layers().iter().position(|layer| layer.bytes > 0);
         let wait_nodes = first.into_iter().filter_map(|node| u32::try_from(node).ok()).collect();
         let examples = program.inputs.iter().filter_map(example).collect();
-        let mut model =
-            Model { name: load.name.clone(), executable, doorbells: load.doorbells, wait_nodes, examples };
+        let mut model = Model {
+            name: load.name.clone(),
+            executable,
+            doorbells: load.doorbells,
+            wait_nodes,
+            table_nodes: Vec::new(),
+            _host_span: host_span,
+            examples,
+        };
         if let Executor::Cuda(cuda) = &mut self.executor {
             cuda.load(load.model, &mut model, &self.shared).map_err(|error| error.to_string())?;
         }
         self.models.insert(load.model, model);
         Ok(())
+    }
+
+    /// The span in the host store, mapped and pinned here, if tables are to be read from there.
+    fn host_span(
+        &self,
+        load: &LoadModel,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Option<PinnedMemory>, WorkerError> {
+        let Some(bytes) = load.host_span_bytes else { return Ok(None) };
+        let found = descriptors.len();
+        let Ok([descriptor]) = <[OwnedFd; 1]>::try_from(descriptors) else {
+            return Err(ProtocolError::Descriptors { message: "Load", found, expected: 1 }.into());
+        };
+        let span = SharedMemory::from_fd(descriptor, bytes)?;
+        Ok(Some(self.shared.device.pin(Arc::new(span))?))
     }
 
     fn unload(&mut self, model: u32) {
@@ -155,17 +192,20 @@ impl Worker {
         }
     }
 
-    fn plan(&mut self, number: u32, wait_nodes: Vec<u32>) -> Result<(), WorkerError> {
+    fn plan(&mut self, number: u32, wait_nodes: Vec<u32>, table_nodes: Vec<u32>) -> Result<(), WorkerError> {
         // A model that could not be built is planned all the same: the controller may not have heard yet.
         let Some(model) = self.models.get_mut(&number) else { return Ok(()) };
         let ascending = wait_nodes.windows(2).all(|pair| pair[0] < pair[1]);
-        let inside = wait_nodes.last().is_none_or(|&last| (last as usize) < model.executable.nodes());
-        if !ascending || !inside || wait_nodes.len() as u64 * 4 > model.doorbells.bytes {
+        let nodes = model.executable.nodes();
+        let inside = wait_nodes.iter().chain(&table_nodes).all(|&node| (node as usize) < nodes);
+        let words = (wait_nodes.len() + table_nodes.len()) as u64;
+        if !ascending || !inside || words * 4 > model.doorbells.bytes {
             return Err(WorkerError::Order(format!(
                 "a plan for '{}' that its program cannot follow",
                 model.name
             )));
         }
+        model.table_nodes = table_nodes;
         model.wait_nodes = wait_nodes;
         if let Executor::Cuda(cuda) = &mut self.executor {
             cuda.plan(number, model, &self.shared)?;

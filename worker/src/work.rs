@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pswitch_device::{Device, DeviceAddress, DeviceError, DeviceMemory, DeviceSlice, SharedMemory};
+use pswitch_device::{
+    Device, DeviceAddress, DeviceError, DeviceMemory, DeviceSlice, PinnedMemory, SharedMemory,
+};
 use pswitch_model::DType;
 use pswitch_protocol::{Execute, FaultClass, InputValue, PlacedTensor, Region};
 
@@ -42,6 +44,10 @@ pub(crate) struct Model {
     pub(crate) doorbells: Region,
     /// For every group the node that waits at its doorbell.
     pub(crate) wait_nodes: Vec<u32>,
+    /// The same for every table; their doorbells follow.
+    pub(crate) table_nodes: Vec<u32>,
+    /// The span in the host store, where the executable may read tables from; kept for that.
+    pub(crate) _host_span: Option<PinnedMemory>,
     /// Types and shapes of the inputs at export, integers with their value.
     pub(crate) examples: Vec<Example>,
 }
@@ -54,10 +60,22 @@ pub(crate) enum Example {
 }
 
 impl Model {
-    /// For every group the node that waits for it, and its doorbell.
-    pub(crate) fn groups(&self, shared: &Shared) -> Result<Vec<(u32, DeviceSlice)>, DeviceError> {
+    /// For everything that an execution waits for the node before which it does, ascending, and its doorbell. Tables that
+    /// are read from the host are not among them.
+    pub(crate) fn groups(
+        &self,
+        shared: &Shared,
+        host_tables: bool,
+    ) -> Result<Vec<(u32, DeviceSlice)>, DeviceError> {
+        let tables: &[u32] = if host_tables { &[] } else { &self.table_nodes };
         let words = (self.doorbells.offset..).step_by(4);
-        self.wait_nodes.iter().zip(words).map(|(&node, offset)| Ok((node, shared.word(offset)?))).collect()
+        let nodes = self.wait_nodes.iter().chain(tables);
+        let mut groups = nodes
+            .zip(words)
+            .map(|(&node, offset)| Ok((node, shared.word(offset)?)))
+            .collect::<Result<Vec<_>, _>>()?;
+        groups.sort_by_key(|(node, _)| *node);
+        Ok(groups)
     }
 }
 

@@ -1,6 +1,7 @@
 //! One module a command: its flags, its measurement, its report.
 
 mod front_end;
+mod kill;
 mod pipelining;
 mod start_up;
 mod sweep;
@@ -21,6 +22,7 @@ pub(crate) enum Command {
     Pipelining(pipelining::Pipelining),
     FrontEnd(front_end::FrontEnd),
     Switching(switching::Switching),
+    Kill(kill::Kill),
     StartUp(start_up::StartUp),
     Sweep(sweep::Sweep),
 }
@@ -30,7 +32,7 @@ impl Command {
     pub(crate) fn servers(&self) -> usize {
         match self {
             Self::Pipelining(_) => pipelining::SERVERS,
-            Self::Switch(_) | Self::FrontEnd(_) | Self::Switching(_) | Self::StartUp(_) => 1,
+            Self::Switch(_) | Self::FrontEnd(_) | Self::Switching(_) | Self::Kill(_) | Self::StartUp(_) => 1,
             Self::Sweep(_) => 0,
         }
     }
@@ -42,6 +44,7 @@ impl Command {
             Self::Pipelining(command) => &command.serving,
             Self::FrontEnd(command) => &command.serving,
             Self::Switching(command) => &command.serving,
+            Self::Kill(command) => &command.serving,
             Self::StartUp(command) => &command.serving,
             Self::Sweep(_) => return None,
         };
@@ -55,6 +58,7 @@ impl Command {
             Self::Pipelining(command) => command.run(zygotes),
             Self::FrontEnd(command) => command.run(zygotes),
             Self::Switching(command) => command.run(zygotes),
+            Self::Kill(command) => command.run(zygotes),
             Self::StartUp(command) => command.run(zygotes),
             Self::Sweep(command) => command.run(),
         }

@@ -1,9 +1,12 @@
 //! Models that do not fit together, one after another, for a long time.
 
+mod ledger;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
+use pswitch_controller::{InferenceService as _, ServiceSnapshot};
 use serde::Serialize;
 use serde_json::json;
 
@@ -15,6 +18,8 @@ use crate::serving::{Bench, Plan, Serving, Zygotes};
 use crate::stats::{Samples, Summary};
 use crate::subject::Subject;
 
+use ledger::{Baseline, Ledger};
+
 /// Requests after which nothing grows any more; they do not count.
 const SETTLED: usize = 100;
 
@@ -25,7 +30,8 @@ const READY_EVERY: usize = 5;
 ///
 /// The pool has room for the largest model alone: in every turn each model is asked once, and every request switches.
 /// Every output is compared to the last bit with eager PyTorch's where reference cases lie beside the archive and were
-/// made on such a device, on the CPU with as many threads, which is the default; else with the first.
+/// made on such a device, on the CPU with as many threads, which is the default; else with the first. On a GPU the
+/// ledger's account of its memory stands beside the driver's.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Switching {
     /// The models: folders with model.pt2, or archives; two or more, in the order of the requests.
@@ -80,6 +86,7 @@ impl Switching {
             homes_bytes: Some(largest),
             link_bandwidth: None,
         };
+        let baseline = Baseline::of(served.device)?;
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;
         let requests = self.requests as usize;
         let mut series = subjects
@@ -96,11 +103,11 @@ impl Switching {
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
 
-        let mut settled = Vec::new();
+        let (mut settled, mut settled_snapshot) = (Vec::new(), ServiceSnapshot::default());
         let progress = Progress::new("requests", requests);
         for request in 0..requests {
             if request == SETTLED {
-                settled = bench.processes()?;
+                (settled, settled_snapshot) = (bench.processes()?, bench.server.snapshot());
             }
             let (turn, model) = (request / series.len(), request % series.len());
             let one = &mut series[model];
@@ -119,13 +126,15 @@ impl Switching {
             progress.step();
         }
         drop(progress);
-        let end = bench.processes()?;
-        let snapshot = pswitch_controller::InferenceService::snapshot(&*bench.server);
+        let (end, snapshot) = (bench.processes()?, bench.server.snapshot());
+        let workers = bench.workers()?.len() as u64;
         bench.stop()?;
+        let ledger = baseline.map(|baseline| Ledger::new(baseline, &settled_snapshot, &snapshot, workers));
 
         let rows = series.into_iter().map(Series::row).collect::<anyhow::Result<Vec<_>>>()?;
         let checked: usize = rows.iter().map(|row| row.cold_ms.count + row.ready_ms.count).sum();
-        let goals = goals(&settled, &end, snapshot.worker_restarts);
+        let mut goals = goals(&settled, &end, snapshot.worker_restarts);
+        goals.extend(ledger.iter().flat_map(Ledger::goals));
         let results = json!({
             "requests": requests,
             "device": served.device.to_string(),
@@ -134,9 +143,11 @@ impl Switching {
             "processes": {"after_100": settled, "at_the_end": end},
             "worker_restarts": snapshot.worker_restarts,
             "transferred_bytes": snapshot.transferred_bytes,
+            "device_memory": ledger,
         });
         eprintln!("{checked} answers counted, and every output of every request was right");
-        let tables = vec![models_table(&rows), processes_table(&settled, &end)];
+        let mut tables = vec![models_table(&rows), processes_table(&settled, &end)];
+        tables.extend(ledger.iter().flat_map(Ledger::tables));
         Ok(Report { command: "switching", tables, goals, results })
     }
 }

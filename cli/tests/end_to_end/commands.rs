@@ -1,7 +1,6 @@
 //! The command line: what it prints, and the exit codes that `pswitch --help` documents.
 
 use std::net::TcpListener;
-use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -9,7 +8,7 @@ use serde_json::{Value, json};
 use crate::support::{Ended, Fixture, Models, Serve, Tensor, assert_says, pswitch, run};
 
 #[track_caller]
-fn assert_ended(ended: &Ended, code: i32, says: &[&str]) {
+pub(crate) fn assert_ended(ended: &Ended, code: i32, says: &[&str]) {
     assert_eq!(ended.code, Some(code), "{ended:?}");
     if code == 0 {
         assert_says(&ended.stdout, says);
@@ -20,7 +19,7 @@ fn assert_ended(ended: &Ended, code: i32, says: &[&str]) {
     }
 }
 
-fn command(arguments: &[&str]) -> Ended {
+pub(crate) fn command(arguments: &[&str]) -> Ended {
     run(pswitch().args(arguments))
 }
 
@@ -100,12 +99,6 @@ fn files_that_cannot_be_used_are_3() {
     assert_ended(&command(&["serve", "--log", "a=b=c"]), 3, &["`a=b=c` is no log filter"]);
 
     assert_ended(&command(&["models", &nowhere]), 3, &["cannot read the model repository", "nowhere"]);
-    assert_ended(&command(&["plan-groups", "--profile", &nowhere]), 3, &["cannot read", "nowhere"]);
-    let profile = write(
-        "profile.yaml",
-        "model: m\nlink: {bandwidth_bytes_per_s: 1e9, per_copy_us: 1, per_wait_us: 1}\nlayers:\n- {name: a, bytes: -1, compute_us: 1}\n",
-    );
-    assert_ended(&command(&["plan-groups", "--profile", &profile]), 3, &["profile.yaml", "line 4"]);
 }
 
 #[test]
@@ -242,68 +235,6 @@ fn models_lists_a_folder_without_a_server() {
     assert_eq!(rows[1]["weight_bytes"], 8704);
     assert_eq!(rows[1]["layers"], 8);
     assert_eq!(rows[0]["state"], "BROKEN");
-}
-
-#[test]
-fn plan_groups_prints_a_plan_for_programs() {
-    let profiles = Path::new(env!("CARGO_MANIFEST_DIR")).join("../transfer/examples/profiles");
-    let profile = profiles.join("resnet152.yaml");
-    let profile_of: Value = serde_yaml::from_str(&std::fs::read_to_string(&profile).unwrap()).unwrap();
-    let layers = profile_of["layers"].as_array().unwrap();
-    let plan = |algorithm: &str| -> Value {
-        let planned = run(pswitch()
-            .args(["plan-groups", "--format", "json", "--algorithm", algorithm, "--profile"])
-            .arg(&profile));
-        assert_ended(&planned, 0, &[]);
-        serde_json::from_str(&planned.stdout).unwrap()
-    };
-    let us = |plan: &Value, key: &str| plan[key].as_f64().unwrap_or_else(|| panic!("{key}: {plan}"));
-    let optimal = plan("optimal");
-    for (algorithm, groups) in
-        [("optimal", None), ("per-layer", None), ("whole", Some(1)), ("equal-7", Some(7))]
-    {
-        let plan = plan(algorithm);
-        let mut keys: Vec<&str> = plan.as_object().unwrap().keys().map(String::as_str).collect();
-        keys.sort_unstable();
-        let expected = [
-            "algorithm",
-            "groups",
-            "lower_bound_us",
-            "model",
-            "per_layer_us",
-            "predicted_us",
-            "search_us",
-            "whole_us",
-        ];
-        assert_eq!(keys, expected);
-        assert_eq!(plan["model"], profile_of["model"]);
-        assert_eq!(plan["algorithm"], algorithm);
-        let found = plan["groups"].as_array().unwrap();
-        assert!(groups.is_none_or(|groups| found.len() == groups), "{algorithm}: {} groups", found.len());
-        // Every layer is in one group, in order, with its bytes.
-        let mut next = 0;
-        for group in found {
-            let mut keys: Vec<&str> = group.as_object().unwrap().keys().map(String::as_str).collect();
-            keys.sort_unstable();
-            assert_eq!(keys, ["bytes", "first_layer", "last_layer"]);
-            let index = |key: &str| usize::try_from(group[key].as_u64().unwrap()).unwrap();
-            let (first, last) = (index("first_layer"), index("last_layer"));
-            assert_eq!(first, next);
-            let bytes: u64 = layers[first..=last].iter().map(|layer| layer["bytes"].as_u64().unwrap()).sum();
-            assert_eq!(group["bytes"], bytes);
-            next = last + 1;
-        }
-        assert_eq!(next, layers.len());
-        assert!(
-            us(&plan, "predicted_us") >= us(&optimal, "predicted_us") - 1e-6,
-            "{algorithm} beats the optimum"
-        );
-        assert!(us(&plan, "predicted_us") >= us(&plan, "lower_bound_us") - 1e-6);
-    }
-    assert!(us(&optimal, "predicted_us") < us(&optimal, "whole_us"));
-    assert!(us(&optimal, "predicted_us") < us(&optimal, "per_layer_us"));
-    let table = run(pswitch().args(["plan-groups", "--profile"]).arg(&profile));
-    assert_ended(&table, 0, &["groups by `optimal`", "predicted ", "lower bound"]);
 }
 
 #[test]

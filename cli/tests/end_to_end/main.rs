@@ -7,6 +7,7 @@
 mod archives;
 mod commands;
 mod faults;
+mod plan_groups;
 mod refusals;
 mod serving;
 mod shutdown;

@@ -1,20 +1,28 @@
 use std::sync::Arc;
 
-use pswitch_device::DeviceSlice;
+use pswitch_device::{DeviceSlice, PinnedMemory};
 use pswitch_mem_pool::{Home, HostStore, Pool, PoolError, Range};
+use pswitch_model::{Layer, Table};
 use pswitch_transfer::{CopyIn, GroupCopy, Plan};
 
-use super::mail::ModelSpec;
+use super::mail::{HostTables, ModelSpec};
 
 /// A model in its home: what moves it, group by group, and where it is announced.
 #[derive(Debug)]
 pub(super) struct HomedModel {
     pub(super) spec: Arc<ModelSpec>,
     pub(super) home: Home,
-    /// The copies of a load, in order.
-    pub(super) groups: Vec<GroupCopy>,
+    /// Tables that may be read from the host store, and the span there for whoever reads it.
+    host_tables: HostTables,
+    pub(super) host_span: PinnedMemory,
+    /// The copies of a load, in order, tables left out.
+    groups: Vec<GroupCopy>,
+    /// The copies of tables; their doorbells follow those of the groups.
+    table_groups: Vec<GroupCopy>,
     /// For every group the node that waits for it.
     pub(super) wait_nodes: Vec<u32>,
+    /// The same for every table.
+    pub(super) table_nodes: Vec<u32>,
     /// Doorbell words that may have been rung since they were last cleared.
     pub(super) used_doorbells: Vec<DeviceSlice>,
     /// Whether all workers have built it, so that requests may come.
@@ -28,14 +36,19 @@ impl HomedModel {
     pub(super) fn new(
         spec: Arc<ModelSpec>,
         home: Home,
+        host_tables: HostTables,
         pool: &Pool,
         store: &HostStore,
     ) -> Result<Self, PoolError> {
         let mut model = Self {
+            host_span: store.memory(spec.id)?,
             spec,
             home,
+            host_tables,
             groups: Vec::new(),
+            table_groups: Vec::new(),
             wait_nodes: Vec::new(),
+            table_nodes: Vec::new(),
             used_doorbells: Vec::new(),
             in_service: false,
             deaths: 0,
@@ -52,26 +65,126 @@ impl HomedModel {
         self.divide(&groups, pool, store)
     }
 
+    /// Whether an execution with inputs of so many bytes reads tables from the host store while weights are on their way.
+    pub(super) fn reads_host_tables(&self, input_bytes: u64) -> bool {
+        !self.host_tables.tables.is_empty() && input_bytes <= self.host_tables.most_input_bytes
+    }
+
+    /// Storages of the tables that may be read from the host store.
+    pub(super) fn table_storages(&self) -> Vec<u32> {
+        self.host_tables.tables.iter().map(|table| table.storage.0).collect()
+    }
+
+    /// The copies of a load. Tables come last, when nobody waits for them: the next executions find them in their home.
+    /// Whoever does wait needs them early.
+    pub(super) fn load(&self, host_tables: bool) -> impl Iterator<Item = &GroupCopy> {
+        let (first, last) =
+            if host_tables { (&self.groups, &self.table_groups) } else { (&self.table_groups, &self.groups) };
+        first.iter().chain(last)
+    }
+
     fn divide(&mut self, groups: &[(usize, usize)], pool: &Pool, store: &HostStore) -> Result<(), PoolError> {
-        let (mut copies, mut wait_nodes, mut used) = (Vec::new(), Vec::new(), Vec::new());
+        let mut parts = Vec::new();
         let mut offset = 0;
         for &(first, last) in groups {
             let layers = &self.spec.layers[first..=last];
-            let bytes: u64 = layers.iter().map(|layer| layer.bytes).sum();
-            // A group without bytes has nothing to wait for.
-            let Some(waiting) = layers.iter().find(|layer| layer.bytes > 0) else { continue };
-            let doorbell = pool.doorbell(&self.home, u32::try_from(copies.len()).unwrap_or(u32::MAX))?;
-            let to = pool.slice(Range::new(self.home.span.offset + offset, bytes))?;
-            let from = store.slice(self.spec.id, Range::new(offset, bytes))?;
-            copies.push(GroupCopy { copy: CopyIn { from, to }, doorbell: doorbell.clone() });
-            wait_nodes.push(u32::try_from(waiting.node).unwrap_or(u32::MAX));
-            used.push(doorbell);
-            offset += bytes;
+            parts.extend(without_tables(layers, offset, &self.host_tables.tables));
+            offset += layers.iter().map(|layer| layer.bytes).sum::<u64>();
         }
-        (self.groups, self.wait_nodes) = (copies, wait_nodes);
+        let tables = self.host_tables.tables.iter();
+        let tables: Vec<Part> = tables
+            .map(|table| Part { range: Range::new(table.offset, table.bytes), node: table.node })
+            .collect();
+        let mut used = Vec::with_capacity(parts.len() + tables.len());
+        let mut copies = Vec::with_capacity(parts.len() + tables.len());
+        for (index, Part { range, .. }) in (0..).zip(parts.iter().chain(&tables)) {
+            let doorbell = pool.doorbell(&self.home, index)?;
+            let to = pool.slice(Range::new(self.home.span.offset + range.offset, range.bytes))?;
+            let from = store.slice(self.spec.id, *range)?;
+            copies.push(GroupCopy { copy: CopyIn { from, to }, doorbell: doorbell.clone() });
+            used.push(doorbell);
+        }
+        let nodes = |parts: &[Part]| {
+            parts.iter().map(|part| u32::try_from(part.node).unwrap_or(u32::MAX)).collect::<Vec<_>>()
+        };
+        self.table_groups = copies.split_off(parts.len());
+        self.groups = copies;
+        (self.wait_nodes, self.table_nodes) = (nodes(&parts), nodes(&tables));
         if used.len() > self.used_doorbells.len() {
             self.used_doorbells = used;
         }
         Ok(())
+    }
+}
+
+/// Some bytes of a span that are copied at once, and the node that waits for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Part {
+    range: Range,
+    node: usize,
+}
+
+/// The bytes of a group's layers, from `offset` of the span on, without those of tables: in as many parts as these leave.
+fn without_tables(layers: &[Layer], offset: u64, tables: &[Table]) -> Vec<Part> {
+    let mut parts: Vec<Part> = Vec::new();
+    let mut begin = offset;
+    for layer in layers {
+        let end = begin + layer.bytes;
+        // What lies between the tables of this layer.
+        let inside = tables.iter().filter(|table| (begin..end).contains(&table.offset));
+        let gaps = inside.map(|table| (table.offset, table.offset + table.bytes)).chain([(end, end)]);
+        let mut from = begin;
+        for (gap, behind) in gaps {
+            let bytes = gap.saturating_sub(from);
+            match parts.last_mut() {
+                _ if bytes == 0 => {}
+                Some(last) if last.range.end() == from => last.range.bytes += bytes,
+                _ => parts.push(Part { range: Range::new(from, bytes), node: layer.node }),
+            }
+            from = behind;
+        }
+        begin = end;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use pswitch_model::StorageId;
+
+    use super::*;
+
+    fn layers(bytes: &[u64]) -> Vec<Layer> {
+        (0..).zip(bytes).map(|(node, &bytes)| Layer { name: String::new(), node, bytes }).collect()
+    }
+
+    fn table(offset: u64, bytes: u64) -> Table {
+        Table { storage: StorageId(0), offset, bytes, node: 0, read_bytes: 1 }
+    }
+
+    fn parts(found: &[(u64, u64, usize)]) -> Vec<Part> {
+        found.iter().map(|&(offset, bytes, node)| Part { range: Range::new(offset, bytes), node }).collect()
+    }
+
+    #[test]
+    fn a_group_without_tables_is_one_part_that_its_first_layer_with_bytes_waits_for() {
+        let layers = layers(&[0, 512, 0, 1024]);
+        assert_eq!(without_tables(&layers, 4096, &[]), parts(&[(4096, 1536, 1)]));
+        assert_eq!(without_tables(&layers[..1], 4096, &[]), []);
+    }
+
+    #[test]
+    fn tables_cut_a_group() {
+        let layers = layers(&[512, 2048, 512]);
+        // A layer of its own.
+        assert_eq!(without_tables(&layers, 0, &[table(512, 2048)]), parts(&[(0, 512, 0), (2560, 512, 2)]));
+        // A part of a layer: at its begin, in its middle.
+        assert_eq!(without_tables(&layers, 0, &[table(512, 512)]), parts(&[(0, 512, 0), (1024, 2048, 1)]));
+        assert_eq!(without_tables(&layers, 0, &[table(1024, 512)]), parts(&[(0, 1024, 0), (1536, 1536, 1)]));
+        // Two in a row, one of another group.
+        let two = [table(512, 1024), table(1536, 1024), table(9216, 512)];
+        assert_eq!(without_tables(&layers, 0, &two), parts(&[(0, 512, 0), (2560, 512, 2)]));
+        // All there is.
+        assert_eq!(without_tables(&layers[1..2], 512, &[table(512, 2048)]), []);
     }
 }

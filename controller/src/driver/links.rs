@@ -52,6 +52,8 @@ pub(super) struct Attachment {
     pub(super) pool_descriptors: Vec<OwnedFd>,
     pub(super) slots: Arc<SharedMemory>,
     pub(super) arenas: Vec<Region>,
+    /// How long workers look for the next message before they sleep.
+    pub(super) spin: Duration,
 }
 
 /// What workers have of the device beside the pool, as they last told.
@@ -89,6 +91,7 @@ impl Links {
             arenas: attachment.arenas.clone(),
             control,
             control_bytes: self.control.bytes(),
+            spin_us: u64::try_from(attachment.spin.as_micros()).unwrap_or(u64::MAX),
         };
         let mut descriptors: Vec<BorrowedFd<'_>> = vec![attachment.slots.fd(), self.control.fd()];
         descriptors.extend(attachment.pool_descriptors.iter().map(AsFd::as_fd));
@@ -220,6 +223,9 @@ impl Link {
         let Some(model) = self.unbuilt.first().and_then(|model| models.get(model)) else { return Ok(()) };
         let region = |range: pswitch_mem_pool::Range| Region { offset: range.offset, bytes: range.bytes };
         self.building = Some(model.spec.id);
+        let tables = model.table_storages();
+        let descriptors: Vec<BorrowedFd<'_>> =
+            if tables.is_empty() { Vec::new() } else { vec![model.host_span.memory().fd()] };
         self.channel.send(
             &ToWorker::Load(LoadModel {
                 model: model.spec.id.0,
@@ -228,15 +234,17 @@ impl Link {
                 digest: model.spec.digest,
                 span: region(model.home.span),
                 doorbells: region(model.home.doorbells),
+                host_span_bytes: (!tables.is_empty()).then_some(model.host_span.bytes()),
+                tables,
             }),
-            &[],
+            &descriptors,
         )
     }
 
     /// Tells the worker how a model moves.
     pub(super) fn plan(&self, model: &HomedModel) -> Result<(), ProtocolError> {
-        let wait_nodes = model.wait_nodes.clone();
-        self.channel.send(&ToWorker::Plan { model: model.spec.id.0, wait_nodes }, &[])
+        let (wait_nodes, table_nodes) = (model.wait_nodes.clone(), model.table_nodes.clone());
+        self.channel.send(&ToWorker::Plan { model: model.spec.id.0, wait_nodes, table_nodes }, &[])
     }
 }
 

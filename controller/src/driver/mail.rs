@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use mio::Waker;
 use pswitch_mem_pool::{ModelId, Range};
-use pswitch_model::Layer;
+use pswitch_model::{Layer, Table};
 use pswitch_protocol::{ExitCause, PlacedTensor};
 use pswitch_transfer::{Plan, TransferError, TransferId, TransferReport};
 use tokio::sync::oneshot;
@@ -28,9 +28,22 @@ pub(crate) struct ModelSpec {
     pub(crate) span_bytes: u64,
     /// One a node of the program, with the bytes that it needs first.
     pub(crate) layers: Vec<Layer>,
+    /// Weights of which an execution reads some rows only.
+    pub(crate) tables: Vec<Table>,
+    /// Bytes of the inputs of the shapes at export.
+    pub(crate) example_bytes: u64,
     pub(crate) limits: ModelLimits,
     /// Why it was taken out of service, once a worker that replaced another could not build it.
     pub(crate) lost: OnceLock<String>,
+}
+
+/// Tables that a device may read from the host store, and up to which size of a request that is worth it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct HostTables {
+    /// In the order of the span.
+    pub(crate) tables: Vec<Table>,
+    /// A request with inputs of more bytes waits for the tables instead.
+    pub(crate) most_input_bytes: u64,
 }
 
 /// One input of a job, in the order of the program's inputs.
@@ -116,6 +129,7 @@ pub(crate) enum Mail {
     /// Give a model its home and have all workers build it.
     Place {
         spec: Arc<ModelSpec>,
+        host_tables: HostTables,
         done: oneshot::Sender<Result<(), String>>,
     },
     /// Move a model by this plan from now on.

@@ -34,8 +34,8 @@ use home::HomedModel;
 pub(crate) use links::OutsideUse;
 use links::{Attachment, Links};
 pub(crate) use mail::{
-    DriverView, Finished, Job, JobInput, JobTimes, Mail, Mailbox, ModelSpec, PROFILE_ALIGNMENT_BYTES,
-    SharedView,
+    DriverView, Finished, HostTables, Job, JobInput, JobTimes, Mail, Mailbox, ModelSpec,
+    PROFILE_ALIGNMENT_BYTES, SharedView,
 };
 
 /// Time that a worker has to map what is shared and build its models, before it counts as hung.
@@ -55,6 +55,8 @@ pub(crate) struct DriverParts {
     pub(crate) options: SchedulerOptions,
     pub(crate) workers: usize,
     pub(crate) threads: u32,
+    /// How long the driver and its workers look for what comes next before they sleep.
+    pub(crate) spin: Duration,
 }
 
 /// A driver that runs; dropping it ends it and its workers.
@@ -172,7 +174,8 @@ impl Driver {
         receiver: mpsc::Receiver<Mail>,
         view: SharedView,
     ) -> Result<Self, ControllerError> {
-        let DriverParts { device, pool, store, slots, supervisor, options, workers, threads, .. } = parts;
+        let DriverParts { device, pool, store, slots, supervisor, options, workers, threads, spin, .. } =
+            parts;
         let landed = mailbox.clone();
         let engine = Engine::new(
             Arc::clone(&device),
@@ -185,8 +188,14 @@ impl Driver {
         let slot_memory = Arc::clone(slots.memory());
         let arenas = pool.layout().arenas.iter();
         let arenas = arenas.map(|arena| Region { offset: arena.offset, bytes: arena.bytes }).collect();
-        let attachment =
-            Attachment { device: spec, pool: description, pool_descriptors, slots: slot_memory, arenas };
+        let attachment = Attachment {
+            device: spec,
+            pool: description,
+            pool_descriptors,
+            slots: slot_memory,
+            arenas,
+            spin,
+        };
         let scheduler = Scheduler::new(Ledger::new(pool.layout()), options.clone());
         let mut driver = Self {
             unclear_inputs: vec![true; pool.layout().arenas.len()],
@@ -233,9 +242,7 @@ impl Driver {
     fn serve(&mut self) {
         let mut events = Events::with_capacity(64);
         while !self.stopped {
-            let now = Instant::now();
-            let timeout = self.next_deadline().map(|deadline| deadline.saturating_duration_since(now));
-            if let Err(error) = self.poll.poll(&mut events, timeout)
+            if let Err(error) = self.await_events(&mut events)
                 && error.kind() != std::io::ErrorKind::Interrupted
             {
                 panic!("the driver cannot poll: {error}");
@@ -251,6 +258,22 @@ impl Driver {
             self.tick();
             self.publish();
         }
+    }
+
+    /// Looks for events for a while, then sleeps until there are some or a deadline passes.
+    fn await_events(&mut self, events: &mut Events) -> std::io::Result<()> {
+        let begun = Instant::now();
+        let deadline = self.next_deadline();
+        let spin_until = begun + self.attachment.spin;
+        let spin_until = deadline.map_or(spin_until, |deadline| deadline.min(spin_until));
+        while Instant::now() < spin_until {
+            self.poll.poll(events, Some(Duration::ZERO))?;
+            if !events.is_empty() {
+                return Ok(());
+            }
+        }
+        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        self.poll.poll(events, timeout)
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -414,7 +437,7 @@ impl Driver {
                     self.feed(Event::Cancelled { request });
                 }
             }
-            Mail::Place { spec, done } => self.place(spec, done),
+            Mail::Place { spec, host_tables, done } => self.place(spec, host_tables, done),
             Mail::Plan { model, plan } => {
                 if self.models.contains_key(&model) {
                     self.plans.insert(model, plan);
@@ -499,15 +522,21 @@ impl Driver {
         self.feed(Event::Submitted { request, model, deadline });
     }
 
-    fn place(&mut self, spec: Arc<ModelSpec>, done: oneshot::Sender<Result<(), String>>) {
-        // One for each group that a plan can have.
-        let doorbells = spec.layers.iter().filter(|layer| layer.bytes > 0).count();
+    fn place(
+        &mut self,
+        spec: Arc<ModelSpec>,
+        host_tables: HostTables,
+        done: oneshot::Sender<Result<(), String>>,
+    ) {
+        // One for each group that a plan can have; a table is one, and may cut another in two.
+        let doorbells =
+            spec.layers.iter().filter(|layer| layer.bytes > 0).count() + 2 * host_tables.tables.len();
         let doorbells = u32::try_from(doorbells).unwrap_or(u32::MAX);
         let model = spec.id;
         let placed = self
             .scheduler
             .place(model, spec.span_bytes, doorbells, spec.limits.clone())
-            .and_then(|home| HomedModel::new(spec, home, &self.pool, &self.store));
+            .and_then(|home| HomedModel::new(spec, home, host_tables, &self.pool, &self.store));
         match placed {
             Ok(homed) => {
                 self.models.insert(model, homed);

@@ -14,6 +14,9 @@ use super::{Driver, Finished, JobInput, JobTimes, ModelSpec, Running};
 use crate::scheduler::{Action, Event, ExecutionId, Load, Outcome, Rejection, RequestId, WorkerId};
 use crate::service::ServiceError;
 
+/// Inputs that take longer to cross a link than a worker to wake up.
+const LONG_INPUTS_BYTES: u64 = 1 << 20;
+
 /// The parts of [`Action::Execute`].
 struct Dispatch {
     execution: ExecutionId,
@@ -34,7 +37,8 @@ impl Driver {
             }
             Action::Prefetch { transfer, model, load } => {
                 let mut prefetch = transfer_of(transfer);
-                self.load(&mut prefetch, model, &load);
+                // For whoever comes: most requests read tables from the host.
+                self.load(&mut prefetch, model, &load, true);
                 if let Err(error) = self.engine.start(prefetch) {
                     self.pending.push_back(Event::TransferFailed { transfer, reason: error.to_string() });
                 }
@@ -68,11 +72,12 @@ impl Driver {
 
     /// Tells the worker to run and starts the transfer of the inputs, and behind them of the weights if they must come.
     fn execute(&mut self, dispatch: &Dispatch) {
+        let decided_ns = monotonic_ns();
         let running = Running {
             request: dispatch.request,
             worker: dispatch.worker,
             arena: dispatch.arena,
-            decided_ns: monotonic_ns(),
+            decided_ns,
             // Also by a prefetch that is still under way.
             switched: self.scheduler.ledger().state(dispatch.model) == Ok(Residency::Moving),
             result: None,
@@ -86,24 +91,49 @@ impl Driver {
         let (execution, transfer) = (dispatch.execution, dispatch.transfer);
         match self.prepare(dispatch) {
             Ok((message, prepared)) => {
-                // The worker first: it takes longer to wake up than the first bytes to arrive.
-                let sent = self.links.get(dispatch.worker).map(|link| link.channel.send(&message, &[]));
+                let send = || match self.links.get(dispatch.worker) {
+                    Some(link) => link.channel.send(&message, &[]),
+                    None => Ok(()),
+                };
+                let input_bytes: u64 = prepared.inputs.iter().map(|copy| copy.from.bytes()).sum();
+                // Whoever takes longer goes first: the worker to wake up, or the inputs to cross the link.
+                let (sent, started) = if input_bytes < LONG_INPUTS_BYTES {
+                    (Some(send()), self.engine.start(prepared))
+                } else {
+                    let mut sent = None;
+                    let started = self.engine.start_and(prepared, || sent = Some(send()));
+                    (sent, started)
+                };
+                let is_told = sent.is_some();
+                tracing::debug!(
+                    %execution,
+                    took_us = monotonic_ns().saturating_sub(decided_ns) / 1000,
+                    "told and enqueued"
+                );
                 if let Some(Err(error)) = sent {
                     // It is gone or does not read: its loss answers the request or has it tried again.
                     self.break_with(dispatch.worker, &error.to_string());
                 }
-                if let Err(error) = self.engine.start(prepared) {
-                    self.pending.push_back(Event::TransferFailed { transfer, reason: error.to_string() });
+                if let Err(error) = started {
+                    let reason = error.to_string();
+                    self.pending.push_back(Event::TransferFailed { transfer, reason: reason.clone() });
+                    if !is_told {
+                        self.end_untold(execution, reason);
+                    }
                 }
             }
             Err(reason) => {
                 // Nobody was told anything: neither transfer nor worker would ever report.
-                let fault = ExecutionFault { class: FaultClass::Transfer, message: reason.clone() };
-                self.pending.push_back(Event::TransferFailed { transfer, reason });
-                self.pending
-                    .push_back(Event::ExecutionFinished { execution, outcome: Outcome::Failed(fault) });
+                self.pending.push_back(Event::TransferFailed { transfer, reason: reason.clone() });
+                self.end_untold(execution, reason);
             }
         }
+    }
+
+    /// Reports the end of an execution that no worker was told of.
+    fn end_untold(&mut self, execution: ExecutionId, reason: String) {
+        let fault = ExecutionFault { class: FaultClass::Transfer, message: reason };
+        self.pending.push_back(Event::ExecutionFinished { execution, outcome: Outcome::Failed(fault) });
     }
 
     /// The message and the transfer of an execution.
@@ -129,6 +159,8 @@ impl Driver {
                 JobInput::Integer(value) => InputValue::Integer(*value),
             });
         }
+        let homed = self.models.get(&dispatch.model);
+        let host_tables = homed.is_some_and(|homed| homed.reads_host_tables(job.tensor_bytes().sum()));
         let in_slot = |range: pswitch_mem_pool::Range| Region {
             offset: job.slot.offset_bytes() + range.offset,
             bytes: range.bytes,
@@ -140,6 +172,7 @@ impl Driver {
             input_doorbell: input_doorbell.offset(),
             arena: Region { offset: division.activations.offset, bytes: division.activations.bytes },
             resident: self.scheduler.ledger().state(dispatch.model) == Ok(Residency::Resident),
+            host_tables,
             outputs: in_slot(job.outputs),
             profile: job.profile.map(in_slot),
             doorbell_timeout_ms: u64::try_from(self.doorbell_timeout(dispatch.model).as_millis())
@@ -147,20 +180,20 @@ impl Driver {
         });
         transfer.input_doorbell = Some(input_doorbell);
         if let Some(load) = &dispatch.load {
-            self.load(&mut transfer, dispatch.model, load);
+            self.load(&mut transfer, dispatch.model, load, host_tables);
         }
         Ok((message, transfer))
     }
 
     /// Adds a model's weights to a transfer.
-    fn load(&self, transfer: &mut Transfer, model: ModelId, load: &Load) {
+    fn load(&self, transfer: &mut Transfer, model: ModelId, load: &Load, host_tables: bool) {
         for evicted in &load.evicted {
             if let Some(homed) = self.models.get(evicted) {
                 transfer.clear.extend(homed.used_doorbells.iter().cloned());
             }
         }
         if let Some(homed) = self.models.get(&model) {
-            transfer.groups.extend(homed.groups.iter().cloned());
+            transfer.groups.extend(homed.load(host_tables).cloned());
         }
     }
 

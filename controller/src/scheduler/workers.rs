@@ -59,8 +59,7 @@ impl WorkerCounts {
 #[derive(Debug, Default)]
 pub(super) struct Workers {
     states: BTreeMap<WorkerId, WorkerState>,
-    /// Workers on standby, the one that has been so for longest first: so the next request goes to another worker
-    /// than the one that has just finished, if there is one.
+    /// Workers on standby, the one that finished last first: it is still awake, and so is its context on the GPU.
     standby: VecDeque<WorkerId>,
 }
 
@@ -114,7 +113,7 @@ impl Workers {
         match state {
             WorkerState::Active { .. } | WorkerState::Stopping { .. } => {
                 *state = WorkerState::Standby;
-                self.standby.push_back(worker);
+                self.standby.push_front(worker);
             }
             WorkerState::Killed { execution } => *execution = None,
             WorkerState::Starting | WorkerState::Standby => {}

@@ -6,9 +6,9 @@ use pswitch_device::{Device, DeviceId, LinkThrottle, SharedMemory, cuda_devices,
 use pswitch_mem_pool::{HostStore, Pool, PoolLayout, Range};
 use pswitch_transfer::LinkCosts;
 
-use super::profiling::measure_link;
+use super::profiling::{host_tables, measure_link};
 use crate::config::{Config, DeviceChoice, DeviceConfig, LinkConfig};
-use crate::driver::{DriverHandle, DriverParts};
+use crate::driver::{DriverHandle, DriverParts, HostTables, ModelSpec};
 use crate::error::ControllerError;
 use crate::slots::SlotMemory;
 use crate::supervisor::Supervisor;
@@ -28,6 +28,17 @@ pub(crate) struct ServedDevice {
     pub(crate) pool_bytes: u64,
     /// Held while a model is timed: models that do not all fit would drive each other out at every run.
     pub(crate) timing: tokio::sync::Mutex<()>,
+}
+
+impl ServedDevice {
+    /// Tables of a model that this device reads from the host store while its weights are on their way. The host device
+    /// could read all of it from there, but then its link would not be what it is told to be.
+    pub(crate) fn host_tables(&self, spec: &ModelSpec) -> HostTables {
+        match self.device.properties().id {
+            DeviceId::Cuda(_) => host_tables(spec),
+            DeviceId::Host(_) => HostTables::default(),
+        }
+    }
 }
 
 /// A device that was opened; the pool comes later, when the models' sizes are known.
@@ -92,6 +103,7 @@ impl OpenedDevice {
             options: config.limits.scheduler_options(),
             workers: self.config.workers as usize,
             threads: self.config.threads,
+            spin: self.config.spin(id),
         })?;
         Ok(ServedDevice {
             driver,

@@ -300,6 +300,7 @@ fn answer_of(served: &ServedModel, finished: Finished) -> Result<Answer, Service
         queue_us = timings.queue.as_micros(),
         switch_us = timings.switch.as_micros(),
         compute_us = timings.compute.as_micros(),
+        computed_us = times.finished_ns.saturating_sub(times.first_layer_ns) / 1000,
         stalled_us = times.waited_ns / 1000,
         switched = timings.switched,
         "done"

@@ -17,7 +17,7 @@ use pswitch_device::{DeviceId, SharedMemory};
 use pswitch_mem_pool::{HostStore, ModelId};
 use pswitch_model::Archive;
 use pswitch_protocol::Channel;
-use pswitch_transfer::{Algorithm, Profile, plan};
+use pswitch_transfer::{Algorithm, Profile};
 use tokio::sync::{oneshot, watch};
 
 use crate::config::Config;
@@ -298,7 +298,8 @@ impl Server {
         let mut reasons = Vec::new();
         for (index, device) in self.devices.iter().enumerate() {
             let (done, placed) = oneshot::channel();
-            device.driver.mailbox().put(Mail::Place { spec: Arc::clone(&model.spec), done });
+            let (spec, host_tables) = (Arc::clone(&model.spec), device.host_tables(&model.spec));
+            device.driver.mailbox().put(Mail::Place { spec, host_tables, done });
             match placed.await.unwrap_or_else(|_| Err("the device's driver has ended".to_owned())) {
                 Ok(()) => model.devices.push(index),
                 Err(reason) => {
@@ -344,11 +345,22 @@ impl Server {
                 (Vec::new(), Algorithm::Equal { groups: UNTIMED_GROUPS })
             }
         };
-        let profile = profiling::profile(&model.spec, &device.link, &runs);
+        let profile = profiling::profile(&model.spec, &device.host_tables(&model.spec), &device.link, &runs);
         let mut groups = 0;
         if profile.layers.iter().any(|layer| layer.bytes > 0) {
-            let plan = plan(&profile, algorithm).map_err(|error| chain(&error))?;
+            let plan = replan::plan_for(&profile, algorithm).map_err(|error| chain(&error))?;
             groups = plan.groups.len();
+            let compute_us: f64 = profile.layers.iter().map(|layer| layer.compute_us).sum();
+            tracing::info!(
+                model = model.spec.name,
+                device = index,
+                groups,
+                predicted_us = plan.predicted_us,
+                compute_us,
+                per_wait_us = device.link.per_wait_us,
+                "planned"
+            );
+            tracing::debug!(bytes = ?plan.groups.iter().map(|group| group.bytes).collect::<Vec<_>>(), "groups");
             device.driver.mailbox().put(Mail::Plan { model: model.spec.id, plan: Box::new(plan) });
         }
         Ok((groups, (!runs.is_empty()).then_some(profile)))

@@ -64,6 +64,8 @@ impl ServedModel {
             digest: archive.digest(),
             span_bytes: program.span().used_bytes,
             layers: program.layers(),
+            tables: program.tables(),
+            example_bytes: example_bytes(&program),
             limits: ModelLimits {
                 queue_limit: settings.max_queue,
                 execution_timeout: settings.execution_timeout,
@@ -195,6 +197,17 @@ impl ServedModel {
             end.checked_next_multiple_of(OUTPUT_ALIGNMENT_BYTES)?.checked_add(bytes)
         })
     }
+}
+
+/// Bytes of the tensors that a request of the shapes at export brings.
+fn example_bytes(program: &Program) -> u64 {
+    let bytes = |input: &Input| match &input.kind {
+        InputKind::Tensor { dtype, shape, .. } => {
+            shape.iter().map(Dim::example).fold(dtype.size_bytes(), u64::saturating_mul)
+        }
+        InputKind::SymInt { .. } | InputKind::Constant(_) => 0,
+    };
+    program.inputs.iter().map(bytes).fold(0, u64::saturating_add)
 }
 
 /// Schema codes of element types are below 256.

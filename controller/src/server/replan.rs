@@ -1,10 +1,18 @@
 //! Plans made anew for models that are served already.
 
-use pswitch_transfer::{Algorithm, Plan, plan};
+use pswitch_transfer::{Algorithm, Plan, Profile, TransferError, plan, plan_with_margin};
 
 use super::{Server, chain};
 use crate::driver::Mail;
 use crate::service::ServiceError;
+
+/// The plan that is served: the best one has to be good as well when layers take a little longer than measured.
+pub(super) fn plan_for(profile: &Profile, algorithm: Algorithm) -> Result<Plan, TransferError> {
+    match algorithm {
+        Algorithm::Optimal => plan_with_margin(profile),
+        algorithm => plan(profile, algorithm),
+    }
+}
 
 impl Server {
     /// Divides a model's transfers anew, from the layer times that were taken when it was loaded. Returns the plans with
@@ -28,7 +36,7 @@ impl Server {
             .profiles
             .iter()
             .map(|(device, profile)| {
-                let plan = plan(profile, algorithm).map_err(|error| unsupported(&chain(&error)))?;
+                let plan = plan_for(profile, algorithm).map_err(|error| unsupported(&chain(&error)))?;
                 if profile.layers.iter().any(|layer| layer.bytes > 0) {
                     let mail = Mail::Plan { model: served.spec.id, plan: Box::new(plan.clone()) };
                     self.devices[*device].driver.mailbox().put(mail);

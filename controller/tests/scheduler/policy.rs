@@ -38,7 +38,7 @@ fn what_is_in_the_way_is_evicted() {
 }
 
 #[test]
-fn the_next_request_goes_to_another_worker() {
+fn the_worker_that_finished_last_goes_on() {
     let mut desk = Desk::new(8, &[4]).at_work(2);
     let mut running = execute(&desk.submit(0, 0));
     let mut workers = vec![running.worker];
@@ -47,7 +47,7 @@ fn the_next_request_goes_to_another_worker() {
         running = execute(&desk.complete(&running));
         workers.push(running.worker);
     }
-    assert_eq!(workers, [0, 1, 0, 1].map(WorkerId));
+    assert_eq!(workers, [0, 0, 0, 0].map(WorkerId), "it is awake, and the others stand by");
 }
 
 #[test]

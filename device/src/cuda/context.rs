@@ -5,7 +5,6 @@ use std::ptr;
 use std::sync::Arc;
 
 use super::driver::{check, sys};
-use super::event::RawEvent;
 use crate::DeviceError;
 
 /// A GPU's primary context, which libtorch uses as well, held as long as this lives.
@@ -27,10 +26,6 @@ impl Context {
         // SAFETY: `raw` is written during the call; the count that this raises is lowered in `drop`.
         check("cuDevicePrimaryCtxRetain", unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut raw, device) })?;
         Ok(Arc::new(Self { device, raw }))
-    }
-
-    pub(super) fn raw(&self) -> sys::CUcontext {
-        self.raw
     }
 
     /// Makes it the calling thread's current context until the guard is dropped, and leaves the thread's own current
@@ -127,13 +122,6 @@ impl RawStream {
 
     pub(super) fn context(&self) -> &Arc<Context> {
         &self.context
-    }
-
-    /// Lets what is enqueued from here on wait for the last record of an event.
-    pub(super) fn wait_for(&self, event: &RawEvent) -> Result<(), DeviceError> {
-        let _entered = self.context.enter()?;
-        // SAFETY: stream and event live and belong to one context.
-        check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(self.raw, event.raw(), 0) })
     }
 
     /// Blocks until all that was enqueued is done.

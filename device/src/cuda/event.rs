@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::context::{Context, RawStream, log_failure};
+use super::context::{Context, log_failure};
 use super::driver::{check, sys};
 use crate::clock::make_timers_exact;
 use crate::{DeviceError, DeviceMemory, Event, PinnedMemory};
@@ -208,7 +208,7 @@ fn sleep_exactly(pause: Duration) {
 
 /// An event of the driver, without the time stamps that would make it dearer.
 #[derive(Debug)]
-pub(super) struct RawEvent {
+struct RawEvent {
     raw: sys::CUevent,
     context: Arc<Context>,
 }
@@ -219,26 +219,13 @@ unsafe impl Send for RawEvent {}
 unsafe impl Sync for RawEvent {}
 
 impl RawEvent {
-    pub(super) fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
+    fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
         let mut raw = ptr::null_mut();
         let _entered = context.enter()?;
         // SAFETY: `raw` is written during the call; the event is destroyed in `drop`.
         check("cuEventCreate", unsafe { sys::cuEventCreate(&raw mut raw, flags) })?;
         Ok(Self { raw, context: Arc::clone(context) })
-    }
-}
-
-impl RawEvent {
-    /// Behind all that was enqueued on `stream`. Whoever waits for it already goes on waiting for the record before.
-    pub(super) fn record(&self, stream: &RawStream) -> Result<(), DeviceError> {
-        let _entered = self.context.enter()?;
-        // SAFETY: event and stream live and belong to one context.
-        check("cuEventRecord", unsafe { sys::cuEventRecord(self.raw, stream.raw()) })
-    }
-
-    pub(super) fn raw(&self) -> sys::CUevent {
-        self.raw
     }
 }
 

@@ -1,6 +1,6 @@
 //! The stream on which a worker executes on a GPU, and graphs of what was launched on it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,31 +11,20 @@ use super::memory::CudaMemory;
 use super::pin::{PinnedWord, check_pinned};
 use super::properties::Gpu;
 use super::stream::{host_start, wait_op, write_op};
-use crate::memory::{check_word, copy_length};
+use crate::memory::check_word;
 use crate::{DeviceAddress, DeviceError, DeviceId, DeviceSlice, ExecutionStream, HostSlice, doorbell};
-
-/// What a capture was asked for, and why it gave no graph.
-#[derive(Debug)]
-pub enum CaptureError<E> {
-    /// What was to be captured failed itself.
-    Captured(E),
-    /// CUDA could not make a graph of it.
-    Device(DeviceError),
-}
 
 /// A GPU's stream of computation, of the greatest priority that there is.
 ///
 /// It belongs to one thread. libtorch is told its [number](Self::raw) and launches on it; everything here is enqueued in
-/// between, in the order of the calls, and returns at once. While a [capture](Self::capture) is under way nothing runs:
-/// calls become nodes of the graph instead.
+/// between, in the order of the calls, and returns at once. While a [capture](Self::begin_capture) is under way nothing runs:
+/// what is enqueued becomes nodes of the graph instead.
 #[derive(Debug)]
 pub struct GpuStream {
     id: DeviceId,
     stream: RawStream,
     done: PinnedWord,
     is_capturing: Cell<bool>,
-    /// Nodes of the copies that were captured so far.
-    copies: RefCell<Vec<sys::CUgraphNode>>,
 }
 
 impl GpuStream {
@@ -53,7 +42,6 @@ impl GpuStream {
             stream: RawStream::of_greatest_priority(&context)?,
             done: PinnedWord::new(&context)?,
             is_capturing: Cell::new(false),
-            copies: RefCell::default(),
         })
     }
 
@@ -103,57 +91,24 @@ impl GpuStream {
         check("cuStreamBatchMemOp", enqueued)
     }
 
-    /// Copies results to the host. Captured copies are numbered from 0 in the order of these calls; see
-    /// [`GpuGraph::redirect`].
+    /// Copies results to the host.
     ///
     /// # Safety
     /// The bytes at `from` must be memory of this GPU, in this process, until the copy has been done.
     ///
     /// # Errors
-    /// [`DeviceError::UnequalCopy`], [`DeviceError::NotPinned`], [`DeviceError::Cuda`].
-    pub unsafe fn copy_out(
-        &self,
-        from: DeviceAddress,
-        bytes: u64,
-        to: &HostSlice,
-    ) -> Result<(), DeviceError> {
-        let bytes = size(copy_length(bytes, to.bytes())?);
+    /// [`DeviceError::NotPinned`], [`DeviceError::Cuda`].
+    pub unsafe fn copy_out(&self, from: DeviceAddress, to: &HostSlice) -> Result<(), DeviceError> {
         check_pinned(self.id, to)?;
-        if bytes == 0 && !self.is_capturing.get() {
+        if to.bytes() == 0 {
             return Ok(());
         }
         let _entered = self.stream.context().enter()?;
         // SAFETY: the caller promises the source; the destination is pinned, and `to` lies inside of it.
-        let enqueued =
-            unsafe { sys::cuMemcpyDtoHAsync_v2(host_start(to).cast(), from.0, bytes, self.stream.raw()) };
-        check("cuMemcpyDtoHAsync", enqueued)?;
-        if self.is_capturing.get() {
-            let node = self.last_captured()?;
-            self.copies.borrow_mut().push(node);
-        }
-        Ok(())
-    }
-
-    /// The node that what comes next will depend on.
-    fn last_captured(&self) -> Result<sys::CUgraphNode, DeviceError> {
-        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-        let (mut nodes, mut count) = (ptr::null(), 0);
-        // SAFETY: everything is written during the call; null stands for what is not asked for.
-        let asked = unsafe {
-            sys::cuStreamGetCaptureInfo_v3(
-                self.stream.raw(),
-                &raw mut status,
-                ptr::null_mut(),
-                ptr::null_mut(),
-                &raw mut nodes,
-                ptr::null_mut(),
-                &raw mut count,
-            )
+        let enqueued = unsafe {
+            sys::cuMemcpyDtoHAsync_v2(host_start(to).cast(), from.0, size(to.bytes()), self.stream.raw())
         };
-        check("cuStreamGetCaptureInfo", asked)?;
-        // SAFETY: the driver gave that many nodes, valid until the stream is used again.
-        let nodes = if count == 0 { &[] } else { unsafe { std::slice::from_raw_parts(nodes, count) } };
-        Ok(nodes.first().copied().unwrap_or(ptr::null_mut()))
+        check("cuMemcpyDtoHAsync", enqueued)
     }
 
     /// Takes the time when the stream gets here; in a graph, at each of its launches.
@@ -208,53 +163,68 @@ impl GpuStream {
         self.stream.synchronize()
     }
 
-    /// Makes a graph of all that `launch` enqueues on this stream, by whatever library. Nothing of it runs; memory that
-    /// it uses must stay where it is for as long as the graph is launched.
+    /// From here on, what any library enqueues on this stream is captured and does not run.
     ///
     /// # Errors
-    /// What `launch` returned, or that CUDA cannot capture what it did (it waited for the GPU, say). The stream is as
-    /// before either way.
-    pub fn capture<E>(&self, launch: impl FnOnce() -> Result<(), E>) -> Result<GpuGraph, CaptureError<E>> {
-        let context = self.stream.context();
-        let _entered = context.enter().map_err(CaptureError::Device)?;
+    /// [`DeviceError::Cuda`].
+    pub fn begin_capture(&self) -> Result<(), DeviceError> {
+        let _entered = self.stream.context().enter()?;
         // Libraries that are loaded while it lasts allocate and copy: in another mode that would end the capture.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream lives as long as `self`.
         let begun = unsafe { sys::cuStreamBeginCapture_v2(self.stream.raw(), mode) };
-        check("cuStreamBeginCapture", begun).map_err(CaptureError::Device)?;
+        check("cuStreamBeginCapture", begun)?;
         self.is_capturing.set(true);
-        self.copies.borrow_mut().clear();
-        let launched = launch();
+        Ok(())
+    }
+
+    /// Ends a capture and makes a graph of it. Memory that was used in it must stay where it is for as long as the graph is
+    /// launched.
+    ///
+    /// # Errors
+    /// [`DeviceError::Cuda`] if no capture is under way, or CUDA cannot capture what was done (waiting for the GPU, say). The
+    /// stream is as before the capture either way.
+    pub fn end_capture(&self) -> Result<GpuGraph, DeviceError> {
+        let context = self.stream.context();
+        let _entered = context.enter()?;
         self.is_capturing.set(false);
         let mut graph = ptr::null_mut();
-        // SAFETY: the capture was begun on this stream; `graph` is written during the call.
+        // SAFETY: `graph` is written during the call; without a capture the driver refuses it.
         let ended = unsafe { sys::cuStreamEndCapture(self.stream.raw(), &raw mut graph) };
-        let graph = Template { raw: graph, context: Arc::clone(context) };
-        launched.map_err(CaptureError::Captured)?;
-        check("cuStreamEndCapture", ended).map_err(CaptureError::Device)?;
-        let copies = std::mem::take(&mut *self.copies.borrow_mut());
-        GpuGraph::new(self.id, graph, copies, &self.stream).map_err(CaptureError::Device)
+        let template = Template { raw: graph, context: Arc::clone(context) };
+        check("cuStreamEndCapture", ended)?;
+        GpuGraph::new(template, &self.stream)
+    }
+
+    /// Ends a capture, if one is under way, and forgets it.
+    pub fn abandon_capture(&self) {
+        if self.is_capturing.get() {
+            // What it cannot capture it says, and nobody wants to know.
+            let _ = self.end_capture();
+        }
     }
 }
 
-/// What a wait for a word that has rung costs in a graph: the best of some launches of many.
-pub(super) fn measure_wait(stream: &GpuStream, word: &DeviceSlice) -> Result<Duration, DeviceError> {
+/// What a wait for a word that has rung costs: the best of some runs of many.
+pub(super) fn measure_wait(
+    stream: &GpuStream,
+    gate: &dyn Fn(u32) -> Result<(), DeviceError>,
+    word: &DeviceSlice,
+) -> Result<Duration, DeviceError> {
     const WAITS: u32 = 64;
     let (begin, end) = (GpuMoment::new(stream)?, GpuMoment::new(stream)?);
-    let captured = stream.capture(|| {
-        stream.mark(&begin)?;
-        for _ in 0..WAITS {
-            stream.wait_and_clear(std::slice::from_ref(word), &[])?;
-        }
-        stream.mark(&end)
-    });
-    let graph = captured.map_err(|error| match error {
-        CaptureError::Captured(error) | CaptureError::Device(error) => error,
-    })?;
+    let word = std::slice::from_ref(word);
     let mut best_us = f64::MAX;
     for _ in 0..5 {
-        // SAFETY: the word is kept by the caller, and the stream waits for it alone.
-        unsafe { graph.launch(stream) }?;
+        // The stream stands still until all is enqueued: what is measured is the GPU's time, not this thread's.
+        gate(doorbell::CLEAR)?;
+        stream.wait_and_clear(word, &[])?;
+        stream.mark(&begin)?;
+        for _ in 0..WAITS {
+            stream.wait_and_clear(word, &[])?;
+        }
+        stream.mark(&end)?;
+        gate(doorbell::RUNG)?;
         stream.synchronize()?;
         best_us = best_us.min(end.us_since(&begin)?);
     }
@@ -330,34 +300,13 @@ impl Drop for Template {
 /// Work that is launched as a whole, any number of times, one at a time.
 #[derive(Debug)]
 pub struct GpuGraph {
-    id: DeviceId,
     executable: sys::CUgraphExec,
-    copies: Vec<CapturedCopy>,
     template: Template,
 }
 
-#[derive(Debug)]
-struct CapturedCopy {
-    node: sys::CUgraphNode,
-    parameters: sys::CUDA_MEMCPY3D,
-}
-
 impl GpuGraph {
-    fn new(
-        id: DeviceId,
-        template: Template,
-        nodes: Vec<sys::CUgraphNode>,
-        stream: &RawStream,
-    ) -> Result<Self, DeviceError> {
-        let mut graph = Self { id, executable: ptr::null_mut(), copies: Vec::new(), template };
-        for node in nodes {
-            let mut parameters = std::mem::MaybeUninit::<sys::CUDA_MEMCPY3D>::zeroed();
-            // SAFETY: the node was captured as a copy and belongs to the template.
-            let found = unsafe { sys::cuGraphMemcpyNodeGetParams(node, parameters.as_mut_ptr()) };
-            check("cuGraphMemcpyNodeGetParams", found)?;
-            // SAFETY: zero is a value of every field, and the call wrote those that matter.
-            graph.copies.push(CapturedCopy { node, parameters: unsafe { parameters.assume_init() } });
-        }
+    fn new(template: Template, stream: &RawStream) -> Result<Self, DeviceError> {
+        let mut graph = Self { executable: ptr::null_mut(), template };
         // SAFETY: `executable` is written during the call and destroyed in `drop`; the template lives.
         check("cuGraphInstantiate", unsafe {
             sys::cuGraphInstantiateWithFlags(&raw mut graph.executable, graph.template.raw, 0)
@@ -367,43 +316,6 @@ impl GpuGraph {
         check("cuGraphUpload", unsafe { sys::cuGraphUpload(graph.executable, stream.raw()) })?;
         stream.synchronize()?;
         Ok(graph)
-    }
-
-    /// Lets copy number `copy` go to another place of the same length from the next launch on. Costs a microsecond, or
-    /// nothing if it goes there already.
-    ///
-    /// # Errors
-    /// [`DeviceError::OutOfRange`] if there is no such copy, [`DeviceError::UnequalCopy`], [`DeviceError::NotPinned`],
-    /// [`DeviceError::Cuda`].
-    pub fn redirect(&mut self, copy: usize, to: &HostSlice) -> Result<(), DeviceError> {
-        let capacity_bytes = self.copies.len() as u64;
-        let Some(CapturedCopy { node, parameters }) = self.copies.get_mut(copy) else {
-            return Err(DeviceError::OutOfRange {
-                what: "copies of a graph",
-                offset: copy as u64,
-                bytes: 1,
-                capacity_bytes,
-            });
-        };
-        copy_length(parameters.WidthInBytes as u64, to.bytes())?;
-        check_pinned(self.id, to)?;
-        let place = host_start(to);
-        let address = place.expose_provenance() as u64;
-        let before = (parameters.dstHost, parameters.dstDevice);
-        if parameters.dstMemoryType == sys::CUmemorytype::CU_MEMORYTYPE_HOST {
-            parameters.dstHost = place.cast();
-        } else {
-            parameters.dstDevice = address;
-        }
-        if before == (parameters.dstHost, parameters.dstDevice) {
-            return Ok(());
-        }
-        let context = &self.template.context;
-        let _entered = context.enter()?;
-        // SAFETY: the node is one of the graph's; the new place is pinned and of the same length.
-        check("cuGraphExecMemcpyNodeSetParams", unsafe {
-            sys::cuGraphExecMemcpyNodeSetParams(self.executable, *node, &raw const *parameters, context.raw())
-        })
     }
 
     /// Enqueues all of it on a stream. It must not be under way already.

@@ -28,7 +28,7 @@ use crate::{
     MemoryHandle, PinnedMemory, SharedMemory, doorbell,
 };
 
-pub use self::execution::{CaptureError, GpuGraph, GpuMoment, GpuStream};
+pub use self::execution::{GpuGraph, GpuMoment, GpuStream};
 
 /// A GPU.
 #[derive(Debug)]
@@ -115,9 +115,8 @@ impl Device for CudaDevice {
     }
 
     fn measure_wait(&self, word: &DeviceSlice) -> Result<Duration, DeviceError> {
-        self.set_word(word, doorbell::RUNG)?;
         let stream = GpuStream::open(self.gpu.id)?;
-        execution::measure_wait(&stream, word)
+        execution::measure_wait(&stream, &|value| self.set_word(word, value), word)
     }
 
     fn set_word(&self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {

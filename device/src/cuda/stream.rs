@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::context::{Context, RawStream};
 use super::driver::{check, size, sys};
-use super::event::{InUse, RawEvent, Timeline};
+use super::event::{InUse, Timeline};
 use super::memory::CudaMemory;
 use super::pin::check_pinned;
 use crate::memory::{check_word, copy_length};
@@ -17,21 +17,16 @@ const MOST_IN_USE: usize = 256;
 /// Writes of one batch. The driver refuses batches of 256, and a longer one would be no faster.
 const MOST_WRITES: usize = 128;
 
-/// A stream of copies, and beside it a stream of words.
+/// A stream of copies and of the words that announce them.
 ///
-/// A word that is written by the stream of the copies holds up the copy behind it by some 2.5 us. So words have a stream of
-/// their own, which waits for the copies before each of them.
+/// Each word holds up the copy behind it by some 2.5 us. A stream of words beside that of the copies would not, but a stream
+/// that does not copy works through the GPU's compute engine, which has one process at a time: each word then took the
+/// engine away from the process that executes, for some 25 us (H100, driver 580).
 #[derive(Debug)]
 pub(super) struct CudaCopyStream {
     device: DeviceId,
     name: String,
-    copies: RawStream,
-    words: RawStream,
-    /// Recorded behind the copies that the next word is to wait for.
-    copied: RawEvent,
-    /// Whether there are copies that the stream of words does not wait for yet.
-    is_behind: bool,
-    /// Points in the stream of words.
+    stream: RawStream,
     timeline: Arc<Timeline>,
     /// Since the last point that was recorded.
     in_use: InUse,
@@ -42,10 +37,7 @@ impl CudaCopyStream {
         Ok(Self {
             device,
             name: name.to_owned(),
-            copies: RawStream::new(context)?,
-            words: RawStream::new(context)?,
-            copied: RawEvent::new(context)?,
-            is_behind: false,
+            stream: RawStream::new(context)?,
             timeline: Timeline::new(context),
             in_use: InUse::default(),
         })
@@ -65,24 +57,13 @@ impl CudaCopyStream {
         Ok(size(bytes))
     }
 
-    /// Lets what comes next in the stream of words wait for all copies so far.
-    fn catch_up(&mut self) -> Result<(), DeviceError> {
-        if self.is_behind {
-            self.copied.record(&self.copies)?;
-            self.words.wait_for(&self.copied)?;
-            self.is_behind = false;
-        }
-        Ok(())
-    }
-
     fn keep(&mut self, there: &DeviceSlice, here: Option<&HostSlice>) -> Result<(), DeviceError> {
         self.in_use.keep_device(there.memory());
         if let Some(here) = here {
             self.in_use.keep_host(here.memory());
         }
         if self.in_use.len() >= MOST_IN_USE {
-            self.catch_up()?;
-            self.timeline.record(self.words.raw(), &mut self.in_use)?;
+            self.timeline.record(self.stream.raw(), &mut self.in_use)?;
         }
         Ok(())
     }
@@ -100,15 +81,14 @@ impl CopyStream for CudaCopyStream {
         if bytes == 0 {
             return Ok(());
         }
-        let (start, address, raw) = (host_start(from), to.address().0, self.copies.raw());
+        let (start, address, raw) = (host_start(from), to.address().0, self.stream.raw());
         {
-            let _entered = self.copies.context().enter()?;
+            let _entered = self.stream.context().enter()?;
             // SAFETY: both ranges lie inside of memory that is kept, with its pin, until the stream has passed a point
             // behind this copy. Who else uses them meanwhile is for their allocators to say (see `SharedMemory`).
             let enqueued = unsafe { sys::cuMemcpyHtoDAsync_v2(address, start.cast(), bytes, raw) };
             check("cuMemcpyHtoDAsync", enqueued)?;
         }
-        self.is_behind = true;
         self.keep(to, Some(from))
     }
 
@@ -117,38 +97,36 @@ impl CopyStream for CudaCopyStream {
         if bytes == 0 {
             return Ok(());
         }
-        let (start, address, raw) = (host_start(to), from.address().0, self.copies.raw());
+        let (start, address, raw) = (host_start(to), from.address().0, self.stream.raw());
         {
-            let _entered = self.copies.context().enter()?;
+            let _entered = self.stream.context().enter()?;
             // SAFETY: as in `copy_in`.
             let enqueued = unsafe { sys::cuMemcpyDtoHAsync_v2(start.cast(), address, bytes, raw) };
             check("cuMemcpyDtoHAsync", enqueued)?;
         }
-        self.is_behind = true;
         self.keep(from, Some(to))
     }
 
-    /// The driver fences the writes: what the streams did before is visible to whoever sees the words.
+    /// The driver fences the writes: what the stream did before is visible to whoever sees the words.
     fn write_words(&mut self, words: &[DeviceSlice], value: u32) -> Result<(), DeviceError> {
         for word in words {
             CudaMemory::behind(self.device, word)?;
             check_word(word)?;
         }
-        self.catch_up()?;
         match words {
             [word] => {
-                let _entered = self.words.context().enter()?;
-                write_value(&self.words, word, value)?;
+                let _entered = self.stream.context().enter()?;
+                write_value(&self.stream, word, value)?;
             }
             words => {
                 for words in words.chunks(MOST_WRITES) {
                     let mut writes: Vec<_> =
                         words.iter().map(|word| write_op(word.address(), value)).collect();
                     let count = u32::try_from(writes.len()).unwrap_or(u32::MAX);
-                    let _entered = self.words.context().enter()?;
+                    let _entered = self.stream.context().enter()?;
                     // SAFETY: the array has that length; the words were checked above.
                     let enqueued = unsafe {
-                        sys::cuStreamBatchMemOp_v2(self.words.raw(), count, writes.as_mut_ptr(), 0)
+                        sys::cuStreamBatchMemOp_v2(self.stream.raw(), count, writes.as_mut_ptr(), 0)
                     };
                     check("cuStreamBatchMemOp", enqueued)?;
                 }
@@ -158,8 +136,7 @@ impl CopyStream for CudaCopyStream {
     }
 
     fn record(&mut self) -> Result<Arc<dyn Event>, DeviceError> {
-        self.catch_up()?;
-        Ok(Arc::new(self.timeline.record(self.words.raw(), &mut self.in_use)?))
+        Ok(Arc::new(self.timeline.record(self.stream.raw(), &mut self.in_use)?))
     }
 }
 
@@ -218,7 +195,7 @@ pub(super) fn wait_value(stream: usize, word: &DeviceSlice, value: u32) -> Resul
 
 impl Drop for CudaCopyStream {
     fn drop(&mut self) {
-        let ended = self.copies.synchronize().and_then(|()| self.words.synchronize());
+        let ended = self.stream.synchronize();
         if let Err(error) = &ended {
             // After such an error the context is of no use any more, and no copy runs in it.
             let error = error as &dyn std::error::Error;

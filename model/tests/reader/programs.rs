@@ -401,3 +401,20 @@ fn an_expression_of_a_negative_number_is_none_of_size() {
     let symbols = pswitch_model::Symbols::default();
     assert_eq!(Dim::Derived { expr: Expr::Integer(-1), hint: None }.evaluate(&symbols), None);
 }
+
+#[test]
+fn tables_are_what_embeddings_alone_read() {
+    let archive = open("tables");
+    let program = archive.program();
+    let [table] = <[_; 1]>::try_from(program.tables()).unwrap();
+    let weight = program.weights.iter().find(|weight| weight.storage == table.storage).unwrap();
+    assert_eq!(weight.name, "words.weight");
+    assert_eq!(program.nodes[table.node].name, "embedding");
+    assert_eq!(
+        (table.offset, table.bytes),
+        (program.span().offset(table.storage), (1000 * 16 * 4_u64).next_multiple_of(512))
+    );
+    // 2 x 5 rows, and 2 more by the second node.
+    assert_eq!(table.read_bytes, 12 * 16 * 4);
+    assert_eq!(open("weights").program().tables(), []);
+}

@@ -1,14 +1,25 @@
 //! Profiles that describe nothing real are refused with what is wrong; none panics.
 
 use proptest::prelude::*;
-use pswitch_transfer::{Algorithm, Layer, LinkCosts, Profile, TransferError, plan, predict};
+use pswitch_transfer::{
+    Algorithm, Layer, LinkCosts, Profile, TransferError, plan, predict, ready_us, resident_prefix,
+    resident_prefix_curve, smallest_resident_prefix,
+};
 
 use crate::model::profile;
 
 fn refused(profile: &Profile) -> TransferError {
     let error = profile.validate().unwrap_err();
-    let again = plan(profile, Algorithm::Optimal).unwrap_err();
-    assert_eq!(error.to_string(), again.to_string());
+    for again in [
+        plan(profile, Algorithm::Optimal).unwrap_err(),
+        predict(profile, &[]).unwrap_err(),
+        ready_us(profile).unwrap_err(),
+        resident_prefix(profile, 0).unwrap_err(),
+        resident_prefix_curve(profile, 1).unwrap_err(),
+        smallest_resident_prefix(profile, 0.01).unwrap_err(),
+    ] {
+        assert_eq!(error.to_string(), again.to_string());
+    }
     error
 }
 
@@ -85,6 +96,9 @@ fn a_hundred_thousand_layers() {
         let plan = plan(&long, algorithm).unwrap();
         assert_eq!(plan.groups.last().unwrap().last_layer, 99_999);
     }
+    let prefix = smallest_resident_prefix(&long, 0.0001).unwrap();
+    assert!(prefix.bytes > 0 && prefix.predicted_us <= ready_us(&long).unwrap() * 1.0001);
+    assert_eq!(prefix.groups.last().unwrap().last_layer, 99_999);
 }
 
 #[test]
@@ -136,6 +150,14 @@ proptest! {
             prop_assert!(optimal.predicted_us.is_finite());
             prop_assert!(optimal.predicted_us >= optimal.lower_bound_us);
             prop_assert!(optimal.predicted_us <= optimal.whole_us.min(optimal.per_layer_us));
+            let ready_us = ready_us(&profile).unwrap();
+            prop_assert!(ready_us <= optimal.predicted_us);
+            let prefix = smallest_resident_prefix(&profile, 0.01).unwrap();
+            prop_assert!(prefix.predicted_us.is_finite() && prefix.predicted_us >= ready_us);
+            prop_assert!(prefix.predicted_us <= ready_us * (1.01 + 1e-12));
+            let curve = resident_prefix_curve(&profile, 4).unwrap();
+            prop_assert_eq!(curve[0].predicted_us, optimal.predicted_us);
+            prop_assert_eq!(curve[curve.len() - 1].predicted_us, ready_us);
         }
     }
 }

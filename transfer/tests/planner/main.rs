@@ -3,3 +3,4 @@
 mod bad_profiles;
 mod exactness;
 mod model;
+mod resident;

@@ -1,20 +1,19 @@
 //! The graphs of one model.
 
-use pswitch_device::GpuGraph;
 use pswitch_protocol::{Execute, InputValue, Region};
 
-use crate::executable::OutputShape;
-use crate::libtorch::Number;
+use super::Weights;
+use super::launch::{Produced, Segment};
+use crate::error::RunError;
 
 /// Sets of graphs that one model may have: those used longest ago make room for others.
 const MOST_SETS: usize = 16;
 
-/// One output of a graph. It is always of this type and shape.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct GraphOutput {
-    pub(crate) shape: OutputShape,
-    /// Its value, if it is no tensor: it follows from the shapes of the inputs.
-    pub(crate) number: Option<Number>,
+/// A captured execution.
+#[derive(Debug)]
+pub(crate) struct Captured {
+    pub(crate) outputs: Vec<Produced>,
+    pub(crate) segments: Vec<Segment>,
 }
 
 /// The graphs of one model for one set of input shapes in one arena.
@@ -24,36 +23,38 @@ pub(crate) struct GraphSet {
     /// Where activations lie; what the inputs leave of the arena.
     pub(crate) arena: Region,
     pub(crate) input_doorbell: u64,
-    pub(crate) outputs: Vec<GraphOutput>,
     /// For weights that are there.
-    pub(crate) ready: Option<GpuGraph>,
-    /// For weights on their way.
-    pub(crate) cold: Option<GpuGraph>,
+    ready: Option<Captured>,
+    /// For weights on their way, and whether it reads tables from the host store.
+    cold: Option<(bool, Captured)>,
     last_use: u64,
 }
 
 impl GraphSet {
     pub(crate) fn new(inputs: Vec<InputValue>, arena: Region, input_doorbell: u64) -> Self {
-        Self { inputs, arena, input_doorbell, outputs: Vec::new(), ready: None, cold: None, last_use: 0 }
+        Self { inputs, arena, input_doorbell, ready: None, cold: None, last_use: 0 }
     }
 
-    pub(crate) fn has(&self, waits: bool) -> bool {
-        if waits { self.cold.is_some() } else { self.ready.is_some() }
+    pub(crate) fn put(&mut self, weights: Weights, captured: Captured) {
+        match weights {
+            Weights::Resident => self.ready = Some(captured),
+            Weights::Moving { host_tables } => self.cold = Some((host_tables, captured)),
+        }
     }
 
-    pub(crate) fn put(&mut self, waits: bool, outputs: Vec<GraphOutput>, graph: GpuGraph) {
-        self.outputs = outputs;
-        if waits { self.cold = Some(graph) } else { self.ready = Some(graph) }
+    /// Forgets what waits for groups: they are others from now on.
+    pub(crate) fn forget_cold(&mut self) {
+        self.cold = None;
     }
 
-    pub(crate) fn shapes(&self) -> Vec<OutputShape> {
-        self.outputs.iter().map(|output| output.shape.clone()).collect()
-    }
-
-    /// The outputs and the graph, which is there.
-    pub(crate) fn captured(&mut self, waits: bool) -> (&[GraphOutput], &mut GpuGraph) {
-        let graph = if waits { &mut self.cold } else { &mut self.ready };
-        (&self.outputs, graph.as_mut().expect("captured before it is used"))
+    /// What was captured for such weights, if anything was.
+    pub(crate) fn captured(&self, weights: Weights) -> Option<&Captured> {
+        match weights {
+            Weights::Resident => self.ready.as_ref(),
+            Weights::Moving { host_tables } => {
+                self.cold.as_ref().filter(|(found, _)| *found == host_tables).map(|(_, captured)| captured)
+            }
+        }
     }
 }
 
@@ -92,6 +93,16 @@ impl ModelGraphs {
         index
     }
 
+    /// Lets the model run operator by operator from now on.
+    pub(crate) fn refuse(&mut self, model: &str, error: RunError) {
+        tracing::warn!(
+            model,
+            reason = error.message,
+            "cannot be captured as a graph and runs operator by operator"
+        );
+        self.refusal = Some(error.message);
+    }
+
     pub(crate) fn set(&self, index: usize) -> &GraphSet {
         &self.sets[index]
     }
@@ -124,6 +135,7 @@ mod tests {
             input_doorbell: 4096,
             arena: Region { offset: 512, bytes: 3584 },
             resident: true,
+            host_tables: false,
             outputs: Region { offset: 0, bytes: 64 },
             profile: None,
             doorbell_timeout_ms: 1,

@@ -1,8 +1,7 @@
-//! Executions on a GPU: graphs captured over a model's home and an arena, with the waits for its groups inside.
+//! Executions on a GPU: graphs captured over a model's home and an arena, with waits for its groups between them.
 //!
-//! A graph belongs to one model, one arena and one set of input shapes. There are two of each: one for weights that are
-//! there, without waits, and one for weights on their way, which waits for every group before the node that uses it.
-//! Graphs for the shapes of the export are captured when a model is loaded; others when they are first asked for. What
+//! Graphs belong to one model, one arena and one set of input shapes: one graph for weights that are there, and for
+//! weights on their way one for every group, each launched behind a wait for that group's doorbell. Graphs for the shapes of the export are captured when a model is loaded; others when they are first asked for. What
 //! cannot be captured runs operator by operator on the same stream.
 
 mod graphs;
@@ -15,15 +14,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use pswitch_device::{GpuGraph, GpuMoment, GpuStream, HostSlice, PinnedMemory};
+use pswitch_device::{DeviceSlice, GpuMoment, GpuStream, HostSlice, PinnedMemory};
 use pswitch_mem_pool::{ArenaDivision, Range};
 use pswitch_protocol::{Executed, FaultClass, InputValue, PlacedTensor, Region, control, monotonic_ns};
 
 use crate::arena::ExecutionArena;
 use crate::error::{RunError, WorkerError};
+use crate::libtorch::Number;
 use crate::work::{Example, Model, Shared, Work, place_outputs, placed_input, schema_code};
-use graphs::{GraphOutput, GraphSet, ModelGraphs};
-use launch::{Launch, Marks, gpu_fault};
+use graphs::{Captured, GraphSet, ModelGraphs};
+use launch::{Launch, Produced, Segment, gpu_fault};
 pub(crate) use libtorch::CudaLibtorch;
 
 /// How long a wait for the GPU goes without asking whether it has failed.
@@ -87,18 +87,13 @@ impl CudaExecutor {
         for &arena in &shared.arenas {
             let Some((inputs, region, doorbell)) = example_inputs(&model.examples, arena) else { continue };
             let mut set = GraphSet::new(inputs, region, doorbell);
-            match self.capture_alone(model, &set, shared, false)? {
-                Ok((outputs, ready)) => {
-                    set.put(false, outputs, ready);
+            match self.capture_alone(model, &set, shared, Weights::Resident)? {
+                Ok(captured) => {
+                    set.put(Weights::Resident, captured);
                     graphs.add(set);
                 }
                 Err(error) => {
-                    tracing::warn!(
-                        model = model.name,
-                        reason = error.message,
-                        "cannot be captured as a graph and runs operator by operator"
-                    );
-                    graphs.refusal = Some(error.message);
+                    graphs.refuse(&model.name, error);
                     break;
                 }
             }
@@ -120,9 +115,11 @@ impl CudaExecutor {
     ) -> Result<(), WorkerError> {
         let Some(mut graphs) = self.models.remove(&number) else { return Ok(()) };
         for set in graphs.sets_mut() {
-            set.cold = None;
-            match self.capture_alone(model, set, shared, true)? {
-                Ok((_, cold)) => set.cold = Some(cold),
+            // As most executions will ask for it.
+            let weights = Weights::Moving { host_tables: model.executable.has_tables() };
+            set.forget_cold();
+            match self.capture_alone(model, set, shared, weights)? {
+                Ok(captured) => set.put(weights, captured),
                 // It is tried again when it is needed.
                 Err(error) => tracing::warn!(model = model.name, reason = error.message, "not captured"),
             }
@@ -138,25 +135,25 @@ impl CudaExecutor {
         model: &mut Model,
         set: &GraphSet,
         shared: &Shared,
-        waits: bool,
-    ) -> Result<Result<(Vec<GraphOutput>, GpuGraph), RunError>, WorkerError> {
+        weights: Weights,
+    ) -> Result<Result<Captured, RunError>, WorkerError> {
         let base = shared.slice(set.arena)?.address();
         let arena = ExecutionArena::begin(base, set.arena.bytes);
-        let result = self.capture(model, set, shared, waits);
+        let result = self.capture(model, set, shared, weights);
         match arena.end().in_use_bytes {
             0 => Ok(result),
             bytes => Err(WorkerError::Kept { bytes }),
         }
     }
 
-    /// Captures one graph, within an arena that was begun.
+    /// Captures an execution, within an arena that was begun.
     fn capture(
         &mut self,
         model: &mut Model,
         set: &GraphSet,
         shared: &Shared,
-        waits: bool,
-    ) -> Result<(Vec<GraphOutput>, GpuGraph), RunError> {
+        weights: Weights,
+    ) -> Result<Captured, RunError> {
         let faulty = |error: WorkerError| RunError { class: FaultClass::Model, message: error.to_string() };
         let inputs: Vec<_> = set
             .inputs
@@ -164,22 +161,19 @@ impl CudaExecutor {
             .map(|input| placed_input(shared, input))
             .collect::<Result<_, _>>()
             .map_err(faulty)?;
-        let groups =
-            if waits { model.groups(shared).map_err(|error| gpu_fault(&error))? } else { Vec::new() };
-        let doorbell = shared.word(set.input_doorbell).map_err(|error| gpu_fault(&error))?;
-        let marks = if waits { Marks::Ends(&self.first, &self.last) } else { Marks::None };
+        let groups = weights.groups(model, shared).map_err(|error| gpu_fault(&error))?;
         let launch = Launch {
             libtorch: &self.libtorch,
             stream: &self.stream,
-            slots: &self.slots,
             inputs: &inputs,
-            input_doorbell: Some(&doorbell),
             groups: &groups,
-            marks,
+            host_tables: weights.are_read_from_host(),
+            stamps: &[],
         };
-        let (outputs, graph) = launch.capture(&mut model.executable)?;
-        self.captured = self.captured.wrapping_add(1);
-        Ok((outputs, graph))
+        let (outputs, segments) = launch.capture(&mut model.executable)?;
+        let graphs = u32::try_from(segments.len()).unwrap_or(u32::MAX);
+        self.captured = self.captured.wrapping_add(graphs);
+        Ok(Captured { outputs, segments })
     }
 
     /// Runs one execution. The inner error is the execution's, the outer one the device's or the controller's.
@@ -221,46 +215,46 @@ impl CudaExecutor {
         work: &Work<'_>,
         graphs: &mut ModelGraphs,
     ) -> Result<Executed, Failure> {
-        let waits = !work.order.resident && !model.wait_nodes.is_empty();
+        let begun = Instant::now();
+        let weights = Weights::of(work, model);
         let index = graphs.find_or_add(work.order);
-        if !graphs.set(index).has(waits) {
-            let captured = self.capture(model, graphs.set(index), shared, waits);
-            model.executable.clear();
-            match captured {
-                Ok((outputs, graph)) => graphs.set_mut(index).put(waits, outputs, graph),
+        if graphs.set(index).captured(weights).is_none() {
+            match self.capture(model, graphs.set(index), shared, weights) {
+                Ok(captured) => graphs.set_mut(index).put(weights, captured),
                 Err(error) => {
                     graphs.remove(index);
                     let executed = self.run_eagerly(shared, model, work)?;
                     // It runs so, and not as a graph.
-                    tracing::warn!(
-                        model = model.name,
-                        reason = error.message,
-                        "cannot be captured as a graph and runs operator by operator"
-                    );
-                    graphs.refusal = Some(error.message);
+                    graphs.refuse(&model.name, error);
                     return Ok(executed);
                 }
             }
         }
-        let set = graphs.set_mut(index);
-        let shapes = set.shapes();
-        let placed = place_outputs(&shapes, work.order.outputs, &shared.slots)?;
-        let (outputs, graph) = set.captured(waits);
-        let mut copy = 0;
-        for (output, place) in outputs.iter().zip(&placed) {
-            match output.number {
-                Some(number) => launch::write_number(&shared.slots, place, number)?,
-                None => {
-                    graph.redirect(copy, &self.slot_slice(place)?).map_err(Failure::of_device)?;
-                    copy += 1;
-                }
+        let Some(Captured { outputs, segments }) = graphs.set(index).captured(weights) else {
+            unreachable!("captured above")
+        };
+        let placed = place(outputs, work, shared)?;
+        let first = segments.first().map_or(&[][..], |segment| segment.waits.as_slice());
+        self.begin(work, first)?;
+        for (number, Segment { waits, graph }) in segments.iter().enumerate() {
+            if number > 0 {
+                self.stream.wait_and_clear(waits, &[])?;
             }
+            // SAFETY: home and arena are mapped and leased to this execution; the graph's last launch is over.
+            unsafe { graph.launch(&self.stream) }?;
         }
-        self.stream.expect();
-        // SAFETY: home, arena and slot are mapped and leased to this execution; the graph's last launch is over.
-        unsafe { graph.launch(&self.stream) }.map_err(Failure::of_device)?;
+        self.finish(outputs, &placed, shared)?;
+        let launched = Instant::now();
         self.wait_until_done(work)?;
-        self.executed(placed, waits)
+        tracing::debug!(
+            model = model.name,
+            ?weights,
+            graphs = segments.len(),
+            launch_us = (launched - begun).as_micros(),
+            wait_us = launched.elapsed().as_micros(),
+            "done"
+        );
+        self.executed(placed)
     }
 
     fn run_eagerly(
@@ -269,22 +263,26 @@ impl CudaExecutor {
         model: &mut Model,
         work: &Work<'_>,
     ) -> Result<Executed, Failure> {
-        let groups = if work.order.resident { Vec::new() } else { model.groups(shared)? };
+        let weights = Weights::of(work, model);
+        let groups = weights.groups(model, shared)?;
         let launch = Launch {
             libtorch: &self.libtorch,
             stream: &self.stream,
-            slots: &self.slots,
             inputs: &work.inputs,
-            input_doorbell: Some(&work.input_doorbell),
             groups: &groups,
-            marks: Marks::Ends(&self.first, &self.last),
+            host_tables: weights.are_read_from_host(),
+            stamps: &[],
         };
-        self.stream.expect();
-        let launched = launch.run(&mut model.executable, work.order.outputs, &shared.slots);
+        self.begin(work, &[])?;
+        let launched = launch.run(&mut model.executable).and_then(|outputs| {
+            let placed = place(&outputs, work, shared)?;
+            self.finish(&outputs, &placed, shared).map_err(|error| gpu_fault(&error))?;
+            Ok(placed)
+        });
         match launched {
             Ok(placed) => {
                 self.wait_until_done(work)?;
-                self.executed(placed, true)
+                self.executed(placed)
             }
             Err(error) => {
                 self.libtorch.clear_error();
@@ -295,11 +293,44 @@ impl CudaExecutor {
         }
     }
 
+    /// What comes ahead of the operators: waiting for the inputs and for the first weights, which one operation does as
+    /// fast as for either.
+    fn begin(&self, work: &Work<'_>, first_waits: &[DeviceSlice]) -> Result<(), pswitch_device::DeviceError> {
+        self.stream.expect();
+        let inputs = std::slice::from_ref(&work.input_doorbell);
+        let words = [inputs, first_waits].concat();
+        // A doorbell for inputs is rung for one execution: whoever has waited for it clears it.
+        self.stream.wait_and_clear(&words, inputs)?;
+        self.stream.mark(&self.first)
+    }
+
+    /// What comes behind the operators: the outputs go to their places, and this process is told.
+    fn finish(
+        &self,
+        outputs: &[Produced],
+        placed: &[PlacedTensor],
+        shared: &Shared,
+    ) -> Result<(), pswitch_device::DeviceError> {
+        for (output, PlacedTensor { at: Region { offset, bytes }, .. }) in outputs.iter().zip(placed) {
+            match output.number {
+                Some(Number::Int(value)) => shared.slots.write(*offset, &value.to_le_bytes())?,
+                Some(Number::Float(value)) => shared.slots.write(*offset, &value.to_le_bytes())?,
+                Some(Number::Bool(value)) => shared.slots.write(*offset, &[u8::from(value)])?,
+                None => {
+                    let to = HostSlice::new(self.slots.clone(), *offset, *bytes)?;
+                    // SAFETY: the output lies in the arena or in the home, dense, until the execution is over.
+                    unsafe { self.stream.copy_out(output.at, &to) }?;
+                }
+            }
+        }
+        self.stream.mark(&self.last)?;
+        self.stream.announce()
+    }
+
     /// What to say of an execution that is done.
-    fn executed(&self, outputs: Vec<PlacedTensor>, marked: bool) -> Result<Executed, Failure> {
+    fn executed(&self, outputs: Vec<PlacedTensor>) -> Result<Executed, Failure> {
         let finished_ns = monotonic_ns();
-        let computed_us =
-            if marked { self.last.us_since(&self.first).map_err(Failure::of_device)? } else { 0.0 };
+        let computed_us = self.last.us_since(&self.first).map_err(Failure::of_device)?;
         // Microseconds of one execution, not negative.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let computed_ns = (computed_us.max(0.0) * 1e3) as u64;
@@ -310,11 +341,6 @@ impl CudaExecutor {
             finished_ns,
             waited_ns: 0,
         })
-    }
-
-    fn slot_slice(&self, place: &PlacedTensor) -> Result<HostSlice, Failure> {
-        let Region { offset, bytes } = place.at;
-        HostSlice::new(self.slots.clone(), offset, bytes).map_err(Failure::of_device)
     }
 
     /// Waits for the announcement at the end of an execution, by looking: sleeping would cost more than is left.
@@ -343,6 +369,46 @@ impl CudaExecutor {
         }
         Ok(())
     }
+}
+
+/// Where an execution finds the model's weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Weights {
+    /// In their home.
+    Resident,
+    /// On their way there, group by group; tables may be read from the host store meanwhile.
+    Moving { host_tables: bool },
+}
+
+impl Weights {
+    fn of(work: &Work<'_>, model: &Model) -> Self {
+        if work.order.resident || (model.wait_nodes.is_empty() && model.table_nodes.is_empty()) {
+            return Self::Resident;
+        }
+        Self::Moving { host_tables: work.order.host_tables && model.executable.has_tables() }
+    }
+
+    fn are_read_from_host(self) -> bool {
+        self == Self::Moving { host_tables: true }
+    }
+
+    /// What is waited for.
+    fn groups(
+        self,
+        model: &Model,
+        shared: &Shared,
+    ) -> Result<Vec<launch::Group>, pswitch_device::DeviceError> {
+        match self {
+            Self::Resident => Ok(Vec::new()),
+            Self::Moving { host_tables } => model.groups(shared, host_tables),
+        }
+    }
+}
+
+/// Where the outputs go.
+fn place(outputs: &[Produced], work: &Work<'_>, shared: &Shared) -> Result<Vec<PlacedTensor>, RunError> {
+    let shapes: Vec<_> = outputs.iter().map(|output| output.shape.clone()).collect();
+    place_outputs(&shapes, work.order.outputs, &shared.slots)
 }
 
 /// A stream that is stuck at a doorbell cannot be taken back: its process has to end.

@@ -1,11 +1,10 @@
 //! Times of a model's nodes, taken on the GPU.
 
-use pswitch_device::{GpuMoment, GpuStream};
+use pswitch_device::GpuMoment;
 use pswitch_protocol::{Executed, Region};
 
-use super::launch::{Launch, Marks, gpu_fault};
+use super::launch::{Launch, Segment};
 use super::{CudaExecutor, Failure};
-use crate::error::RunError;
 use crate::work::{Model, Shared, Work};
 
 /// Launches that are timed; the median of each node's times counts. One more comes before them, to warm up.
@@ -26,40 +25,48 @@ impl CudaExecutor {
         times: Region,
     ) -> Result<Executed, Failure> {
         let executed = self.run_eagerly(shared, model, work)?;
-        let moments: Vec<GpuMoment> =
+        model.executable.clear();
+        let stamps: Vec<GpuMoment> =
             (0..=model.executable.nodes()).map(|_| GpuMoment::new(&self.stream)).collect::<Result<_, _>>()?;
-        // Inputs and weights are there by now.
-        let launch = |marks| Launch {
+        // Inputs and weights are there by now; tables are read from where an execution reads them that waits for weights.
+        let host_tables = work.order.host_tables && model.executable.has_tables();
+        let launch = |stamps| Launch {
             libtorch: &self.libtorch,
             stream: &self.stream,
-            slots: &self.slots,
             inputs: &work.inputs,
-            input_doorbell: None,
             groups: &[],
-            marks,
+            host_tables,
+            stamps,
         };
+        let whole = launch(&[]).capture(&mut model.executable);
         let captured =
-            launch(Marks::Ends(&self.first, &self.last)).capture(&mut model.executable).and_then(|whole| {
-                Ok((whole.1, launch(Marks::Nodes(&moments)).capture(&mut model.executable)?.1))
-            });
+            whole.and_then(|whole| Ok((whole.1, launch(&stamps).capture(&mut model.executable)?.1)));
         let us = match captured {
             Ok((whole, stamped)) => {
-                let mut totals = Vec::new();
-                let mut nodes = Vec::new();
+                let (mut totals, mut nodes) = (Vec::new(), Vec::new());
                 for _ in 0..=LAUNCHES {
-                    // SAFETY: as for any launch: all memory is leased to this execution, and the launch before is over.
-                    unsafe { whole.launch(&self.stream) }?;
+                    self.stream.mark(&self.first)?;
+                    self.launch_again(&whole)?;
+                    self.stream.mark(&self.last)?;
                     self.stream.synchronize()?;
                     totals.push(self.last.us_since(&self.first)?);
-                    // SAFETY: as above.
-                    unsafe { stamped.launch(&self.stream) }?;
+                    self.launch_again(&stamped)?;
                     self.stream.synchronize()?;
-                    nodes.push(intervals(&moments)?);
+                    nodes.push(intervals(&stamps)?);
                 }
                 without_stamps(&medians(&nodes[1..]), median(totals[1..].to_vec()))
             }
             // It runs operator by operator, and so do its times.
-            Err(_) => self.eager_times(model, work, &moments)?,
+            Err(_) => {
+                let mut nodes = Vec::new();
+                for _ in 0..=LAUNCHES {
+                    launch(&stamps).run(&mut model.executable)?;
+                    self.stream.synchronize()?;
+                    model.executable.clear();
+                    nodes.push(intervals(&stamps)?);
+                }
+                medians(&nodes[1..])
+            }
         };
         // Times of one node, far inside of the range.
         #[allow(clippy::cast_possible_truncation)]
@@ -68,39 +75,14 @@ impl CudaExecutor {
         Ok(executed)
     }
 
-    /// The times of a model that cannot be captured.
-    fn eager_times(
-        &self,
-        model: &mut Model,
-        work: &Work<'_>,
-        moments: &[GpuMoment],
-    ) -> Result<Vec<f64>, Failure> {
-        let mut runs = Vec::new();
-        for _ in 0..=LAUNCHES {
-            enqueue_stamped(&self.stream, model, work, moments)?;
-            self.stream.synchronize()?;
-            model.executable.clear();
-            runs.push(intervals(moments)?);
+    /// Launches what waits for nothing.
+    fn launch_again(&self, segments: &[Segment]) -> Result<(), Failure> {
+        for Segment { graph, .. } in segments {
+            // SAFETY: as for any launch: all memory is leased to this execution, and the launch before is over.
+            unsafe { graph.launch(&self.stream) }?;
         }
-        Ok(medians(&runs[1..]))
+        Ok(())
     }
-}
-
-fn enqueue_stamped(
-    stream: &GpuStream,
-    model: &mut Model,
-    work: &Work<'_>,
-    moments: &[GpuMoment],
-) -> Result<(), RunError> {
-    struct Stamps<'a>(&'a GpuStream, &'a [GpuMoment]);
-    impl crate::executable::Watch for Stamps<'_> {
-        fn before(&mut self, node: usize) -> Result<(), RunError> {
-            self.0.mark(&self.1[node]).map_err(|error| gpu_fault(&error))
-        }
-    }
-    // SAFETY: inputs and weights are there, and leased to this execution.
-    unsafe { model.executable.run(&work.inputs, &mut Stamps(stream, moments)) }?;
-    stream.mark(&moments[model.executable.nodes()]).map_err(|error| gpu_fault(&error))
 }
 
 /// Microseconds between neighbours.

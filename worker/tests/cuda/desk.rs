@@ -14,7 +14,7 @@ use pswitch_device::{
     SharedMemory, doorbell, open_device,
 };
 use pswitch_mem_pool::{ArenaDivision, Range};
-use pswitch_model::{Archive, InputKind, Layer, StorageId};
+use pswitch_model::{Archive, InputKind, Layer, StorageId, Table};
 use pswitch_protocol::{
     Attach, Channel, DeviceSpec, Execute, ExecutionFault, FromWorker, InputValue, LoadModel, PlacedTensor,
     Region, ToWorker, control,
@@ -36,6 +36,8 @@ pub(crate) enum Arrival {
     EveryLayer,
     /// One group for all.
     Whole,
+    /// Every layer is a group, and tables are read from the host: they do not come at all.
+    HostTables,
     /// They are there.
     Resident,
     /// Not at all.
@@ -141,11 +143,15 @@ impl Case {
     }
 }
 
+/// Bytes of a span: the first one, how many, and the node that waits for them.
+type Part = (u64, u64, u32);
+
 struct Loaded {
     path: PathBuf,
     archive: Archive,
     layers: Vec<Layer>,
     span: PinnedMemory,
+    tables: Vec<Table>,
     wait_nodes: Vec<u32>,
 }
 
@@ -207,6 +213,7 @@ impl Desk {
             arenas: vec![Region { offset: ARENA.offset, bytes: ARENA.bytes }],
             control: 0,
             control_bytes: control::BLOCK_BYTES,
+            spin_us: 0,
         };
         let descriptors = [self.slots.memory().fd(), self.control.fd()];
         self.channel.send(&ToWorker::Attach(attach), &descriptors).unwrap();
@@ -271,8 +278,8 @@ impl Desk {
         let span = self.device.pin(span).unwrap();
         let model = u32::try_from(self.executions).unwrap() + 1;
         self.executions += 1;
-        let layers = archive.program().layers();
-        self.models.insert(model, Loaded { path, archive, layers, span, wait_nodes: Vec::new() });
+        let (layers, tables) = (archive.program().layers(), archive.program().tables());
+        self.models.insert(model, Loaded { path, archive, layers, span, tables, wait_nodes: Vec::new() });
         self.load_again(model).map(|()| model)
     }
 
@@ -286,8 +293,11 @@ impl Desk {
             digest: loaded.archive.digest(),
             span: Region { offset: DOORBELLS_BYTES, bytes: HOMES_BYTES },
             doorbells: Region { offset: 0, bytes: DOORBELLS_BYTES },
+            tables: loaded.tables.iter().map(|table| table.storage.0).collect(),
+            host_span_bytes: Some(loaded.span.bytes()),
         };
-        self.channel.send(&ToWorker::Load(load), &[]).unwrap();
+        let span = loaded.span.memory().fd();
+        self.channel.send(&ToWorker::Load(load), &[span]).unwrap();
         match self.hear() {
             FromWorker::Loaded { error, .. } => error.map_or(Ok(()), Err),
             other => panic!("{other:?}"),
@@ -299,18 +309,43 @@ impl Desk {
         self.channel.send(&ToWorker::Unload { model }, &[]).unwrap();
     }
 
-    /// Groups as their first byte, their length and the node that waits.
-    fn groups(&self, model: u32, arrival: Arrival) -> Vec<(u64, u64, u32)> {
-        let mut groups: Vec<(u64, u64, u32)> = Vec::new();
+    /// The groups, and the tables, which are not among them.
+    fn groups(&self, model: u32, arrival: Arrival) -> (Vec<Part>, Vec<Part>) {
+        let loaded = &self.models[&model];
+        let mut groups: Vec<Part> = Vec::new();
         let mut end = 0;
-        for layer in self.models[&model].layers.iter().filter(|layer| layer.bytes > 0) {
-            match groups.last_mut() {
-                Some(last) if arrival == Arrival::Whole => last.1 += layer.bytes,
-                _ => groups.push((end, layer.bytes, u32::try_from(layer.node).unwrap())),
+        for layer in &loaded.layers {
+            let node = u32::try_from(layer.node).unwrap();
+            let (layer_begin, layer_end) = (end, end + layer.bytes);
+            end = layer_end;
+            let inside =
+                loaded.tables.iter().filter(|table| (layer_begin..layer_end).contains(&table.offset));
+            let mut begin = layer_begin;
+            // What lies before each table, and what is left behind the last.
+            let mut parts: Vec<(u64, u64)> = Vec::new();
+            for table in inside {
+                parts.push((begin, table.offset));
+                begin = table.offset + table.bytes;
             }
-            end += layer.bytes;
+            parts.push((begin, layer_end));
+            for (from, to) in parts.into_iter().filter(|(from, to)| from < to) {
+                match groups.last_mut() {
+                    Some(last) if arrival == Arrival::Whole && last.0 + last.1 == from => last.1 += to - from,
+                    Some(last) if last.0 + last.1 == from && last.2 == node => last.1 += to - from,
+                    _ => groups.push((from, to - from, node)),
+                }
+            }
         }
-        groups
+        // One wait a node: parts of one layer on both sides of a table are waited for together, at the later word.
+        groups.dedup_by(|later, earlier| {
+            let same = later.2 == earlier.2;
+            assert!(!same, "a layer with a table in its middle");
+            same
+        });
+        let tables = loaded.tables.iter();
+        let tables =
+            tables.map(|table| (table.offset, table.bytes, u32::try_from(table.node).unwrap())).collect();
+        (groups, tables)
     }
 
     fn order(&mut self, model: u32, case: &Case, arrival: Arrival, profile: Option<Region>) -> Execute {
@@ -359,6 +394,7 @@ impl Desk {
             input_doorbell: division.doorbell.offset,
             arena: Region { offset: division.activations.offset, bytes: division.activations.bytes },
             resident: arrival == Arrival::Resident,
+            host_tables: arrival == Arrival::HostTables,
             outputs: OUTPUTS,
             profile,
             doorbell_timeout_ms: u64::try_from(self.doorbell_timeout.as_millis()).unwrap(),
@@ -366,22 +402,29 @@ impl Desk {
     }
 
     fn start(&mut self, model: u32, case: &Case, arrival: Arrival, profile: Option<Region>) {
-        let groups = self.groups(model, arrival);
-        let wait_nodes: Vec<u32> = groups.iter().map(|&(.., node)| node).collect();
+        let (groups, tables) = self.groups(model, arrival);
+        let nodes = |groups: &[Part]| groups.iter().map(|&(.., node)| node).collect::<Vec<u32>>();
+        let (wait_nodes, table_nodes) = (nodes(&groups), nodes(&tables));
         if arrival != Arrival::Resident {
             // What an earlier execution left: no weights, no rung doorbells.
-            self.set_words(0, groups.len() as u64, doorbell::CLEAR);
+            self.set_words(0, (groups.len() + tables.len()) as u64, doorbell::CLEAR);
             self.wipe_home(model);
             if self.models[&model].wait_nodes != wait_nodes {
-                self.channel.send(&ToWorker::Plan { model, wait_nodes: wait_nodes.clone() }, &[]).unwrap();
+                let plan = ToWorker::Plan { model, wait_nodes: wait_nodes.clone(), table_nodes };
+                self.channel.send(&plan, &[]).unwrap();
                 self.models.get_mut(&model).unwrap().wait_nodes = wait_nodes;
             }
         }
         let order = self.order(model, case, arrival, profile);
         self.channel.send(&ToWorker::Execute(order), &[]).unwrap();
+        let words = groups.len() + tables.len();
+        let mut sent: Vec<(u64, Part)> = (0..).zip(groups.into_iter().chain(tables)).collect();
         match arrival {
-            Arrival::EveryLayer | Arrival::Whole => {
-                for (index, (offset, bytes, _)) in (0..).zip(groups) {
+            Arrival::EveryLayer | Arrival::Whole | Arrival::HostTables => {
+                if arrival == Arrival::HostTables {
+                    sent.truncate(words - self.models[&model].tables.len());
+                }
+                for (index, (offset, bytes, _)) in sent {
                     let from = HostSlice::new(self.models[&model].span.clone(), offset, bytes).unwrap();
                     let to = self.slice(Range::new(DOORBELLS_BYTES + offset, bytes));
                     let word = self.word(index);
@@ -390,7 +433,7 @@ impl Desk {
                 }
             }
             Arrival::Poisoned => {
-                for index in 0..groups.len() as u64 {
+                for index in 0..words as u64 {
                     self.device.set_word(&self.word(index), doorbell::POISONED).unwrap();
                 }
             }

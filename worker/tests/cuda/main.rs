@@ -55,7 +55,13 @@ fn outputs_are_those_of_eager_pytorch_on_this_gpu() {
             if case.raises() {
                 continue;
             }
-            for arrival in [Arrival::EveryLayer, Arrival::Whole, Arrival::Resident, Arrival::EveryLayer] {
+            for arrival in [
+                Arrival::EveryLayer,
+                Arrival::Whole,
+                Arrival::Resident,
+                Arrival::HostTables,
+                Arrival::EveryLayer,
+            ] {
                 let ended = desk.run(model, &case, arrival).map_err(|fault| fault.message);
                 match ended.map(|outputs| case.difference(&outputs)) {
                     Ok(None) => compared += 1,

@@ -38,9 +38,12 @@ pub(crate) fn load(path: &Path) -> Result<Loaded, String> {
     let base = span.as_ptr() as u64;
     // SAFETY: the span lives in the same struct as the executable and holds all weights.
     let executable = unsafe {
-        Executable::build(program, TorchDevice::Cpu, |weight| {
-            DeviceAddress(base + layout.offset(weight.storage) + weight.offset_bytes)
-        })
+        Executable::build(
+            program,
+            TorchDevice::Cpu,
+            |weight| DeviceAddress(base + layout.offset(weight.storage) + weight.offset_bytes),
+            |_| None,
+        )
     }
     .map_err(|error| error.to_string())?;
     Ok(Loaded { archive, executable, _span: span })

@@ -50,7 +50,7 @@ pub(super) fn copies(device: DeviceId, sizes_bytes: &[u64]) -> anyhow::Result<Ve
 }
 
 /// Memory with every page in place, which pinning would else have to see to.
-fn populated(bytes: u64) -> anyhow::Result<SharedMemory> {
+pub(super) fn populated(bytes: u64) -> anyhow::Result<SharedMemory> {
     let memory = SharedMemory::create("pswitch-bench", bytes)?;
     let piece = vec![0x5A; 1 << 20];
     let mut offset = 0;

@@ -1,5 +1,6 @@
 //! Cold switches: what a request costs whose model is not on the device, beside the least that it can cost.
 
+mod engine;
 mod floor;
 mod outcome;
 mod pytorch;
@@ -20,6 +21,7 @@ use crate::serving::{Bench, Plan, Serving, Zygotes};
 use crate::stats::{Samples, Summary};
 use crate::subject::{Served, Subject};
 
+use engine::Moved;
 use outcome::{Measured, Row};
 use pytorch::PyTorch;
 
@@ -34,7 +36,8 @@ const FEW: usize = 50;
 /// The pool has room for the largest model alone and the models are asked in turn, so that every request has to bring
 /// its weights. Latencies are those inside the server, from the inputs in their slot to the outputs in theirs; what the
 /// caller waits is given beside. The floor of a cold request is the larger of two: its model resident, and its weights in
-/// one copy from pinned memory, measured before the server starts.
+/// one copy from pinned memory, measured before the server starts. When it has ended, the engine alone moves each model's
+/// bytes in as many groups as its plan has, and in one.
 ///
 /// Every output is compared to the last bit with eager PyTorch's where reference cases lie beside the archive and were
 /// made on such a device, on the CPU with as many threads, which is the default; else with the first.
@@ -106,13 +109,20 @@ impl Switch {
         let restarts = bench.server.snapshot().worker_restarts;
         bench.stop()?;
 
+        let transfers = series
+            .iter()
+            .zip(&spans)
+            .map(|(one, &span)| Ok((span, one.plan()?.groups.len())))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let moved = engine::moved(served.device, &transfers)?;
+
         let latencies = |archive| pytorch.as_ref().and_then(|pytorch| pytorch.of(archive)).cloned();
         let rows = series
             .into_iter()
-            .zip(subjects.iter().zip(floors))
-            .map(|(series, (subject, floor))| {
+            .zip(subjects.iter().zip(floors.into_iter().zip(moved)))
+            .map(|(series, (subject, (floor, moved)))| {
                 let reference = series.caller.reference().to_owned();
-                let measured = series.measured(floor)?;
+                let measured = series.measured(floor, moved)?;
                 Ok(Row::new(
                     &subject.name,
                     subject.span_bytes,
@@ -227,9 +237,13 @@ impl Series {
         Ok(())
     }
 
-    fn measured(self, copy_floor_ms: Summary) -> anyhow::Result<Measured> {
+    fn plan(&self) -> anyhow::Result<&TransferPlan> {
+        self.plan.as_ref().context("the model has no plan")
+    }
+
+    fn measured(self, copy_floor_ms: Summary, moved: Moved) -> anyhow::Result<Measured> {
         let summary = |samples: &Samples| samples.summary().context("nothing was measured");
-        let plan = self.plan.context("the model has no plan")?;
+        let plan = self.plan()?;
         Ok(Measured {
             ready_ms: summary(&self.ready)?,
             ready_answered_ms: summary(&self.ready_answered)?,
@@ -239,6 +253,8 @@ impl Series {
             startup_ms: summary(&self.startup)?,
             copy_then_run_ms: summary(&self.copy_then_run)?,
             client_ms: summary(&self.client)?,
+            engine_whole_ms: moved.whole_ms,
+            engine_groups_ms: moved.groups_ms,
             groups: plan.groups.len(),
             predicted_ms: plan.predicted_us / 1e3,
         })

@@ -24,6 +24,10 @@ pub(super) struct Measured {
     pub(super) copy_then_run_ms: Summary,
     /// A cold request as an HTTP client on this machine waits for it.
     pub(super) client_ms: Summary,
+    /// The weights in one group, through the engine without a server.
+    pub(super) engine_whole_ms: Summary,
+    /// The same in as many equal groups as the plan has.
+    pub(super) engine_groups_ms: Summary,
     /// Of the plan.
     pub(super) groups: usize,
     pub(super) predicted_ms: f64,
@@ -53,6 +57,8 @@ struct Ratios {
     cold_p99_to_median: f64,
     /// Cold less ready.
     total_overhead_ms: f64,
+    /// Of the engine with the plan's number of groups, of that with one.
+    engine_bandwidth_percent: f64,
 }
 
 impl Ratios {
@@ -66,6 +72,8 @@ impl Ratios {
             copy_then_run_to_cold: measured.copy_then_run_ms.median / cold,
             cold_p99_to_median: measured.cold_ms.p99 / cold,
             total_overhead_ms: cold - ready,
+            engine_bandwidth_percent: measured.engine_whole_ms.median / measured.engine_groups_ms.median
+                * 100.0,
         }
     }
 }
@@ -111,6 +119,12 @@ pub(super) fn goals(row: &Row) -> Vec<Goal> {
                 ratios.cold_p99_to_median,
             ),
             Goal::at_most(format!("{model}: cold less ready"), 0.3, "ms", ratios.total_overhead_ms),
+            Goal::at_least(
+                format!("{model}: the engine's bandwidth in {} groups, of that in one", row.measured.groups),
+                97.0,
+                "%",
+                ratios.engine_bandwidth_percent,
+            ),
         ])
         .collect()
 }
@@ -134,6 +148,8 @@ fn latencies(rows: &[Row]) -> Table {
             ("cold, over HTTP", &measured.client_ms),
             ("cold, start-up", &measured.startup_ms),
             ("cold, copy then run", &measured.copy_then_run_ms),
+            ("engine alone, one group", &measured.engine_whole_ms),
+            ("engine alone, planned groups", &measured.engine_groups_ms),
         ] {
             let &Summary { count, median, p99, least, most, spread_percent } = summary;
             let [a, b, c, d] = cells(Quantiles { median, p99, least, most });
@@ -168,6 +184,7 @@ fn ratios(rows: &[Row]) -> Table {
         "cold p99/median",
         "cold-ready ms",
         "groups",
+        "engine % of one",
         "compared with",
     ]);
     for row in rows {
@@ -183,6 +200,7 @@ fn ratios(rows: &[Row]) -> Table {
             ratio(ratios.cold_p99_to_median),
             ratio(ratios.total_overhead_ms),
             measured.groups.to_string(),
+            format!("{:.1}", ratios.engine_bandwidth_percent),
             row.compared_with.clone(),
         ]);
     }
@@ -214,6 +232,8 @@ mod tests {
             startup_ms: summary(0.125),
             copy_then_run_ms: summary(ready + copy),
             client_ms: summary(cold + 0.5),
+            engine_whole_ms: summary(copy),
+            engine_groups_ms: summary(copy * 1.25),
             groups: 16,
             predicted_ms: cold,
         }
@@ -241,6 +261,7 @@ mod tests {
             copy_then_run_to_cold: 1.5,
             cold_p99_to_median: 1.25,
             total_overhead_ms: 2.0,
+            engine_bandwidth_percent: 80.0,
         };
         assert_eq!(copied, expected);
         assert_eq!(Ratios::new(&measured(8.0, 5.0, 10.0), None).ratio, 1.25);
@@ -259,6 +280,7 @@ mod tests {
                 "resnet152: cold over the larger of ready and copy: 1.031 x (asked: at most 1.05 x): met",
                 "resnet152: p99 of cold over its median: 1.25 x (asked: at most 1.2 x): MISSED",
                 "resnet152: cold less ready: 0.125 ms (asked: at most 0.3 ms): met",
+                "resnet152: the engine's bandwidth in 16 groups, of that in one: 80 % (asked: at least 97 %): MISSED",
             ]
         );
         let other = texts(&row("bert-base", measured(8.0, 4.0, 9.0), None));
@@ -266,7 +288,7 @@ mod tests {
             other[0],
             "bert-base: cold over the larger of ready and copy: 1.125 x (asked: at most 1.02 x): MISSED"
         );
-        assert_eq!(other.len(), 3);
+        assert_eq!(other.len(), 4);
     }
 
     #[test]
@@ -277,7 +299,7 @@ mod tests {
         ];
         let [latencies, ratios] = tables(&rows).try_into().unwrap();
         let latencies = latencies.to_string();
-        assert_eq!(latencies.lines().count(), 1 + (1 + 8 + 2) + (1 + 8 + 1));
+        assert_eq!(latencies.lines().count(), 1 + (1 + 10 + 2) + (1 + 10 + 1));
         assert!(latencies.contains("resnet152, 241.3 MB\n"), "{latencies}");
         assert!(latencies.ends_with("  PyTorch left out: no --python\n"), "{latencies}");
         let ratios: Vec<Vec<String>> = ratios
