@@ -75,13 +75,13 @@ END
 }
 
 step_models() {
-    "$python" -m pswitch.gpu_models --out "$models" --device "$device" "${model_names[@]}" | show
+    "$python" -m pswitch.gpu_models --out "$models" --device "$device" --jobs 4 "${model_names[@]}" | show
 }
 
 step_fixtures() {
     local begin status
     begin=$(log_bytes)
-    "$python" -m pswitch.gpu_models --out "$fixtures" --device "$device" --fixtures
+    "$python" -m pswitch.gpu_models --out "$fixtures" --device "$device" --fixtures --jobs 6
     status=$?
     log_since "$begin" | tail --lines 1 >&3
     return $status

@@ -1,11 +1,13 @@
 """Models with reference outputs of a device, with the CPU as the device."""
 
 import json
+import subprocess
 import sys
 
 import pytest
 import safetensors
 import torch
+from safetensors.torch import load_file
 
 from pswitch import cases, fixture_modules, fixtures, gpu_models, transformers_source
 
@@ -120,3 +122,14 @@ def test_a_gpu_is_recorded_by_its_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU of {device}")
     assert cases.device_name("cuda:1") == "GPU of cuda:1"
     assert cases.device_name("cpu") == "cpu"
+
+
+def test_several_processes_make_the_same(tmp_path):
+    command = [sys.executable, "-m", "pswitch.gpu_models", "--device", "cpu", "--fixtures", "constants", "lists"]
+    for jobs in (1, 2):
+        subprocess.run([*command, "--out", tmp_path / str(jobs), "--jobs", str(jobs)], check=True)
+    for name in ("constants", "lists"):
+        one, two = (load_file(tmp_path / jobs / name / "cases.safetensors") for jobs in ("1", "2"))
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    failing = subprocess.run([*command, "nothing", "--out", tmp_path / "3", "--jobs", "2"], check=False)
+    assert failing.returncode == 2

@@ -100,8 +100,7 @@ struct Table {
 
 impl Executable {
     /// Prepares a program whose weights lie at the addresses that `address` gives. Nothing is read from there yet.
-    /// `on_host` gives a second address of those that may be read from host memory as well, if
-    /// [`read_tables`](Self::read_tables) says so.
+    /// `on_host` gives a second address of those that a worker may read from host memory meanwhile.
     ///
     /// # Safety
     /// The addresses must be those of the program's span, mapped for as long as the executable lives; they need not

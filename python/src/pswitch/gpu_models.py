@@ -6,6 +6,8 @@ default flags. With `--fixtures` the same is done for the list of `pswitch.fixtu
 """
 
 import argparse
+import contextlib
+import subprocess
 import sys
 import time
 import warnings
@@ -51,9 +53,12 @@ def main() -> int:
     )
     parser.add_argument("--force", action="store_true", help="make them anew whatever is there")
     parser.add_argument("--verify", action="store_true", help="run the exported programs in Python on the device too")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="make N at a time (default: 1)")
+    # For the processes of --jobs: the one that started them holds the lock.
+    parser.add_argument("--locked", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.batch < 1:
-        parser.error("--batch is at least 1")
+    if options.batch < 1 or options.jobs < 1:
+        parser.error("--batch and --jobs are at least 1")
     known = fixtures.FIXTURES if options.fixtures else models(options.batch)
     unknown = set(options.names) - {fixture.name for fixture in known}
     if unknown:
@@ -67,11 +72,24 @@ def main() -> int:
     else:
         scripts = (*fixtures.SCRIPTS, "gpu_models.py")
         wanted = provenance.key(scripts, provenance.processor(), device_name, f"batch {options.batch}")
-    with fixtures.locked(options.out):
+    with contextlib.nullcontext() if options.locked else fixtures.locked(options.out):
+        if options.jobs > 1:
+            return in_parallel(options, [fixture.name for fixture in chosen])
         made, failed = fixtures.update(
             options.out, chosen, wanted, force=options.force, verify=options.verify, device=options.device
         )
     return fixtures.report(device_name, len(chosen), made, failed, started)
+
+
+def in_parallel(options: argparse.Namespace, names: list[str]) -> int:
+    """Has several processes make the models: one by one, most of the time goes to one core."""
+    command = [sys.executable, "-m", "pswitch.gpu_models", "--locked", "--out", str(options.out)]
+    command += ["--device", options.device, "--batch", str(options.batch)]
+    command += [f"--{flag}" for flag in ("fixtures", "force", "verify") if getattr(options, flag)]
+    jobs = min(options.jobs, len(names))
+    children = [subprocess.Popen([*command, *names[start::jobs]]) for start in range(jobs)]
+    # Of all, also when one has failed.
+    return max([child.wait() for child in children], default=0)
 
 
 def is_chosen(fixture: Fixture, names: list[str]) -> bool:
