@@ -15,9 +15,8 @@
 //! 3. If the model whose turn it is has no room, because executions hold weights in its place, nothing new begins in
 //!    that place until it has; others run meanwhile.
 //!
-//! The next request goes to the worker that has been on standby for longest, so to another than the last if there is
-//! one. What cannot run yet is prefetched, one model at a time, the oldest request's first, where the place is
-//! neither held nor wanted by requests that wait.
+//! The next request goes to the worker that finished last: it is awake. What cannot run yet is prefetched, one model
+//! at a time, the oldest request's first, where the place is neither held nor wanted by requests that wait.
 //!
 //! # Promises
 //!

@@ -141,6 +141,14 @@ pub trait Device: Send + Sync + Debug {
     /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::System`], [`DeviceError::Cuda`].
     fn set_word(&self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError>;
 
+    /// Stores several words, as [`set_word`](Device::set_word) does one.
+    ///
+    /// # Errors
+    /// As [`set_word`](Device::set_word).
+    fn set_words(&self, words: &[DeviceSlice], value: u32) -> Result<(), DeviceError> {
+        words.iter().try_for_each(|word| self.set_word(word, value))
+    }
+
     /// Loads a word of device memory at once, past all streams, as [`set_word`](Device::set_word) stores it.
     ///
     /// # Errors

@@ -1,8 +1,8 @@
 //! The values of a doorbell word.
 //!
 //! A copy stream writes [`RUNG`] behind a group's bytes; whoever executes waits until the word is at least that.
-//! [`POISONED`] is above it, so that a waiter on a GPU, which can only compare, is released as well and finds
-//! out by reading the word when it is done.
+//! [`POISONED`] is above it, so that a waiter on a GPU, which can only compare, is released as well. What it computes then is
+//! garbage: whoever poisons a word knows, before, that nobody may be given that.
 
 /// What the word announces has not arrived.
 pub const CLEAR: u32 = 0;

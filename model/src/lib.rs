@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod archive;
+mod bounds;
 mod container;
 mod dtype;
 mod error;
@@ -18,6 +19,7 @@ mod values;
 mod zip;
 
 pub use archive::Archive;
+pub use bounds::IndexBound;
 pub use dtype::{DType, Layout, MemoryFormat};
 pub use error::ModelError;
 pub use expr::Expr;

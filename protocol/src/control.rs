@@ -3,7 +3,8 @@
 /// Length of a worker's block in the control page. A cache line: two workers never share one.
 pub const BLOCK_BYTES: u64 = 64;
 
-/// Offset in the block of the stop flag: the controller sets it to 1, the worker looks at it between operators.
+/// Offset in the block of the stop flag: the controller sets it to 1, the worker looks at it between operators. What runs
+/// as graphs on a GPU is not stopped.
 pub const STOP: u64 = 0;
 
 /// Offset in the block of the number of allocations of device memory that the worker's libtorch has made outside of the

@@ -156,7 +156,7 @@ pub enum FaultClass {
     Model,
 }
 
-/// An execution that failed; the worker is ready for the next.
+/// An execution that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecutionFault {
     /// What the answer depends on.
@@ -196,6 +196,9 @@ pub enum FromWorker {
         execution: u64,
         /// Its end.
         result: Result<Executed, ExecutionFault>,
+        /// Whether the worker ends now: it takes no other execution. If there is a fault, the device may be at work on
+        /// this one until the worker is gone.
+        ends: bool,
     },
 }
 

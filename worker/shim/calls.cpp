@@ -56,6 +56,43 @@ bool is_integer_type(c10::TypeKind kind) {
   return kind == c10::TypeKind::IntType || kind == c10::TypeKind::SymIntType;
 }
 
+// Whether a return, or an element of one that is a list, may be in one of the argument's sets.
+bool shares(const c10::AliasInfo& argument, const c10::AliasInfo& returned) {
+  if (returned.isWildcardBefore() || returned.isWildcardAfter()) return true;
+  for (const auto& set : argument.beforeSets()) {
+    if (returned.beforeSets().count(set) != 0 || returned.afterSets().count(set) != 0) return true;
+  }
+  for (const auto& contained : returned.containedTypes()) {
+    if (shares(argument, contained)) return true;
+  }
+  return false;
+}
+
+bool is_guarded(const ps_values& values, const at::Tensor& tensor) {
+  if (!tensor.defined() || !tensor.has_storage() || tensor.numel() == 0) return false;
+  const auto begin = reinterpret_cast<std::uintptr_t>(tensor.storage().data());
+  for (const auto& [from, to] : values.guarded) {
+    if (begin >= from && begin < to) return true;
+  }
+  return false;
+}
+
+// Refuses a call that writes into guarded memory, whatever its schema says of who shares it.
+void check_writes(const ps_values& values, const c10::OperatorHandle& op, const std::vector<size_t>& written,
+                  const torch::jit::Stack& stack) {
+  for (const size_t index : written) {
+    bool guarded = false;
+    const auto& value = stack[index];
+    if (value.isTensor()) {
+      guarded = is_guarded(values, value.toTensor());
+    } else if (value.isTensorList()) {
+      for (const at::Tensor& tensor : value.toTensorVector()) guarded = guarded || is_guarded(values, tensor);
+    }
+    TORCH_CHECK(!guarded, op.schema().name(),
+                " would write to the model's weights, which all executions share; export the model in eval mode");
+  }
+}
+
 at::Scalar to_scalar(const c10::IValue& value) {
   return value.isBool() ? at::Scalar(value.toBool()) : value.toScalar();
 }
@@ -175,6 +212,8 @@ struct ps_call {
   c10::OperatorHandle op;
   std::vector<Argument> arguments;
   std::vector<Output> outputs;
+  // Arguments that it may write to, for those operators that write data.
+  std::vector<size_t> written;
 
   template <typename Source>
   void set(int32_t argument, Source&& source) {
@@ -196,6 +235,18 @@ void ps_values_delete(ps_values* values) {
 
 void ps_values_clear(ps_values* values, const uint32_t* ids, size_t count) {
   for (size_t i = 0; i < count; ++i) values->entries[ids[i]] = c10::IValue();
+  values->dense.clear();
+}
+
+void ps_values_guard(ps_values* values, const void* begin, size_t bytes) {
+  const auto first = reinterpret_cast<std::uintptr_t>(begin);
+  auto& guarded = values->guarded;
+  // Weights mostly follow each other.
+  if (!guarded.empty() && first >= guarded.back().first && first <= guarded.back().second + 512) {
+    guarded.back().second = std::max(guarded.back().second, first + bytes);
+  } else {
+    guarded.emplace_back(first, first + bytes);
+  }
 }
 
 int32_t ps_values_kind(const ps_values* values, uint32_t id) {
@@ -268,7 +319,7 @@ ps_call* ps_call_new(const char* name, const char* overload, ps_error* error) {
   guarded(error, PS_FAULT_UNKNOWN_OPERATOR, [&] {
     auto op = c10::Dispatcher::singleton().findSchema({name, overload});
     TORCH_CHECK(op.has_value(), "this libtorch has no operator ", name, overload[0] == '\0' ? "" : ".", overload);
-    call = new ps_call{*op, {}, {}};
+    call = new ps_call{*op, {}, {}, {}};
     for (const auto& argument : op->schema().arguments()) {
       Argument prepared;
       prepared.type = argument.type();
@@ -276,6 +327,11 @@ ps_call* ps_call_new(const char* name, const char* overload, ps_error* error) {
         prepared.type = prepared.type->expectRef<c10::OptionalType>().getElementType();
       }
       prepared.broadcast = argument.N().value_or(0);
+      const auto* alias = argument.alias_info();
+      // These change nothing but how a tensor is seen by autograd.
+      const std::string& operation = op->schema().name();
+      const bool harmless = operation == "aten::detach_" || operation == "aten::requires_grad_";
+      if (alias != nullptr && alias->isWrite() && !harmless) call->written.push_back(call->arguments.size());
       call->arguments.push_back(std::move(prepared));
     }
   });
@@ -363,13 +419,10 @@ bool ps_call_writes(const ps_call* call, int32_t argument) {
 bool ps_call_aliases(const ps_call* call, int32_t argument) {
   const auto* alias = call->op.schema().arguments()[argument].alias_info();
   if (alias == nullptr) return false;
+  // What goes into a wildcard, as a view of it in a list does, may come back anywhere.
+  if (alias->isWildcardAfter()) return true;
   for (const auto& result : call->op.schema().returns()) {
-    const auto* returned = result.alias_info();
-    if (returned == nullptr) continue;
-    for (const auto& set : alias->beforeSets()) {
-      if (returned->beforeSets().count(set) != 0 || returned->afterSets().count(set) != 0) return true;
-    }
-    if (returned->isWildcardBefore() || returned->isWildcardAfter()) return true;
+    if (result.alias_info() != nullptr && shares(*alias, *result.alias_info())) return true;
   }
   return false;
 }
@@ -409,6 +462,7 @@ bool ps_call_run(const ps_call* call, ps_values* values, ps_error* error) {
   auto& stack = values->stack;
   const bool ran = guarded(error, PS_FAULT_MODEL, [&] {
     for (const auto& argument : call->arguments) stack.push_back(take(*values, argument));
+    if (!call->written.empty()) check_writes(*values, call->op, call->written, stack);
     call->op.callBoxed(stack);
     for (size_t i = 0; i < call->outputs.size(); ++i) {
       const auto& output = call->outputs[i];

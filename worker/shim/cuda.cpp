@@ -71,11 +71,11 @@ bool ps_cuda_attach(int32_t device, void* stream, const ps_cuda_memory* served, 
 
 bool ps_cuda_output(ps_values* values, uint32_t id, void** data, ps_error* error) {
   return guarded(error, PS_FAULT_MODEL, [&] {
-    auto& entry = values->entries[id];
-    TORCH_CHECK(entry.toTensor().is_cuda(), "an output is not on the GPU");
+    const auto& output = values->entries[id].toTensor();
+    TORCH_CHECK(output.is_cuda(), "an output is not on the GPU");
     // Views that are conjugated or negated by a flag alone become what they stand for.
-    entry = entry.toTensor().resolve_conj().resolve_neg().contiguous();
-    *data = entry.toTensor().mutable_data_ptr();
+    values->dense.push_back(output.resolve_conj().resolve_neg().contiguous());
+    *data = values->dense.back().mutable_data_ptr();
   });
 }
 

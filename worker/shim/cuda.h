@@ -20,7 +20,8 @@ struct ps_cuda_memory {
 // does. To be called once, before anything of libtorch has touched a GPU.
 bool ps_cuda_attach(int32_t device, void* stream, const ps_cuda_memory* memory, ps_error* error);
 
-// Makes a tensor entry dense, in row-major order; the entry keeps it. False and an error if it is not on the GPU.
+// Says where a tensor entry lies, made dense in row-major order if it is not; the table keeps that until the next clear.
+// False and an error if it is not on the GPU.
 bool ps_cuda_output(ps_values* values, uint32_t id, void** data, ps_error* error);
 
 // Forgets an error that a call left behind and that a later call would report as its own.

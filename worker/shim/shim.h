@@ -40,6 +40,7 @@ struct ps_inference_guard;
 
 ps_values* ps_values_new(size_t count);
 void ps_values_delete(ps_values* values);
+// Drops entries, and outputs that were made dense.
 void ps_values_clear(ps_values* values, const uint32_t* ids, size_t count);
 int32_t ps_values_kind(const ps_values* values, uint32_t id);
 // Makes the entry a tensor over memory that somebody else owns and keeps for as long as the entry lives. `dtype` is a
@@ -48,6 +49,8 @@ int32_t ps_values_kind(const ps_values* values, uint32_t id);
 bool ps_values_set_view(ps_values* values, uint32_t id, void* data, int8_t dtype, const int64_t* sizes,
                         const int64_t* strides, size_t dimensions, const char* device, int32_t device_index,
                         bool requires_grad, ps_error* error);
+// No call may write into these bytes from now on.
+void ps_values_guard(ps_values* values, const void* begin, size_t bytes);
 void ps_values_set_int(ps_values* values, uint32_t id, int64_t value);
 void ps_values_set_float(ps_values* values, uint32_t id, double value);
 void ps_values_set_bool(ps_values* values, uint32_t id, bool value);
@@ -87,12 +90,14 @@ void ps_call_set_tensors(ps_call* call, int32_t argument, const int64_t* ids, si
 void ps_call_add_output(ps_call* call, int64_t id);
 // One return that is a list: its elements in order, -1 is dropped.
 void ps_call_add_output_list(ps_call* call, const int64_t* ids, size_t count);
-// True if the operator may write to the argument / if a return may share the argument's memory, by its schema.
+// True if the operator may write to the argument / if a return may share the argument's memory, by its schema. Some
+// schemas do not say that a return may be the argument itself.
 bool ps_call_writes(const ps_call* call, int32_t argument);
 bool ps_call_aliases(const ps_call* call, int32_t argument);
 // Fills defaults and fits constants to the schema's types; false and an error if an argument is missing or unfit.
 bool ps_call_finish(ps_call* call, ps_error* error);
-// Runs the call on the table. False and an error if libtorch raised; outputs are then as before.
+// Runs the call on the table. False and an error if libtorch raised, or if it would write into guarded memory; outputs are
+// then as before.
 bool ps_call_run(const ps_call* call, ps_values* values, ps_error* error);
 
 // ---- surroundings ------------------------------------------------------------------------------------------------

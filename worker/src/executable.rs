@@ -9,7 +9,7 @@ use pswitch_model::{
 };
 use pswitch_protocol::FaultClass;
 
-use crate::aliasing::Writes;
+use crate::aliasing::last_write;
 use crate::cuda::CudaLibtorch;
 use crate::error::{BuildError, RunError};
 use crate::libtorch::{
@@ -18,7 +18,7 @@ use crate::libtorch::{
 use crate::symbolic;
 
 /// Operators whose schema says that they write, though they change nothing but how a tensor is seen by autograd.
-const WRITES_NO_DATA: [&str; 2] = ["detach_", "requires_grad_"];
+pub(crate) const WRITES_NO_DATA: [&str; 2] = ["detach_", "requires_grad_"];
 
 /// What happens between the nodes of an execution: waiting for groups, watching the stop flag, taking times.
 pub trait Watch {
@@ -87,7 +87,8 @@ pub struct Executable {
     transient: Vec<ValueId>,
     /// Weights that may be read from the host.
     tables: Vec<Table>,
-    tables_on_host: bool,
+    /// Where they are read from now; unknown if a change failed midway.
+    tables_on_host: Option<bool>,
     device: TorchDevice,
 }
 
@@ -124,12 +125,22 @@ impl Executable {
                 |raised| BuildError::Weight { weight: weight.name.clone(), reason: raised.message },
             )?;
         }
+        for weight in program.weights.iter().filter(used) {
+            let bytes = span_bytes(weight);
+            values.protect(address(weight), bytes);
+            if let Some(host) = on_host(weight) {
+                values.protect(host, bytes);
+            }
+        }
         let table = |weight: &Weight| {
             Some(Table { weight: weight.clone(), home: address(weight), host: on_host(weight)? })
         };
         let tables = program.weights.iter().filter(used).filter_map(table).collect();
-        let writes = matches!(device, TorchDevice::Cuda(_)).then(|| Writes::of(program));
-        let mut builder = Builder { program, device, aliases: weight_aliases(program), writes };
+        let reshapes_from = match device {
+            TorchDevice::Cpu => None,
+            TorchDevice::Cuda(_) => Some(last_write(program).map_or(0, |last| last + 1)),
+        };
+        let mut builder = Builder { program, device, aliases: weight_aliases(program), reshapes_from };
         let mut steps = Vec::with_capacity(program.nodes.len());
         for (index, (node, releases)) in program.nodes.iter().zip(program.last_uses()).enumerate() {
             steps.push(Step { action: builder.action(index, node)?, releases, label: label(node) });
@@ -165,7 +176,7 @@ impl Executable {
         let weights: HashSet<ValueId> = program.weights.iter().map(|weight| weight.value).collect();
         let transient =
             inputs.iter().chain(&outputs).copied().filter(|value| !weights.contains(value)).collect();
-        Ok(Self { values, steps, inputs, outputs, transient, tables, tables_on_host: false, device })
+        Ok(Self { values, steps, inputs, outputs, transient, tables, tables_on_host: Some(false), device })
     }
 
     /// Whether there are weights that can be read from the host.
@@ -178,16 +189,17 @@ impl Executable {
     /// # Errors
     /// If libtorch refuses the view.
     pub(crate) fn read_tables(&mut self, from_host: bool) -> Result<(), RunError> {
-        if self.tables_on_host == from_host {
+        if self.tables_on_host == Some(from_host) {
             return Ok(());
         }
+        self.tables_on_host = None;
         for Table { weight, home, host } in &self.tables {
             let address = if from_host { *host } else { *home };
             // SAFETY: whoever built the executable promised that both stay mapped.
             unsafe { self.values.set_view(weight.value, address, &view_of(weight), self.device) }
                 .map_err(|raised| fault("a table", raised))?;
         }
-        self.tables_on_host = from_host;
+        self.tables_on_host = Some(from_host);
         Ok(())
     }
 
@@ -292,6 +304,7 @@ impl Executable {
         libtorch: &CudaLibtorch,
     ) -> Result<(OutputShape, Option<Number>, DeviceAddress), RunError> {
         let value = self.outputs[index];
+        let _mode = InferenceMode::begin();
         let shape = self.output_shape(value)?;
         if let Some(number) = self.values.number(value) {
             return Ok((shape, Some(number), DeviceAddress(0)));
@@ -373,6 +386,15 @@ fn label(node: &Node) -> String {
     format!("{} in node '{}'{}", node.target, node.name, place(node))
 }
 
+/// Bytes from a weight's first element to behind its last, in whatever order they lie.
+fn span_bytes(weight: &Weight) -> u64 {
+    if weight.sizes.contains(&0) {
+        return 0;
+    }
+    let last = weight.sizes.iter().zip(&weight.strides).map(|(size, stride)| (size - 1) * stride);
+    (last.sum::<u64>() + 1) * weight.dtype.size_bytes()
+}
+
 fn view_of(weight: &Weight) -> View<'_> {
     View {
         dtype: weight.dtype,
@@ -392,8 +414,8 @@ struct Builder<'a> {
     device: TorchDevice,
     /// Values that share memory with a weight, as far as the operators' schemas tell, and which weight.
     aliases: HashMap<ValueId, usize>,
-    /// Where the program's device is another than the one that it was exported on.
-    writes: Option<Writes>,
+    /// The first node behind the last write, where the program's device is another than the one it was exported on.
+    reshapes_from: Option<usize>,
 }
 
 impl Builder<'_> {
@@ -401,18 +423,14 @@ impl Builder<'_> {
     ///
     /// An export leaves out copies that its own device did not need: the CPU's attention, say, returns other strides than
     /// a GPU's, and what could be viewed there cannot here. `reshape` views where it can and copies where it cannot, which
-    /// nobody notices unless the memory is written to later on.
+    /// nobody notices unless something is written to later on.
     fn is_reshape(&self, index: usize, node: &Node) -> bool {
         let is_view = matches!(
             &node.target,
             Target::Operator { namespace, name, overload }
                 if namespace == "aten" && name == "view" && overload == "default"
         );
-        let viewed = node.inputs.first().map(|argument| &argument.value);
-        match (is_view, &self.writes, viewed) {
-            (true, Some(writes), Some(Argument::Tensor(value))) => !writes.come_after(index, *value),
-            _ => false,
-        }
+        is_view && self.reshapes_from.is_some_and(|first| index >= first)
     }
 
     fn action(&mut self, index: usize, node: &Node) -> Result<Action, BuildError> {
@@ -480,9 +498,7 @@ impl Builder<'_> {
                 self.set(&mut builder, index, &argument.value)
                     .map_err(|reason| self.unfit(node, format!("argument '{}': {reason}", argument.name)))?;
             }
-            if let Argument::Tensor(id) = &argument.value
-                && let Some(&weight) = self.aliases.get(id)
-            {
+            for weight in argument.value.values().iter().filter_map(|id| self.aliases.get(id).copied()) {
                 if builder.writes(index) && !WRITES_NO_DATA.contains(&name) {
                     return Err(BuildError::ChangesState {
                         node: node.name.clone(),

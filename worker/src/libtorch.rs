@@ -124,6 +124,15 @@ impl Values {
         unsafe { ffi::ps_values_clear(self.raw, numbers.as_ptr(), numbers.len()) }
     }
 
+    /// Refuses calls that would write into these bytes from now on.
+    pub(crate) fn protect(&mut self, at: DeviceAddress, bytes: u64) {
+        // An address is as wide as a pointer; the bytes lie in a mapping.
+        #[allow(clippy::cast_possible_truncation)]
+        let (begin, bytes) = (at.0 as usize as *const std::ffi::c_void, bytes as usize);
+        // SAFETY: the handle is live; the address is a number to compare with.
+        unsafe { ffi::ps_values_guard(self.raw, begin, bytes) }
+    }
+
     /// Makes an entry a tensor over memory that stays somebody else's.
     ///
     /// # Safety
@@ -212,7 +221,7 @@ impl Values {
         Some((dtype, sizes.into_iter().map(i64::cast_unsigned).collect()))
     }
 
-    /// Makes a tensor entry on a GPU dense, and says where it lies.
+    /// Says where a tensor entry lies on a GPU, made dense if it is not; it stays there until the next clear.
     pub(crate) fn on_gpu(&mut self, id: ValueId, libtorch: &CudaLibtorch) -> Result<DeviceAddress, Raised> {
         let id = self.index(id);
         // SAFETY: the number is inside of the table; what is no tensor libtorch refuses.

@@ -44,7 +44,7 @@ pub fn serve(channel: &Channel) -> Result<(), WorkerError> {
         match message {
             ToWorker::Attach(_) => return Err(WorkerError::Order("a second attachment".to_owned())),
             ToWorker::Load(load) => {
-                let error = worker.load(&load, descriptors).err();
+                let error = worker.load(&load, descriptors)?.err();
                 channel.send(&FromWorker::Loaded { model: load.model, error }, &[])?;
             }
             ToWorker::Unload { model } => worker.unload(model),
@@ -53,7 +53,8 @@ pub fn serve(channel: &Channel) -> Result<(), WorkerError> {
             }
             ToWorker::Execute(execute) => {
                 let Ended { result, then } = worker.execute(&execute)?;
-                channel.send(&FromWorker::Finished { execution: execute.execution, result }, &[])?;
+                let (execution, ends) = (execute.execution, then.is_err());
+                channel.send(&FromWorker::Finished { execution, result, ends }, &[])?;
                 then?;
             }
             ToWorker::Shutdown => break,
@@ -119,8 +120,25 @@ impl Worker {
         Ok(Self { shared, executor, torch, models: HashMap::new() })
     }
 
-    /// Builds a model over its home; the error is a line for the registry.
-    fn load(&mut self, load: &LoadModel, descriptors: Vec<OwnedFd>) -> Result<(), String> {
+    /// Builds a model over its home; the inner error is a line for the registry, the outer one ends the worker.
+    fn load(
+        &mut self,
+        load: &LoadModel,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Result<(), String>, WorkerError> {
+        match self.build(load, descriptors) {
+            Ok(mut model) => {
+                if let Executor::Cuda(cuda) = &mut self.executor {
+                    cuda.load(load.model, &mut model, &self.shared)?;
+                }
+                self.models.insert(load.model, model);
+                Ok(Ok(()))
+            }
+            Err(reason) => Ok(Err(reason)),
+        }
+    }
+
+    fn build(&self, load: &LoadModel, descriptors: Vec<OwnedFd>) -> Result<Model, String> {
         let archive = Archive::open(Path::new(&load.path)).map_err(|error| error.to_string())?;
         if archive.digest() != load.digest {
             return Err(format!("'{}' has changed since the server read it; load it again", load.path));
@@ -154,7 +172,7 @@ impl Worker {
         let first = program.layers().iter().position(|layer| layer.bytes > 0);
         let wait_nodes = first.into_iter().filter_map(|node| u32::try_from(node).ok()).collect();
         let examples = program.inputs.iter().filter_map(example).collect();
-        let mut model = Model {
+        Ok(Model {
             name: load.name.clone(),
             executable,
             doorbells: load.doorbells,
@@ -162,12 +180,7 @@ impl Worker {
             table_nodes: Vec::new(),
             _host_span: host_span,
             examples,
-        };
-        if let Executor::Cuda(cuda) = &mut self.executor {
-            cuda.load(load.model, &mut model, &self.shared).map_err(|error| error.to_string())?;
-        }
-        self.models.insert(load.model, model);
-        Ok(())
+        })
     }
 
     /// The span in the host store, mapped and pinned here, if tables are to be read from there.

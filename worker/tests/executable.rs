@@ -100,6 +100,27 @@ fn a_model_that_changes_its_buffers_is_refused() {
 }
 
 #[test]
+fn a_part_of_a_weight_in_a_list_is_a_weight() {
+    let error = load(&fixture("writes-chunk").join("model.pt2")).err().unwrap();
+    assert!(error.contains("writes to 'weight'") && error.contains("eval mode"), "{error}");
+}
+
+#[test]
+fn a_write_that_no_schema_tells_of_is_refused_when_it_is_tried() {
+    let (_guard, arena) = exclusive();
+    let folder = fixture("writes-through-dropout");
+    let cases = Cases::read(&folder);
+    let mut loaded = load(&folder.join("model.pt2")).unwrap();
+    let base = DeviceAddress(arena.as_ptr() as u64);
+    for _ in 0..2 {
+        let scope = ExecutionArena::begin(base, ARENA_BYTES);
+        let error = cases.run(0, &mut loaded).unwrap_err();
+        assert_eq!(scope.end().in_use_bytes, 0);
+        assert!(error.contains("aten::mul_") && error.contains("write to the model's weights"), "{error}");
+    }
+}
+
+#[test]
 fn an_arena_that_is_too_small_fails_the_execution_alone() {
     let (_guard, arena) = exclusive();
     let folder = fixture("resnet18");

@@ -18,12 +18,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Waker};
-use pswitch_device::{Device, HostSlice, PinnedMemory, doorbell};
+use pswitch_device::{Device, DeviceError, HostSlice, PinnedMemory};
 use pswitch_mem_pool::{
     ArenaDivision, ArenaId, HostStore, Ledger, ModelId, Pool, PoolError, Range, Residency,
 };
 use pswitch_protocol::{DeviceSpec, Executed, ExecutionFault, FromWorker, Region, ToWorker};
-use pswitch_transfer::{Engine, Plan};
+use pswitch_transfer::{Engine, Plan, TransferError};
 use tokio::sync::oneshot;
 
 use crate::error::ControllerError;
@@ -43,6 +43,12 @@ const STARTUP_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Workers in a row that may die while they build a model before it is given up.
 const DEADLY_BUILDS: u32 = 5;
+
+/// Workers in a row that may die before they have attached to the device before the server gives up.
+const UNATTACHED_DEATHS: u32 = 10;
+
+/// Transfers in a row that may fail in CUDA's driver before the server gives up: the GPU will not come back to this process.
+const BROKEN_TRANSFERS: u32 = 3;
 
 /// What a driver is made of.
 pub(crate) struct DriverParts {
@@ -158,6 +164,10 @@ struct Driver {
     pending: VecDeque<Event>,
     draining: Option<oneshot::Sender<()>>,
     worker_restarts: u64,
+    /// Workers in a row that died before they had attached.
+    unattached_deaths: u32,
+    /// Transfers in a row that failed in CUDA's driver.
+    broken_transfers: u32,
     transferred_bytes: u64,
     poll: Poll,
     mailbox: Mailbox,
@@ -220,6 +230,8 @@ impl Driver {
             pending: VecDeque::new(),
             draining: None,
             worker_restarts: 0,
+            unattached_deaths: 0,
+            broken_transfers: 0,
             transferred_bytes: 0,
             poll,
             mailbox,
@@ -351,6 +363,7 @@ impl Driver {
             FromWorker::Attached if link.attached => self.break_with(worker, "it attached twice"),
             FromWorker::Attached => {
                 link.attached = true;
+                self.unattached_deaths = 0;
                 self.check_ready(worker);
             }
             FromWorker::Loaded { model, error } => {
@@ -367,7 +380,7 @@ impl Driver {
                 self.note_built(model, error);
                 self.check_ready(worker);
             }
-            FromWorker::Finished { execution, result } => {
+            FromWorker::Finished { execution, result, ends } => {
                 let execution = ExecutionId(execution);
                 match self.running.get_mut(&execution) {
                     Some(running) if running.worker == worker && running.result.is_none() => {
@@ -376,7 +389,13 @@ impl Driver {
                             self.unclear_inputs[running.arena.0 as usize] = true;
                         }
                         running.result = Some(result);
-                        self.feed(Event::ExecutionFinished { execution, outcome });
+                        if ends {
+                            self.feed(Event::WorkerEnding { worker });
+                        }
+                        // The device may be at work on what failed until its worker is gone: see `lose`.
+                        if !ends || outcome == Outcome::Completed {
+                            self.feed(Event::ExecutionFinished { execution, outcome });
+                        }
                     }
                     _ => self.break_with(worker, "it finished an execution that it does not run"),
                 }
@@ -455,10 +474,18 @@ impl Driver {
             Mail::Landed { transfer, result } => match result {
                 Ok(report) => {
                     self.transferred_bytes += report.bytes;
+                    self.broken_transfers = 0;
                     self.feed(Event::TransferLanded { transfer });
                 }
                 Err(error) => {
-                    tracing::error!(?transfer, %error, "a transfer failed");
+                    tracing::error!(?transfer, error = &error as &dyn std::error::Error, "a transfer failed");
+                    if let TransferError::Device { source: DeviceError::Cuda { .. }, .. } = &error {
+                        self.broken_transfers += 1;
+                        if self.broken_transfers == BROKEN_TRANSFERS {
+                            tracing::error!("the GPU takes no more copies from this process");
+                            self.supervisor.fail();
+                        }
+                    }
                     self.feed(Event::TransferFailed { transfer, reason: error.to_string() });
                 }
             },
@@ -484,13 +511,26 @@ impl Driver {
         let link = self.links.remove(worker, self.poll.registry());
         self.starting.remove(&worker);
         self.links.note_loss(link.as_ref().is_some_and(|link| link.ready), Instant::now());
+        if link.as_ref().is_some_and(|link| !link.attached) {
+            self.unattached_deaths += 1;
+            if self.unattached_deaths == UNATTACHED_DEATHS {
+                tracing::error!("no worker can start on this device: {UNATTACHED_DEATHS} have died in a row");
+                self.supervisor.fail();
+            }
+        }
         // A device that cannot start workers at all kills no model: this one had got as far as attaching.
         if let Some(model) = link.filter(|link| link.attached).and_then(|link| link.building) {
             self.note_death_over(model);
         }
         self.worker_restarts += 1;
-        for running in self.running.values().filter(|running| running.worker == worker) {
+        let mut told = Vec::new();
+        for (&execution, running) in self.running.iter().filter(|(_, running)| running.worker == worker) {
             self.unclear_inputs[running.arena.0 as usize] = true;
+            told.extend(running.result.as_ref().map(|result| (execution, Outcome::of(result))));
+        }
+        // What it had said before it ended; nothing works on that any more.
+        for (execution, outcome) in told {
+            self.feed(Event::ExecutionFinished { execution, outcome });
         }
         self.feed(Event::WorkerLost { worker });
         // What it executed has been answered or has begun anew elsewhere, under another number.
@@ -568,14 +608,6 @@ impl Driver {
             if let Err(error) = homed.follow(&plan, &self.pool, &self.store) {
                 tracing::error!(model = homed.spec.name, %error, "a plan cannot be followed");
                 continue;
-            }
-            if self.scheduler.ledger().state(model) == Ok(Residency::Resident) {
-                // Whoever executes next waits at the new plan's doorbells for weights that are there already.
-                for word in &homed.used_doorbells {
-                    if let Err(error) = self.device.set_word(word, doorbell::RUNG) {
-                        tracing::error!(model = homed.spec.name, %error, "a doorbell cannot be rung");
-                    }
-                }
             }
             for (worker, link) in self.links.iter_mut() {
                 if let Err(error) = link.plan(homed) {

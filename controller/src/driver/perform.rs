@@ -204,10 +204,9 @@ impl Driver {
     }
 
     fn set_doorbells(&self, model: ModelId, value: u32) {
-        for word in self.models.get(&model).into_iter().flat_map(|homed| &homed.used_doorbells) {
-            if let Err(error) = self.device.set_word(word, value) {
-                tracing::error!(%model, %error, "a doorbell cannot be set");
-            }
+        let Some(homed) = self.models.get(&model) else { return };
+        if let Err(error) = self.device.set_words(&homed.used_doorbells, value) {
+            tracing::error!(%model, %error, "doorbells cannot be set");
         }
     }
 

@@ -27,6 +27,7 @@ impl Scheduler {
             Event::Cancelled { request } => self.cancelled(request, now, actions),
             Event::WorkerStarting { worker } => self.workers.starting(worker),
             Event::WorkerReady { worker } => self.workers.ready(worker),
+            Event::WorkerEnding { worker } => self.workers.ending(worker),
             Event::WorkerLost { worker } => self.worker_lost(worker, actions),
             Event::TransferLanded { transfer } => self.transfer_landed(transfer, actions),
             Event::TransferFailed { transfer, reason } => self.transfer_failed(transfer, reason, actions),

@@ -98,6 +98,11 @@ pub enum Event {
         /// The worker.
         worker: WorkerId,
     },
+    /// A worker has said that it ends: it is given nothing any more. What it executed is over with its loss, or before.
+    WorkerEnding {
+        /// The worker.
+        worker: WorkerId,
+    },
     /// A worker is gone and reaped: it writes nothing any more.
     WorkerLost {
         /// The worker.
@@ -134,7 +139,7 @@ pub enum Event {
     Tick,
 }
 
-/// How an execution ended. In each case the worker is ready for the next.
+/// How an execution ended. In each case the worker is ready for the next, unless it has said that it ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The outputs lie in the slot. It had waited for all groups and for its inputs.
@@ -229,7 +234,7 @@ pub enum Action {
 /// Weights that move into the pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Load {
-    /// Models that were in the pool where the new one goes. The transfer clears their doorbells first.
+    /// Models that were in the pool where the new one goes. The transfer clears their doorbells before its last one rings.
     pub evicted: Vec<ModelId>,
 }
 

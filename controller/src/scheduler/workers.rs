@@ -107,6 +107,18 @@ impl Workers {
         }
     }
 
+    /// Any state, it has said that it ends -> Killed: it is only a matter of time.
+    pub(super) fn ending(&mut self, worker: WorkerId) {
+        let Some(state) = self.states.get_mut(&worker) else { return };
+        let execution = match *state {
+            WorkerState::Active { execution } | WorkerState::Stopping { execution } => Some(execution),
+            WorkerState::Killed { execution } => execution,
+            WorkerState::Starting | WorkerState::Standby => None,
+        };
+        *state = WorkerState::Killed { execution };
+        self.standby.retain(|standby| *standby != worker);
+    }
+
     /// Its execution ended: Active or Stopping -> Standby. Killed stays so, with nothing to execute.
     pub(super) fn done(&mut self, worker: WorkerId) {
         let Some(state) = self.states.get_mut(&worker) else { return };

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use pswitch_mem_pool::{ModelId, Range, UnsealedSpan};
-use pswitch_model::{Archive, DType, Dim, Given, Input, InputKind, OutputKind, Program, StorageId, Symbols};
+use pswitch_model::{
+    Archive, DType, Dim, Given, IndexBound, Input, InputKind, OutputKind, Program, StorageId, Symbols,
+};
 use pswitch_transfer::Profile;
 
 use crate::driver::{JobInput, ModelSpec};
@@ -34,6 +36,8 @@ pub(crate) struct ServedModel {
     pub(crate) devices: Vec<usize>,
     /// What its plans were made from, with the index of the device; none where its layers could not be timed.
     pub(crate) profiles: Vec<(usize, Profile)>,
+    /// Inputs whose values must be rows of a table.
+    index_bounds: Vec<IndexBound>,
     program: Program,
 }
 
@@ -78,6 +82,7 @@ impl ServedModel {
             settings,
             devices: Vec::new(),
             profiles: Vec::new(),
+            index_bounds: program.index_bounds(),
             program,
         })
     }
@@ -139,6 +144,7 @@ impl ServedModel {
                 }
             })
             .collect::<Result<Vec<_>, _>>()?;
+        self.check_indices(placed, slot)?;
         if self.takes_integers() {
             self.bind(inputs.iter().map(|input| match input {
                 JobInput::Integer(value) => Given::Int(*value),
@@ -146,6 +152,39 @@ impl ServedModel {
             }))?;
         }
         Ok(inputs)
+    }
+
+    /// Refuses row numbers that no table has.
+    fn check_indices(&self, placed: &[PlacedTensor], slot: &Slot) -> Result<(), ServiceError> {
+        for bound in &self.index_bounds {
+            let input = &self.program.inputs[bound.input];
+            let Some(tensor) = placed.iter().find(|placed| placed.spec.name == input.name) else { continue };
+            let InputKind::Tensor { dtype, .. } = &input.kind else { continue };
+            let mut bytes = vec![0; usize::try_from(tensor.bytes).unwrap_or(usize::MAX)];
+            slot.read(tensor.offset_bytes, &mut bytes)?;
+            let found = match dtype {
+                DType::I64 => {
+                    let (words, _) = bytes.as_chunks::<8>();
+                    words
+                        .iter()
+                        .map(|word| i64::from_le_bytes(*word))
+                        .find(|&index| outside(index, bound.rows))
+                }
+                DType::I32 => {
+                    let (words, _) = bytes.as_chunks::<4>();
+                    let mut indices = words.iter().map(|word| i64::from(i32::from_le_bytes(*word)));
+                    indices.find(|&index| outside(index, bound.rows))
+                }
+                // No other type numbers rows.
+                _ => None,
+            };
+            if let Some(index) = found {
+                let message =
+                    format!("index out of range: {index} numbers no row of a table of {}", bound.rows);
+                return Err(ServiceError::input(&input.name, message));
+            }
+        }
+        Ok(())
     }
 
     fn takes_integers(&self) -> bool {
@@ -197,6 +236,10 @@ impl ServedModel {
             end.checked_next_multiple_of(OUTPUT_ALIGNMENT_BYTES)?.checked_add(bytes)
         })
     }
+}
+
+fn outside(index: i64, rows: u64) -> bool {
+    !u64::try_from(index).is_ok_and(|index| index < rows)
 }
 
 /// Bytes of the tensors that a request of the shapes at export brings.

@@ -21,7 +21,7 @@ use self::driver::{check, sys};
 use self::memory::CudaMemory;
 use self::pin::PinnedWord;
 use self::properties::Gpu;
-use self::stream::{CudaCopyStream, wait_value, write_value};
+use self::stream::{CudaCopyStream, wait_value, write_values};
 use crate::memory::check_word;
 use crate::{
     CopyStream, Device, DeviceError, DeviceId, DeviceMemory, DeviceProperties, DeviceSlice, ExecutionStream,
@@ -120,10 +120,14 @@ impl Device for CudaDevice {
     }
 
     fn set_word(&self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {
-        self.check_word(word)?;
+        self.set_words(std::slice::from_ref(word), value)
+    }
+
+    fn set_words(&self, words: &[DeviceSlice], value: u32) -> Result<(), DeviceError> {
+        words.iter().try_for_each(|word| self.check_word(word))?;
         let control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
         let _entered = self.context.enter()?;
-        write_value(&control.stream, word, value)?;
+        write_values(&control.stream, words, value)?;
         control.stream.synchronize()
     }
 

@@ -113,24 +113,9 @@ impl CopyStream for CudaCopyStream {
             CudaMemory::behind(self.device, word)?;
             check_word(word)?;
         }
-        match words {
-            [word] => {
-                let _entered = self.stream.context().enter()?;
-                write_value(&self.stream, word, value)?;
-            }
-            words => {
-                for words in words.chunks(MOST_WRITES) {
-                    let mut writes: Vec<_> =
-                        words.iter().map(|word| write_op(word.address(), value)).collect();
-                    let count = u32::try_from(writes.len()).unwrap_or(u32::MAX);
-                    let _entered = self.stream.context().enter()?;
-                    // SAFETY: the array has that length; the words were checked above.
-                    let enqueued = unsafe {
-                        sys::cuStreamBatchMemOp_v2(self.stream.raw(), count, writes.as_mut_ptr(), 0)
-                    };
-                    check("cuStreamBatchMemOp", enqueued)?;
-                }
-            }
+        {
+            let _entered = self.stream.context().enter()?;
+            write_values(&self.stream, words, value)?;
         }
         words.iter().try_for_each(|word| self.keep(word, None))
     }
@@ -138,6 +123,21 @@ impl CopyStream for CudaCopyStream {
     fn record(&mut self) -> Result<Arc<dyn Event>, DeviceError> {
         Ok(Arc::new(self.timeline.record(self.stream.raw(), &mut self.in_use)?))
     }
+}
+
+/// Enqueues the stores of words that were checked and are kept, in the context that was entered.
+pub(super) fn write_values(stream: &RawStream, words: &[DeviceSlice], value: u32) -> Result<(), DeviceError> {
+    if let [word] = words {
+        return write_value(stream, word, value);
+    }
+    for words in words.chunks(MOST_WRITES) {
+        let mut writes: Vec<_> = words.iter().map(|word| write_op(word.address(), value)).collect();
+        let count = u32::try_from(writes.len()).unwrap_or(u32::MAX);
+        // SAFETY: the array has that length; the words were checked by the caller.
+        let enqueued = unsafe { sys::cuStreamBatchMemOp_v2(stream.raw(), count, writes.as_mut_ptr(), 0) };
+        check("cuStreamBatchMemOp", enqueued)?;
+    }
+    Ok(())
 }
 
 /// The store of a word, as a part of a batch. Fenced: what came before is visible to whoever sees it.
@@ -174,7 +174,7 @@ fn operation() -> sys::CUstreamBatchMemOpParams {
 }
 
 /// Enqueues the store of a word that was checked and is kept, in the context that was entered.
-pub(super) fn write_value(stream: &RawStream, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {
+fn write_value(stream: &RawStream, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {
     // With the memory barrier, which is what makes it a doorbell.
     let flags = sys::CUstreamWriteValue_flags::CU_STREAM_WRITE_VALUE_DEFAULT as u32;
     // SAFETY: the word lies inside of memory of this context, at a multiple of four.

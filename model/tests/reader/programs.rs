@@ -418,3 +418,16 @@ fn tables_are_what_embeddings_alone_read() {
     assert_eq!(table.read_bytes, 12 * 16 * 4);
     assert_eq!(open("weights").program().tables(), []);
 }
+
+#[test]
+fn inputs_that_are_row_numbers_are_bounded_by_the_shortest_table() {
+    let program = open("tables").program().clone();
+    let bounds: Vec<(&str, u64)> = program
+        .index_bounds()
+        .iter()
+        .map(|bound| (program.inputs[bound.input].name.as_str(), bound.rows))
+        .collect();
+    // `more` numbers 1000 words and 10 tied rows; what numbers the last table is computed.
+    assert_eq!(bounds, [("ids", 1000), ("more", 10)]);
+    assert_eq!(open("two_inputs").program().index_bounds(), []);
+}

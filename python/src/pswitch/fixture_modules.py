@@ -187,6 +187,30 @@ class Lists(nn.Module):
         return [joined, stacked, product, grid[0] + grid[1], broadcast[0] - broadcast[1], indexed, uneven[2]]
 
 
+class WritesChunk(nn.Module):
+    """Writes to a part of a parameter that a list holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4), requires_grad=False)
+
+    def forward(self, features):
+        self.weight.chunk(2)[0].add_(1)
+        return features @ self.weight
+
+
+class WritesThroughDropout(nn.Module):
+    """Writes to a parameter through an operator whose schema does not say that it returns its argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4), requires_grad=False)
+
+    def forward(self, features):
+        nn.functional.dropout(self.weight, training=False).mul_(2)
+        return features @ self.weight
+
+
 class Counter(nn.Module):
     """A buffer that every call changes: cases follow upon each other."""
 

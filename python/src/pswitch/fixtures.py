@@ -208,6 +208,12 @@ FIXTURES = (
         batch="2",
         tags=("mutable-buffer",),
     ),
+    Fixture("writes-chunk", _small("WritesChunk", _named(features=_normal(2, 4))), tags=("mutable-buffer",)),
+    Fixture(
+        "writes-through-dropout",
+        _small("WritesThroughDropout", _named(features=_normal(2, 4))),
+        tags=("mutable-buffer",),
+    ),
     Fixture("odd-weights", _small("OddWeights", _named(ids=_integers(0, 13, 3)))),
     Fixture("recurrent", _small("Recurrent", _named(sequence=_normal(2, 9, 6)))),
     Fixture(

@@ -6,7 +6,7 @@ use super::Weights;
 use super::launch::{Produced, Segment};
 use crate::error::RunError;
 
-/// Sets of graphs that one model may have: those used longest ago make room for others.
+/// Sets of graphs that one model may have beside those of the export: those used longest ago make room for others.
 const MOST_SETS: usize = 16;
 
 /// A captured execution.
@@ -27,12 +27,35 @@ pub(crate) struct GraphSet {
     ready: Option<Captured>,
     /// For weights on their way, and whether it reads tables from the host store.
     cold: Option<(bool, Captured)>,
+    /// Of the shapes of the export: captured in advance and kept.
+    is_of_export: bool,
+    uses: u64,
     last_use: u64,
 }
 
 impl GraphSet {
-    pub(crate) fn new(inputs: Vec<InputValue>, arena: Region, input_doorbell: u64) -> Self {
-        Self { inputs, arena, input_doorbell, ready: None, cold: None, last_use: 0 }
+    /// For the shapes of the export.
+    pub(crate) fn of_export(inputs: Vec<InputValue>, arena: Region, input_doorbell: u64) -> Self {
+        Self {
+            inputs,
+            arena,
+            input_doorbell,
+            ready: None,
+            cold: None,
+            is_of_export: true,
+            uses: 0,
+            last_use: 0,
+        }
+    }
+
+    /// Whether it is likely to be used again.
+    pub(crate) fn is_worth_it(&self) -> bool {
+        self.is_of_export || self.uses > 1
+    }
+
+    /// Whether what waits for groups reads tables from the host store, if it is captured.
+    pub(crate) fn cold_host_tables(&self) -> Option<bool> {
+        self.cold.as_ref().map(|(host_tables, _)| *host_tables)
     }
 
     pub(crate) fn put(&mut self, weights: Weights, captured: Captured) {
@@ -69,8 +92,9 @@ pub(crate) struct ModelGraphs {
 
 impl ModelGraphs {
     pub(crate) fn add(&mut self, set: GraphSet) -> usize {
-        if self.sets.len() >= MOST_SETS
-            && let Some((oldest, _)) = self.sets.iter().enumerate().min_by_key(|(_, set)| set.last_use)
+        let others = || self.sets.iter().enumerate().filter(|(_, set)| !set.is_of_export);
+        if others().count() >= MOST_SETS
+            && let Some((oldest, _)) = others().min_by_key(|(_, set)| set.last_use)
         {
             self.sets.swap_remove(oldest);
         }
@@ -87,8 +111,10 @@ impl ModelGraphs {
                 && set.inputs == order.inputs
         };
         let index = self.sets.iter().position(fits).unwrap_or_else(|| {
-            self.add(GraphSet::new(order.inputs.clone(), order.arena, order.input_doorbell))
+            let set = GraphSet::of_export(order.inputs.clone(), order.arena, order.input_doorbell);
+            self.add(GraphSet { is_of_export: false, ..set })
         });
+        self.sets[index].uses += 1;
         self.sets[index].last_use = self.uses;
         index
     }
@@ -101,6 +127,7 @@ impl ModelGraphs {
             "cannot be captured as a graph and runs operator by operator"
         );
         self.refusal = Some(error.message);
+        self.sets.clear();
     }
 
     pub(crate) fn set(&self, index: usize) -> &GraphSet {
@@ -154,15 +181,27 @@ mod tests {
     }
 
     #[test]
-    fn the_set_used_longest_ago_makes_room() {
+    fn shapes_have_to_come_twice_to_be_captured() {
         let mut graphs = ModelGraphs::default();
+        let index = graphs.find_or_add(&order(1));
+        assert!(!graphs.set(index).is_worth_it());
+        let index = graphs.find_or_add(&order(1));
+        assert!(graphs.set(index).is_worth_it());
+    }
+
+    #[test]
+    fn the_set_used_longest_ago_makes_room_and_that_of_the_export_stays() {
+        let mut graphs = ModelGraphs::default();
+        let export = order(1000);
+        graphs.add(GraphSet::of_export(export.inputs.clone(), export.arena, export.input_doorbell));
         let most = MOST_SETS as u64;
         for batch in 0..most {
             graphs.find_or_add(&order(batch));
         }
         graphs.find_or_add(&order(0));
         let added = graphs.find_or_add(&order(most));
-        assert_eq!(graphs.sets.len(), MOST_SETS);
+        assert_eq!(graphs.sets.len(), MOST_SETS + 1);
+        assert!(graphs.sets.iter().any(|set| set.inputs == export.inputs));
         assert_eq!(graphs.set(added).inputs, order(most).inputs);
         let batches = |batch: u64| graphs.sets.iter().any(|set| set.inputs == order(batch).inputs);
         assert!(batches(0) && !batches(1) && (2..=most).all(batches));

@@ -6,6 +6,7 @@
 
 use std::iter::Peekable;
 use std::slice::Iter;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use pswitch_device::{DeviceAddress, DeviceError, DeviceSlice, GpuGraph, GpuMoment, GpuStream};
 use pswitch_protocol::FaultClass;
@@ -46,6 +47,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) host_tables: bool,
     /// Moments to be taken before every node and behind the last; none, or one more than there are nodes.
     pub(crate) stamps: &'a [GpuMoment],
+    /// What ends it between operators, if it runs at once.
+    pub(crate) stop: Option<&'a AtomicU32>,
 }
 
 impl Launch<'_> {
@@ -81,6 +84,7 @@ impl Launch<'_> {
             stream: self.stream,
             groups: self.groups.iter().peekable(),
             stamps: self.stamps,
+            stop: self.stop,
             segments,
             waits: Vec::new(),
         };
@@ -111,6 +115,7 @@ struct LaunchWatch<'a> {
     stream: &'a GpuStream,
     groups: Peekable<Iter<'a, Group>>,
     stamps: &'a [GpuMoment],
+    stop: Option<&'a AtomicU32>,
     /// While capturing.
     segments: Option<&'a mut Vec<Segment>>,
     /// What the segment under way waits for.
@@ -146,6 +151,12 @@ impl LaunchWatch<'_> {
 
 impl Watch for LaunchWatch<'_> {
     fn before(&mut self, node: usize) -> Result<(), RunError> {
+        if self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed) != 0) {
+            return Err(RunError {
+                class: FaultClass::Stopped,
+                message: "the execution was stopped".to_owned(),
+            });
+        }
         self.before_node(node).map_err(|error| gpu_fault(&error))
     }
 }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use pswitch_device::{DeviceSlice, GpuMoment, GpuStream, HostSlice, PinnedMemory};
+use pswitch_device::{DeviceError, DeviceSlice, GpuMoment, GpuStream, HostSlice, PinnedMemory};
 use pswitch_mem_pool::{ArenaDivision, Range};
 use pswitch_protocol::{Executed, FaultClass, InputValue, PlacedTensor, Region, control, monotonic_ns};
 
@@ -86,11 +86,16 @@ impl CudaExecutor {
         let mut graphs = ModelGraphs::default();
         for &arena in &shared.arenas {
             let Some((inputs, region, doorbell)) = example_inputs(&model.examples, arena) else { continue };
-            let mut set = GraphSet::new(inputs, region, doorbell);
+            let mut set = GraphSet::of_export(inputs, region, doorbell);
             match self.capture_alone(model, &set, shared, Weights::Resident)? {
                 Ok(captured) => {
                     set.put(Weights::Resident, captured);
                     graphs.add(set);
+                }
+                // Other shapes may fit.
+                Err(error) if error.class != FaultClass::Model => {
+                    tracing::warn!(model = model.name, reason = error.message, "not captured");
+                    break;
                 }
                 Err(error) => {
                     graphs.refuse(&model.name, error);
@@ -115,8 +120,9 @@ impl CudaExecutor {
     ) -> Result<(), WorkerError> {
         let Some(mut graphs) = self.models.remove(&number) else { return Ok(()) };
         for set in graphs.sets_mut() {
-            // As most executions will ask for it.
-            let weights = Weights::Moving { host_tables: model.executable.has_tables() };
+            // As the last execution asked for it, or as most will.
+            let host_tables = set.cold_host_tables().unwrap_or(model.executable.has_tables());
+            let weights = Weights::Moving { host_tables };
             set.forget_cold();
             match self.capture_alone(model, set, shared, weights)? {
                 Ok(captured) => set.put(weights, captured),
@@ -169,6 +175,7 @@ impl CudaExecutor {
             groups: &groups,
             host_tables: weights.are_read_from_host(),
             stamps: &[],
+            stop: None,
         };
         let (outputs, segments) = launch.capture(&mut model.executable)?;
         let graphs = u32::try_from(segments.len()).unwrap_or(u32::MAX);
@@ -197,6 +204,10 @@ impl CudaExecutor {
         Ok(match result {
             Ok(executed) => (Ok(executed), Ok(())),
             Err(Failure::Execution(error)) => (Err(error), Ok(())),
+            Err(Failure::Gpu(error @ WorkerError::Device(DeviceError::TimedOut { .. }))) => {
+                let message = "inputs or weights did not come in time".to_owned();
+                (Err(RunError { class: FaultClass::Transfer, message }), Err(error))
+            }
             Err(Failure::Gpu(error)) => {
                 let reason = match &error {
                     WorkerError::Device(error) => error.to_string(),
@@ -219,13 +230,19 @@ impl CudaExecutor {
         let weights = Weights::of(work, model);
         let index = graphs.find_or_add(work.order);
         if graphs.set(index).captured(weights).is_none() {
+            // To capture takes longer than to run: shapes have to come twice.
+            if !graphs.set(index).is_worth_it() {
+                return self.run_eagerly(shared, model, work);
+            }
             match self.capture(model, graphs.set(index), shared, weights) {
                 Ok(captured) => graphs.set_mut(index).put(weights, captured),
                 Err(error) => {
                     graphs.remove(index);
                     let executed = self.run_eagerly(shared, model, work)?;
                     // It runs so, and not as a graph.
-                    graphs.refuse(&model.name, error);
+                    if error.class == FaultClass::Model {
+                        graphs.refuse(&model.name, error);
+                    }
                     return Ok(executed);
                 }
             }
@@ -272,6 +289,7 @@ impl CudaExecutor {
             groups: &groups,
             host_tables: weights.are_read_from_host(),
             stamps: &[],
+            stop: Some(shared.control.word(shared.block + control::STOP)?),
         };
         self.begin(work, &[])?;
         let launched = launch.run(&mut model.executable).and_then(|outputs| {
@@ -295,7 +313,7 @@ impl CudaExecutor {
 
     /// What comes ahead of the operators: waiting for the inputs and for the first weights, which one operation does as
     /// fast as for either.
-    fn begin(&self, work: &Work<'_>, first_waits: &[DeviceSlice]) -> Result<(), pswitch_device::DeviceError> {
+    fn begin(&self, work: &Work<'_>, first_waits: &[DeviceSlice]) -> Result<(), DeviceError> {
         self.stream.expect();
         let inputs = std::slice::from_ref(&work.input_doorbell);
         let words = [inputs, first_waits].concat();
@@ -310,7 +328,7 @@ impl CudaExecutor {
         outputs: &[Produced],
         placed: &[PlacedTensor],
         shared: &Shared,
-    ) -> Result<(), pswitch_device::DeviceError> {
+    ) -> Result<(), DeviceError> {
         for (output, PlacedTensor { at: Region { offset, bytes }, .. }) in outputs.iter().zip(placed) {
             match output.number {
                 Some(Number::Int(value)) => shared.slots.write(*offset, &value.to_le_bytes())?,
@@ -393,11 +411,7 @@ impl Weights {
     }
 
     /// What is waited for.
-    fn groups(
-        self,
-        model: &Model,
-        shared: &Shared,
-    ) -> Result<Vec<launch::Group>, pswitch_device::DeviceError> {
+    fn groups(self, model: &Model, shared: &Shared) -> Result<Vec<launch::Group>, DeviceError> {
         match self {
             Self::Resident => Ok(Vec::new()),
             Self::Moving { host_tables } => model.groups(shared, host_tables),
@@ -417,9 +431,7 @@ fn check_deadline(work: &Work<'_>, now: Instant) -> Result<(), Failure> {
         return Ok(());
     }
     let waited = Duration::from_millis(work.order.doorbell_timeout_ms);
-    Err(Failure::Gpu(
-        pswitch_device::DeviceError::TimedOut { what: "the end of an execution", waited }.into(),
-    ))
+    Err(Failure::Gpu(DeviceError::TimedOut { what: "the end of an execution", waited }.into()))
 }
 
 /// Why an execution gave no outputs.
@@ -431,7 +443,7 @@ enum Failure {
 }
 
 impl Failure {
-    fn of_device(error: pswitch_device::DeviceError) -> Self {
+    fn of_device(error: DeviceError) -> Self {
         Self::Gpu(error.into())
     }
 }
@@ -442,8 +454,8 @@ impl From<RunError> for Failure {
     }
 }
 
-impl From<pswitch_device::DeviceError> for Failure {
-    fn from(error: pswitch_device::DeviceError) -> Self {
+impl From<DeviceError> for Failure {
+    fn from(error: DeviceError) -> Self {
         Self::of_device(error)
     }
 }

@@ -37,6 +37,7 @@ impl CudaExecutor {
             groups: &[],
             host_tables,
             stamps,
+            stop: None,
         };
         let whole = launch(&[]).capture(&mut model.executable);
         let captured =

@@ -468,7 +468,7 @@ impl Desk {
     }
 
     fn finish(&self, model: u32) -> Result<Vec<Output>, ExecutionFault> {
-        let FromWorker::Finished { execution, result } = self.hear() else { panic!("no end came") };
+        let FromWorker::Finished { execution, result, .. } = self.hear() else { panic!("no end came") };
         assert_eq!(execution, self.executions);
         let outputs = self.models[&model].archive.program().outputs.iter().enumerate();
         let places = outputs.filter_map(|(place, output)| output.kind.value().map(|_| place));
