@@ -84,7 +84,10 @@ impl Scheduler {
         let mut busy = 0;
         for (worker, state) in self.workers.states() {
             let (id, phase_fits): (_, fn(&Phase) -> bool) = match state {
-                WorkerState::Starting | WorkerState::Standby | WorkerState::Killed { execution: None } => {
+                WorkerState::Starting
+                | WorkerState::Standby
+                | WorkerState::Killed { execution: None }
+                | WorkerState::Ending { execution: None } => {
                     continue;
                 }
                 WorkerState::Active { execution } => {
@@ -95,6 +98,9 @@ impl Scheduler {
                 }
                 WorkerState::Killed { execution: Some(execution) } => {
                     (execution, |phase| matches!(phase, Phase::Killed { .. }))
+                }
+                WorkerState::Ending { execution: Some(execution) } => {
+                    (execution, |phase| !matches!(phase, Phase::Ended { .. }))
                 }
             };
             busy += 1;

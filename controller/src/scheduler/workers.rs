@@ -24,6 +24,11 @@ pub(super) enum WorkerState {
         /// What it executes, unless it said that it was done after all.
         execution: Option<ExecutionId>,
     },
+    /// It has said that it ends and is not reaped yet: what it executed may still be written to.
+    Ending {
+        /// What it executed, unless that is over.
+        execution: Option<ExecutionId>,
+    },
 }
 
 /// Workers by state, for metrics.
@@ -37,7 +42,7 @@ pub struct WorkerCounts {
     pub active: usize,
     /// Those that have been told to stop what they execute.
     pub stopping: usize,
-    /// Those that have been killed and are not reaped yet.
+    /// Those that have been killed or have said that they end, and are not reaped yet.
     pub killed: usize,
 }
 
@@ -107,19 +112,20 @@ impl Workers {
         }
     }
 
-    /// Any state, it has said that it ends -> Killed: it is only a matter of time.
+    /// Any state but Killed, it has said so -> Ending.
     pub(super) fn ending(&mut self, worker: WorkerId) {
         let Some(state) = self.states.get_mut(&worker) else { return };
-        let execution = match *state {
-            WorkerState::Active { execution } | WorkerState::Stopping { execution } => Some(execution),
-            WorkerState::Killed { execution } => execution,
-            WorkerState::Starting | WorkerState::Standby => None,
+        *state = match *state {
+            WorkerState::Active { execution } | WorkerState::Stopping { execution } => {
+                WorkerState::Ending { execution: Some(execution) }
+            }
+            WorkerState::Starting | WorkerState::Standby => WorkerState::Ending { execution: None },
+            WorkerState::Killed { .. } | WorkerState::Ending { .. } => return,
         };
-        *state = WorkerState::Killed { execution };
         self.standby.retain(|standby| *standby != worker);
     }
 
-    /// Its execution ended: Active or Stopping -> Standby. Killed stays so, with nothing to execute.
+    /// Its execution ended: Active or Stopping -> Standby. Killed and Ending stay so, with nothing to execute.
     pub(super) fn done(&mut self, worker: WorkerId) {
         let Some(state) = self.states.get_mut(&worker) else { return };
         match state {
@@ -127,7 +133,7 @@ impl Workers {
                 *state = WorkerState::Standby;
                 self.standby.push_front(worker);
             }
-            WorkerState::Killed { execution } => *execution = None,
+            WorkerState::Killed { execution } | WorkerState::Ending { execution } => *execution = None,
             WorkerState::Starting | WorkerState::Standby => {}
         }
     }
@@ -141,7 +147,7 @@ impl Workers {
                 None
             }
             WorkerState::Active { execution } | WorkerState::Stopping { execution } => Some(execution),
-            WorkerState::Killed { execution } => execution,
+            WorkerState::Killed { execution } | WorkerState::Ending { execution } => execution,
         }
     }
 
@@ -153,7 +159,7 @@ impl Workers {
                 WorkerState::Standby => &mut counts.standby,
                 WorkerState::Active { .. } => &mut counts.active,
                 WorkerState::Stopping { .. } => &mut counts.stopping,
-                WorkerState::Killed { .. } => &mut counts.killed,
+                WorkerState::Killed { .. } | WorkerState::Ending { .. } => &mut counts.killed,
             } += 1;
         }
         counts

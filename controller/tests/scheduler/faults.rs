@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::desk::{Desk, Execute, UNIT_BYTES, execute, fault, model, ok, options, rejected};
-use pswitch_controller::scheduler::{Action, ModelLimits, Outcome, Rejection, SchedulerOptions};
+use pswitch_controller::scheduler::{Action, Event, ModelLimits, Outcome, Rejection, SchedulerOptions};
 use pswitch_protocol::{ExecutionFault, FaultClass};
 
 const S: Duration = Duration::from_secs(1);
@@ -196,6 +196,22 @@ fn a_time_without_end_is_no_timer() {
     assert_eq!(desk.scheduler.next_deadline(), None);
     assert_eq!(desk.cancel(0), [Action::Stop { execution: first.execution }]);
     assert_eq!(desk.scheduler.next_deadline(), None);
+}
+
+#[test]
+fn a_worker_that_ends_is_given_nothing_and_answers_when_it_is_gone() {
+    let mut desk = Desk::with(8, 2, &[4], options()).at_work(2);
+    let first = execute(&desk.submit(0, 0));
+    assert_eq!(desk.land(first.transfer), []);
+    assert_eq!(desk.event(Event::WorkerEnding { worker: first.worker }), []);
+    // The other one has work, and this one is not asked though its verdict comes.
+    let second = execute(&desk.submit(1, 0));
+    assert_ne!(second.worker, first.worker);
+    assert_eq!(desk.submit(2, 0), []);
+    let raised = fault(FaultClass::Model);
+    let actions = desk.finish(first.execution, Outcome::Failed(raised.clone()));
+    assert_eq!(actions, [rejected(0, Rejection::ExecutionFailed(raised))]);
+    assert_eq!(desk.lose(first.worker), []);
 }
 
 #[test]

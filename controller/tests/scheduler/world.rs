@@ -65,6 +65,8 @@ struct Worker {
     /// It no longer runs; the scheduler hears of it when it is reaped.
     dead: bool,
     killed: bool,
+    /// What it has said of its execution before it ended. The scheduler hears of it when it is reaped.
+    last_word: Option<Outcome>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -207,7 +209,8 @@ impl World {
         let worker = WorkerId(self.next_worker);
         self.next_worker += 1;
         let process = Process::Starting;
-        let state = Worker { process, told_to_stop: false, hung: false, dead: false, killed: false };
+        let state =
+            Worker { process, told_to_stop: false, hung: false, dead: false, killed: false, last_word: None };
         self.workers.insert(worker, state);
         self.tell(Event::WorkerStarting { worker });
     }
@@ -236,8 +239,13 @@ impl World {
     pub(crate) fn reap(&mut self, nth: usize) {
         let dying = self.workers.iter().filter(|(_, it)| it.dead || it.killed);
         let Some(worker) = pick(dying.map(|(id, _)| id), nth) else { return };
-        if let Process::Executing(id) = self.workers.remove(&worker).unwrap().process {
-            self.executions.get_mut(&id).unwrap().ended = Some(None);
+        let gone = self.workers.remove(&worker).unwrap();
+        if let Process::Executing(execution) = gone.process {
+            let ended = &mut self.executions.get_mut(&execution).unwrap().ended;
+            *ended = Some(gone.last_word.clone());
+            if let Some(outcome) = gone.last_word {
+                self.tell(Event::ExecutionFinished { execution, outcome });
+            }
         }
         self.tell(Event::WorkerLost { worker });
         self.start_worker();
@@ -270,6 +278,16 @@ impl World {
                 _ => Outcome::Stopped,
             };
             self.finish(worker, id, outcome);
+        }
+    }
+
+    /// An operator breaks the device for its worker, which says so and ends. Until then the device may be at work.
+    pub(crate) fn end_with(&mut self, nth: usize) {
+        if let Some((worker, _)) = self.executing(nth) {
+            let state = self.workers.get_mut(&worker).unwrap();
+            state.dead = true;
+            state.last_word = Some(Outcome::Failed(fault(FaultClass::Model)));
+            self.tell(Event::WorkerEnding { worker });
         }
     }
 
