@@ -26,6 +26,7 @@
 //!
 //! - `subject`: an archive with inputs and their right outputs; `caller` sends them and checks every answer;
 //! - `serving`: a server over a repository made for the occasion; `keep_alive`: a client of its HTTP front end;
+//! - `matched_link`: a link of the host that is as slow as a model computes;
 //! - `processes`: memory and descriptors of a server's processes; `machine`: where a result was made;
 //! - `stats`: medians and tails; `report`: tables, JSON, and what was asked for; `progress`: how far a command is;
 //! - `random`: numbers that are the same every time.
@@ -36,6 +37,7 @@ mod caller;
 mod commands;
 mod keep_alive;
 mod machine;
+mod matched_link;
 mod processes;
 mod progress;
 mod random;

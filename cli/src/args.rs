@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Infer(Infer),
     /// Lists the models of a server or of a repository.
     Models(Models),
+    /// Measures a model's layers and the link, and writes the profile from which plans are made.
+    Profile(Profile),
     /// Divides a model's transfer into groups and predicts what that gives.
     #[command(name = "plan-groups")]
     PlanGroups(PlanGroups),
@@ -85,6 +87,9 @@ pub(crate) struct Serve {
     /// How transfers are divided: optimal, paper, per-layer, whole or equal-N.
     #[arg(long, value_name = "ALGORITHM")]
     plan: Option<Algorithm>,
+    /// Times all layers anew, and keeps no times in NAME/profiles for the next start.
+    #[arg(long)]
+    no_profile_cache: bool,
     /// Address of the HTTP front end; port 0 takes any free one.
     #[arg(long, value_name = "ADDRESS")]
     http: Option<SocketAddr>,
@@ -107,6 +112,7 @@ impl Serve {
             link_per_copy: self.link_per_copy_us,
             http_address: self.http,
             plan: self.plan,
+            profile_cache: self.no_profile_cache.then_some(false),
             log: self.log.clone(),
         }
     }
@@ -187,20 +193,102 @@ pub(crate) struct Models {
     pub(crate) format: Format,
 }
 
-/// Divides a model's transfer into groups and predicts what that gives.
+/// How a model is measured: on a server in this process that serves nothing else.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Measuring {
+    /// Device to measure on: auto, host, host:N or cuda:N.
+    #[arg(long)]
+    device: Option<DeviceChoice>,
+    /// Threads that one operator may use on the CPU; 0 leaves it to libtorch.
+    #[arg(long, value_name = "N")]
+    threads: Option<u32>,
+    /// Slows the link of a host device down, as in 1GB/s.
+    #[arg(long, value_name = "RATE")]
+    link_bandwidth: Option<Bandwidth>,
+    /// Lets every copy over the link of a host device cost so much more.
+    #[arg(long, value_name = "US", value_parser = microseconds)]
+    link_per_copy_us: Option<Duration>,
+    /// Device memory for weights and activations, as in 8GiB, or auto.
+    #[arg(long, value_name = "SIZE")]
+    pool_size: Option<SizeSetting>,
+    /// Part of the pool for the activations of one execution, or auto.
+    #[arg(long, value_name = "SIZE")]
+    arena_size: Option<SizeSetting>,
+}
+
+impl Measuring {
+    /// What the flags say over the default configuration, for a repository made for the occasion. Nothing is kept in it.
+    pub(crate) fn overrides(&self, repository: PathBuf) -> ConfigOverrides {
+        ConfigOverrides {
+            repository: Some(repository),
+            device: self.device,
+            pool_size: self.pool_size,
+            arena_size: self.arena_size,
+            threads: self.threads,
+            link_bandwidth: self.link_bandwidth,
+            link_per_copy: self.link_per_copy_us,
+            profile_cache: Some(false),
+            ..ConfigOverrides::default()
+        }
+    }
+}
+
+/// Measures a model's layers and the link, and writes the profile from which plans are made.
 ///
-/// A plan cuts the span into groups: each is copied at once and announced once, and layers compute as soon as their
-/// group is there. Short groups let computation begin early, long ones cost fewer calls.
+/// Layers are timed as a server does when it loads the model, with made-up inputs of the shapes at export. The costs of
+/// the link are those that explain the times of transfers of many sizes best; how far off they are is said on standard
+/// error.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
+  pswitch profile models/resnet152 --out resnet152.yaml
+  pswitch profile models/resnet152 --device cuda:0 --format json
+  pswitch profile resnet152.pt2 --device host --threads 1 --link-bandwidth 1GB/s")]
+pub(crate) struct Profile {
+    /// The model: a folder with model.pt2, or an archive.
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) measuring: Measuring,
+    /// File to write to instead of standard output; JSON if it ends with .json.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// What is written.
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<ProfileFormat>,
+}
+
+/// The form of a profile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProfileFormat {
+    /// A line for each layer.
+    Yaml,
+    /// The same as JSON.
+    Json,
+}
+
+/// Divides a model's transfer into groups and predicts what that gives.
+///
+/// A plan cuts the span into groups: each is copied at once and announced once, and layers compute as soon as their
+/// group is there. Short groups let computation begin early, long ones cost fewer calls. A model is measured first, as by
+/// `pswitch profile`.
+#[derive(Debug, clap::Args)]
+#[command(
+    group = clap::ArgGroup::new("source").required(true).args(["model", "profile"]),
+    after_help = "\
+Examples:
+  pswitch plan-groups models/resnet152 --device host
   pswitch plan-groups --profile resnet152.yaml
   pswitch plan-groups --profile resnet152.yaml --algorithm per-layer --format json
-  pswitch plan-groups --profile resnet152.yaml --plot resnet152.svg --plot resnet152.png")]
+  pswitch plan-groups --profile resnet152.yaml --plot resnet152.svg --plot resnet152.png"
+)]
 pub(crate) struct PlanGroups {
-    /// Layer times, layer sizes and link costs, as YAML or JSON.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) profile: PathBuf,
+    /// The model to be measured: a folder with model.pt2, or an archive.
+    pub(crate) model: Option<PathBuf>,
+    /// Layer times, layer sizes and link costs, as YAML or JSON; then nothing is measured.
+    #[arg(long, value_name = "FILE", conflicts_with = "Measuring")]
+    pub(crate) profile: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) measuring: Measuring,
     /// optimal, paper, paper-rule-1, paper-rule-2, paper-exhaustive, per-layer, whole or equal-N.
     #[arg(long, default_value = "optimal")]
     pub(crate) algorithm: Algorithm,

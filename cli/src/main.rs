@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Command::Serve(serve) => commands::serve::run(serve),
         Command::Infer(infer) => commands::infer::run(&infer),
         Command::Models(models) => commands::models::run(&models),
+        Command::Profile(profile) => commands::profile::run(&profile),
         Command::PlanGroups(plan) => commands::plan_groups::run(&plan),
         Command::Bench(bench) => bench.run(),
         Command::Completions { shell } => {

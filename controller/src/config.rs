@@ -55,6 +55,9 @@ pub struct Config {
     /// Default: `optimal`.
     #[serde(deserialize_with = "fields::algorithm")]
     pub plan: Algorithm,
+    /// Whether layer times are kept in `NAME/profiles`, so that the next start need not take them. A folder that cannot
+    /// be written to keeps none. Default: `true`.
+    pub profile_cache: bool,
     /// What is logged, as in `info` or `warn,pswitch_controller=debug`. Default: `info`.
     #[serde(deserialize_with = "fields::text")]
     pub log: String,
@@ -67,7 +70,7 @@ pub struct DeviceConfig {
     /// `cuda:N`, `host`, `host:N`, or `auto`: the first GPU if there is one, else the host. Default: `auto`.
     pub id: DeviceChoice,
     /// Device memory for weights and activations, as in `8GiB`. Default: `auto`, what all models need but at most
-    /// half of the host's memory or nine tenths of a CUDA device's.
+    /// half of the host's memory; of a GPU's, what is free, less 1 GiB for every worker and for one more.
     pub pool_size: SizeSetting,
     /// Part of the pool for the activations of one execution. Default: `auto`, a tenth of the device's memory, at
     /// most `2GiB`, and at most a quarter of a `pool_size` that is given.
@@ -172,6 +175,8 @@ pub struct ConfigOverrides {
     pub http_address: Option<SocketAddr>,
     /// Replaces [`Config::plan`].
     pub plan: Option<Algorithm>,
+    /// Replaces [`Config::profile_cache`].
+    pub profile_cache: Option<bool>,
     /// Replaces [`Config::log`].
     pub log: Option<String>,
 }
@@ -185,6 +190,7 @@ impl Default for Config {
             slot_memory_size: ByteSize::from_mib(1024),
             limits: LimitsConfig::default(),
             plan: Algorithm::Optimal,
+            profile_cache: true,
             log: "info".to_owned(),
         }
     }
@@ -272,11 +278,13 @@ impl Config {
             link_per_copy,
             http_address,
             plan,
+            profile_cache,
             log,
         } = overrides;
         replace(&mut self.repository, repository);
         replace(&mut self.http.address, http_address);
         replace(&mut self.plan, plan);
+        replace(&mut self.profile_cache, profile_cache);
         replace(&mut self.log, log);
         if let Some(id) = device {
             let configured = self.devices.iter().find(|device| device.id == id).cloned();
@@ -312,6 +320,9 @@ impl Config {
         })
     }
 }
+
+/// What a worker on a GPU has beside the pool, amply: its CUDA context, workspaces of cuBLAS and cuDNN, captured graphs.
+const WORKER_GPU_BYTES: u64 = 1 << 30;
 
 impl DeviceConfig {
     fn check(&self, key: impl Fn(&str) -> String) -> Result<(), ControllerError> {
@@ -359,13 +370,24 @@ impl DeviceConfig {
         }
     }
 
-    /// The size of the pool on a device with that much memory, if everything together would take `wanted_bytes`.
+    /// The size of the pool on a device with that much memory, `free_memory_bytes` of which nobody uses yet, if everything
+    /// together would take `wanted_bytes`. On a GPU it leaves room for what workers have beside it, and for one that starts
+    /// while the one before still ends.
     #[must_use]
-    pub fn pool_bytes(&self, device: DeviceId, total_memory_bytes: u64, wanted_bytes: u64) -> u64 {
+    pub fn pool_bytes(
+        &self,
+        device: DeviceId,
+        total_memory_bytes: u64,
+        free_memory_bytes: u64,
+        wanted_bytes: u64,
+    ) -> u64 {
         match (self.pool_size, device) {
             (SizeSetting::Fixed(size), _) => size.bytes(),
             (SizeSetting::Auto, DeviceId::Host(_)) => wanted_bytes.min(total_memory_bytes / 2),
-            (SizeSetting::Auto, DeviceId::Cuda(_)) => wanted_bytes.min(total_memory_bytes / 10 * 9),
+            (SizeSetting::Auto, DeviceId::Cuda(_)) => {
+                let beside_bytes = WORKER_GPU_BYTES * (u64::from(self.workers) + 1);
+                wanted_bytes.min(free_memory_bytes.saturating_sub(beside_bytes).max(free_memory_bytes / 2))
+            }
         }
     }
 }

@@ -35,7 +35,9 @@ pub use error::ControllerError;
 pub use http::{HttpOptions, HttpServer};
 pub use metrics::{Completion, ConnectionRecord, Metrics, RequestRecord};
 pub use repository::{BrokenEntry, ModelEntry, ModelName, ModelSettings, Repository};
-pub use server::{LoadEvent, LoadObserver, PendingModels, Server, describe};
+pub use server::{
+    DeviceProfile, LinkFit, LoadEvent, LoadObserver, PendingModels, Server, describe, profile_yaml,
+};
 pub use service::{
     Answer, Datatype, DimensionSignature, ErrorClass, InferOptions, InferenceService, ModelSignature,
     ModelSnapshot, ModelState, ModelStatus, OutputTensor, PlacedTensor, ServiceError, ServiceFuture,

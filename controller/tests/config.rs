@@ -25,7 +25,7 @@ fn the_example_shows_the_defaults() {
     let example = parse(EXAMPLE).unwrap();
     let device = &example.devices[0];
     assert_eq!(device.id, DeviceChoice::Id(DeviceId::Host(0)));
-    assert_eq!(device.pool_bytes(DeviceId::Host(0), 1 << 40, 1 << 40), 2 << 30);
+    assert_eq!(device.pool_bytes(DeviceId::Host(0), 1 << 40, 1 << 40, 1 << 40), 2 << 30);
     assert_eq!(device.arena_bytes(1 << 40), 512 << 20);
     assert_eq!(device.link.throttle().bandwidth_bytes_per_s, Some(4e9));
     assert_eq!(device.link.throttle().per_copy, Duration::from_nanos(2500));
@@ -101,6 +101,10 @@ fn mistakes_are_told_with_their_place_and_what_is_allowed() {
         ),
         ("limits:\n  attempts: -1", "expected a number from 1 to 100 at line 2 column 13"),
         ("plan: best", "expected one of optimal, paper, per-layer, whole, equal-N at line 1 column 7"),
+        (
+            "profile_cache: often",
+            "profile_cache: invalid type: string \"often\", expected a boolean at line 1 column 16",
+        ),
         ("log: ''", "expected a text at line 1 column 6"),
         ("\n\nport: 80", "unknown field `port`, expected one of `repository`, `devices`, `http`"),
         ("\n\nport: 80", "at line 3 column 1"),
@@ -158,12 +162,14 @@ fn flags_go_before_the_file() {
         link_bandwidth: Some("1GB/s".parse().unwrap()),
         http_address: Some("0.0.0.0:9000".parse().unwrap()),
         plan: Some(Algorithm::Whole),
+        profile_cache: Some(false),
         ..ConfigOverrides::default()
     };
     let config = parse(EXAMPLE).unwrap().with(overrides).unwrap();
     assert_eq!(config.repository, Path::new("elsewhere"));
     assert_eq!(config.http.address.port(), 9000);
     assert_eq!(config.plan, Algorithm::Whole);
+    assert!(!config.profile_cache);
     let device = &config.devices[0];
     assert_eq!((device.workers, device.pool_size.to_string().as_str()), (4, "3GiB"));
     assert_eq!(device.link.throttle().bandwidth_bytes_per_s, Some(1e9));
@@ -196,7 +202,10 @@ fn auto_sizes_follow_device_and_models() {
     let gib = 1_u64 << 30;
     assert_eq!(device.arena_bytes(80 * gib), 2 * gib);
     assert_eq!(device.arena_bytes(10 * gib), gib);
-    assert_eq!(device.pool_bytes(DeviceId::Host(0), 64 * gib, 5 * gib), 5 * gib);
-    assert_eq!(device.pool_bytes(DeviceId::Host(0), 64 * gib, 50 * gib), 32 * gib);
-    assert_eq!(device.pool_bytes(DeviceId::Cuda(0), 80 * gib, 500 * gib), 72 * gib);
+    assert_eq!(device.pool_bytes(DeviceId::Host(0), 64 * gib, 60 * gib, 5 * gib), 5 * gib);
+    assert_eq!(device.pool_bytes(DeviceId::Host(0), 64 * gib, 60 * gib, 50 * gib), 32 * gib);
+    // Two workers, and one that starts while another still ends.
+    assert_eq!(device.pool_bytes(DeviceId::Cuda(0), 80 * gib, 79 * gib, 500 * gib), 76 * gib);
+    assert_eq!(device.pool_bytes(DeviceId::Cuda(0), 80 * gib, 30 * gib, 500 * gib), 27 * gib);
+    assert_eq!(device.pool_bytes(DeviceId::Cuda(0), 80 * gib, 4 * gib, 500 * gib), 2 * gib);
 }

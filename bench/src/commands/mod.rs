@@ -3,6 +3,7 @@
 mod front_end;
 mod kill;
 mod pipelining;
+mod plan;
 mod start_up;
 mod sweep;
 mod switch;
@@ -20,6 +21,7 @@ use crate::serving::Zygotes;
 pub(crate) enum Command {
     Switch(switch::Switch),
     Pipelining(pipelining::Pipelining),
+    Plan(plan::PlanBench),
     FrontEnd(front_end::FrontEnd),
     Switching(switching::Switching),
     Kill(kill::Kill),
@@ -32,6 +34,7 @@ impl Command {
     pub(crate) fn servers(&self) -> usize {
         match self {
             Self::Pipelining(_) => pipelining::SERVERS,
+            Self::Plan(command) => command.servers(),
             Self::Switch(_) | Self::FrontEnd(_) | Self::Switching(_) | Self::Kill(_) | Self::StartUp(_) => 1,
             Self::Sweep(_) => 0,
         }
@@ -42,6 +45,7 @@ impl Command {
         let serving = match self {
             Self::Switch(command) => &command.serving,
             Self::Pipelining(command) => &command.serving,
+            Self::Plan(command) => &command.serving,
             Self::FrontEnd(command) => &command.serving,
             Self::Switching(command) => &command.serving,
             Self::Kill(command) => &command.serving,
@@ -56,6 +60,7 @@ impl Command {
         match self {
             Self::Switch(command) => command.run(zygotes),
             Self::Pipelining(command) => command.run(zygotes),
+            Self::Plan(command) => command.run(zygotes),
             Self::FrontEnd(command) => command.run(zygotes),
             Self::Switching(command) => command.run(zygotes),
             Self::Kill(command) => command.run(zygotes),

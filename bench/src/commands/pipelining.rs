@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::caller::Caller;
+use crate::matched_link::{MatchedLink, threads_beside_the_link};
 use crate::progress::Progress;
 use crate::report::{Goal, Report, Table};
 use crate::serving::{Bench, Plan, Serving, Zygotes};
@@ -62,13 +63,10 @@ struct Measured {
 impl Pipelining {
     pub(crate) fn run(&self, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
         let subject = Subject::open(&self.model)?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let served = self.serving.with_threads(u32::try_from(cores.saturating_sub(1).max(1)).unwrap_or(1));
-        eprintln!("how long '{}' computes with {} threads ...", subject.name, served.threads);
-        let compute_ms = self.compute_ms(&subject, served, zygotes)?;
-        let link_bandwidth = bandwidth(subject.span_bytes, compute_ms.median)?;
-        let megabytes_per_s = link_bandwidth.bytes_per_s() / 1e6;
-        eprintln!("{:.1} ms; a link of {megabytes_per_s:.0} MB/s takes as long ...", compute_ms.median);
+        let served = self.serving.with_threads(threads_beside_the_link());
+        let requests = self.requests as usize;
+        let MatchedLink { compute_ms, bandwidth: link_bandwidth } =
+            MatchedLink::find(&subject, &self.serving, served, requests, zygotes)?;
         let Measured { cold, ready_ms, lower_bound_ms } =
             self.measure(&subject, served, link_bandwidth, zygotes)?;
 
@@ -113,33 +111,6 @@ impl Pipelining {
             "below_copy_then_run_percent": below_percent,
         });
         Ok(Report { command: "pipelining", tables: vec![table], goals, results })
-    }
-
-    /// The time from the decision to the outputs of a resident model, on a link that costs nothing.
-    fn compute_ms(
-        &self,
-        subject: &Subject,
-        served: Served,
-        zygotes: &mut Zygotes,
-    ) -> anyhow::Result<Summary> {
-        let plan = Plan {
-            serving: &self.serving,
-            served,
-            models: vec![(subject.name.clone(), &subject.archive)],
-            homes_bytes: Some(subject.span_bytes),
-            link_bandwidth: None,
-        };
-        let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;
-        let mut caller = Caller::new(&subject.name, subject.examples(served)?);
-        let mut compute = Samples::default();
-        for request in 0..WARM_UP + self.requests as usize {
-            let call = bench.call(&mut caller)?;
-            if request >= WARM_UP {
-                compute.push_ms(call.timings.compute);
-            }
-        }
-        bench.stop()?;
-        compute.summary().context("nothing was measured")
     }
 
     fn measure(
@@ -204,25 +175,5 @@ impl Pipelining {
             })
             .collect::<anyhow::Result<Vec<Cold>>>()?;
         Ok(Measured { cold, ready_ms: ready.summary().context("nothing was measured")?, lower_bound_ms })
-    }
-}
-
-/// The bandwidth at which so many bytes take so long.
-fn bandwidth(bytes: u64, ms: f64) -> anyhow::Result<Bandwidth> {
-    // Rounding the 54th bit of a size changes nothing.
-    #[allow(clippy::cast_precision_loss)]
-    let bytes_per_s = bytes as f64 / (ms / 1e3);
-    Ok(format!("{bytes_per_s:.0}B/s").parse()?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_link_takes_as_long_as_computing() {
-        let link = bandwidth(240_000_000, 120.0).unwrap();
-        assert_eq!(link.bytes_per_s(), 2e9);
-        assert!(bandwidth(0, 10.0).is_err());
     }
 }

@@ -1,7 +1,6 @@
 //! `pswitch plan-groups`.
 
 mod plot;
-mod text;
 mod timeline;
 
 use std::fs::File;
@@ -17,8 +16,10 @@ use pswitch_transfer::{
 use serde::Serialize;
 
 pub(crate) use self::plot::PlotFile;
-use self::text::{above, count, megabytes, microseconds, printable};
 use self::timeline::Timeline;
+use super::measure::measure;
+use super::profile::summary;
+use super::text::{above, count, megabytes, microseconds, printable};
 use crate::args::{Format, PlanGroups};
 use crate::exit::{Classify as _, Failure, print};
 
@@ -26,8 +27,16 @@ use crate::exit::{Classify as _, Failure, print};
 const MOST_BYTES_OF_A_PROFILE: u64 = 128 << 20;
 
 pub(crate) fn run(args: &PlanGroups) -> anyhow::Result<()> {
-    let path = args.profile.display();
-    let profile = read(&args.profile).class(Failure::Input)?;
+    let (profile, path) = match (&args.profile, &args.model) {
+        (Some(path), _) => (read(path).class(Failure::Input)?, path.display()),
+        (None, Some(model)) => {
+            let measured = measure(model, &args.measuring)?;
+            eprint!("{}", summary(&measured));
+            (measured.profile, model.display())
+        }
+        // The flags are declared so that one of them is there.
+        (None, None) => bail!("neither a model nor a profile was given"),
+    };
     let limit = Duration::from_secs(args.search_limit_s);
     let cannot_plan = || format!("cannot plan {path}");
     let plan = match plan_within(&profile, args.algorithm, limit) {

@@ -12,6 +12,7 @@ use pswitch_worker::Zygote;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use super::worker;
 use crate::args::Serve;
 use crate::exit::{Classify as _, Failure};
 use crate::progress::Progress;
@@ -39,18 +40,6 @@ pub(crate) fn run(args: Serve) -> anyhow::Result<()> {
     let result = runtime.block_on(serve(config, zygote, &progress));
     runtime.shutdown_timeout(Duration::from_secs(1));
     result
-}
-
-/// What a worker process does.
-fn worker(channel: pswitch_worker::Channel) -> i32 {
-    match pswitch_worker::serve(&channel) {
-        Ok(()) => 0,
-        Err(error) => {
-            let error = anyhow::Error::from(error);
-            tracing::error!("a worker ends: {error:#}");
-            1
-        }
-    }
 }
 
 async fn serve(config: Config, zygote: Zygote, progress: &Progress) -> anyhow::Result<()> {

@@ -33,9 +33,11 @@ fn wrong_usage_is_2() {
         (vec!["serve", "--link-per-copy-us", "slow"], vec!["--link-per-copy-us", "slow"]),
         (vec!["serve", "--wrokers", "3"], vec!["--wrokers", "--workers"]),
         (vec!["infer", "m", "--input", "x"], vec!["--input", "NAME=VALUE"]),
-        (vec!["plan-groups"], vec!["--profile"]),
+        (vec!["plan-groups"], vec!["MODEL", "--profile"]),
+        (vec!["profile"], vec!["MODEL"]),
         (vec!["bench"], vec!["Usage", "switching", "start-up"]),
         (vec!["bench", "switch", "--switches", "19"], vec!["--switches", "19"]),
+        (vec!["bench", "plan", "--rounds", "4"], vec!["--rounds", "4"]),
         (vec![], vec!["Usage"]),
     ] {
         assert_ended(&command(&arguments), 2, &says);

@@ -8,6 +8,7 @@ mod archives;
 mod commands;
 mod faults;
 mod plan_groups;
+mod profiles;
 mod refusals;
 mod serving;
 mod shutdown;

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use pswitch_device::{Device, DeviceId, LinkThrottle, SharedMemory, cuda_devices, open_device};
 use pswitch_mem_pool::{HostStore, Pool, PoolLayout, Range};
-use pswitch_transfer::LinkCosts;
 
-use super::profiling::{host_tables, measure_link};
+use super::link::{self, LinkFit};
+use super::profiling::host_tables;
 use crate::config::{Config, DeviceChoice, DeviceConfig, LinkConfig};
 use crate::driver::{DriverHandle, DriverParts, HostTables, ModelSpec};
 use crate::error::ControllerError;
@@ -24,7 +24,9 @@ const SCRATCH_BYTES: u64 = 64 << 20;
 pub(crate) struct ServedDevice {
     pub(crate) driver: DriverHandle,
     pub(crate) device: Arc<dyn Device>,
-    pub(crate) link: LinkCosts,
+    pub(crate) link: LinkFit,
+    /// Threads that one operator may use on the CPU; 0 leaves it to libtorch.
+    pub(crate) threads: u32,
     pub(crate) pool_bytes: u64,
     /// Held while a model is timed: models that do not all fit would drive each other out at every run.
     pub(crate) timing: tokio::sync::Mutex<()>,
@@ -56,7 +58,7 @@ pub(crate) fn open(config: &DeviceConfig) -> Result<OpenedDevice, ControllerErro
         DeviceChoice::Auto if config.link == LinkConfig::default() => match cuda_devices() {
             Ok(_) => DeviceId::Cuda(0),
             Err(error) => {
-                tracing::debug!(%error, "no GPU: the device is the host");
+                tracing::info!(%error, "no GPU can be used: the device is the host");
                 DeviceId::Host(0)
             }
         },
@@ -84,14 +86,14 @@ impl OpenedDevice {
         let spans: u64 = span_bytes.iter().sum();
         // Beside the models and the arenas: doorbells, and some room for models that are added later.
         let wanted = spans + spans / 4 + arena_bytes * arenas as u64 + SPARE_BYTES;
-        let pool_bytes = self.config.pool_bytes(id, total_bytes, wanted);
+        let pool_bytes = self.config.pool_bytes(id, total_bytes, self.device.free_bytes()?, wanted);
         let layout = PoolLayout::new(pool_bytes, arenas, arena_bytes)?;
         let pool = Pool::new(self.device.allocate(pool_bytes)?, layout)?;
         let link = self.measure(&pool)?;
         tracing::info!(
             device = %id, pool_bytes, arena_bytes,
-            gigabytes_per_s = link.bandwidth_bytes_per_s / 1e9, per_copy_us = link.per_copy_us,
-            "pool allocated"
+            gigabytes_per_s = link.costs.bandwidth_bytes_per_s / 1e9, per_copy_us = link.costs.per_copy_us,
+            off_percent = link.rms_percent, "pool allocated"
         );
         let driver = DriverHandle::start(DriverParts {
             name: id.to_string(),
@@ -109,24 +111,25 @@ impl OpenedDevice {
             driver,
             device: self.device,
             link,
+            threads: self.config.threads,
             pool_bytes,
             timing: tokio::sync::Mutex::default(),
         })
     }
 
     /// Measures the link over a part of the pool that nothing is in yet.
-    fn measure(&self, pool: &Pool) -> Result<LinkCosts, ControllerError> {
+    fn measure(&self, pool: &Pool) -> Result<LinkFit, ControllerError> {
         let homes = pool.layout().homes;
         let mut bytes = homes.bytes.min(SCRATCH_BYTES);
         if let Some(bandwidth) = self.throttle.bandwidth_bytes_per_s {
-            // Some tens of milliseconds are enough, however slow the link.
+            // The longest transfer takes some ten milliseconds, however slow the link.
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            let limit = (bandwidth * 0.05) as u64;
-            bytes = bytes.min(limit.next_multiple_of(512));
+            let limit = (bandwidth * 0.01) as u64;
+            bytes = bytes.min(limit.next_multiple_of(512).max(512));
         }
         let scratch = SharedMemory::create("pswitch-measure", bytes)?;
         let from = self.device.pin(Arc::new(scratch))?;
         let to = pool.slice(Range::new(homes.offset, bytes))?;
-        Ok(measure_link(&self.device, &self.throttle, &from, &to)?)
+        Ok(link::measure(&self.device, &self.throttle, &from, &to)?)
     }
 }

@@ -9,14 +9,18 @@ use pswitch_protocol::monotonic_ns;
 use tokio::sync::oneshot;
 
 use super::model::{ServedModel, SlotLayout, datatype_of_code};
-use super::{PROFILE_TIMEOUT, Server, profiling};
+use super::{Server, profiling};
 use crate::driver::{Finished, Job, JobTimes, Mail, Mailbox, PROFILE_ALIGNMENT_BYTES};
 use crate::scheduler::RequestId;
 use crate::service::{
     Answer, InferOptions, InferenceService, ModelSignature, ModelSnapshot, ModelState, ModelStatus,
-    OutputTensor, ServiceError, ServiceFuture, ServiceSnapshot, Submission, TensorSpec, Timings,
+    OutputTensor, PlacedTensor, ServiceError, ServiceFuture, ServiceSnapshot, Submission, TensorSpec,
+    Timings,
 };
 use crate::slots::Slot;
+
+/// Time that one run of a profile may take, queueing included.
+const PROFILE_TIMEOUT: Duration = Duration::from_secs(120);
 
 impl InferenceService for Server {
     fn is_live(&self) -> bool {
@@ -212,7 +216,7 @@ impl Server {
         for run in 0..=profiling::RUNS {
             let mut slot = self.slots.reserve(times.end())?;
             for input in &layout.inputs {
-                zero(&mut slot, input.offset_bytes, input.bytes)?;
+                fill(&mut slot, input, &profiling::example_values(input.spec.datatype))?;
             }
             let (answer, answered) = oneshot::channel();
             let job = Job {
@@ -239,15 +243,14 @@ impl Server {
     }
 }
 
-/// Slots come with what the request before left in them.
-fn zero(slot: &mut Slot, offset: u64, bytes: u64) -> Result<(), ServiceError> {
-    const ZEROS: [u8; 4096] = [0; 4096];
+/// Writes a block again and again; slots come with what the request before left in them.
+fn fill(slot: &mut Slot, input: &PlacedTensor, block: &[u8]) -> Result<(), ServiceError> {
     let mut done = 0;
-    while done < bytes {
-        let step = (bytes - done).min(ZEROS.len() as u64);
-        // At most the length of `ZEROS`.
+    while done < input.bytes {
+        let step = (input.bytes - done).min(block.len() as u64);
+        // At most the length of the block.
         #[allow(clippy::cast_possible_truncation)]
-        slot.write(offset + done, &ZEROS[..step as usize])?;
+        slot.write(input.offset_bytes + done, &block[..step as usize])?;
         done += step;
     }
     Ok(())

@@ -2,9 +2,11 @@
 
 mod devices;
 mod infer;
+mod link;
 mod model;
+mod planning;
+mod profile_file;
 mod profiling;
-mod replan;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +19,6 @@ use pswitch_device::{DeviceId, SharedMemory};
 use pswitch_mem_pool::{HostStore, ModelId};
 use pswitch_model::Archive;
 use pswitch_protocol::Channel;
-use pswitch_transfer::{Algorithm, Profile};
 use tokio::sync::{oneshot, watch};
 
 use crate::config::Config;
@@ -28,14 +29,11 @@ use crate::service::{ModelState, ModelStatus, ServiceError};
 use crate::slots::SlotMemory;
 use crate::supervisor::Supervisor;
 use devices::ServedDevice;
+pub use link::LinkFit;
 use model::ServedModel;
 pub use model::describe;
-
-/// Groups of a model whose layers could not be timed.
-const UNTIMED_GROUPS: usize = 16;
-
-/// Time that one run of a profile may take, queueing included.
-const PROFILE_TIMEOUT: Duration = Duration::from_secs(120);
+pub use planning::DeviceProfile;
+pub use profile_file::profile_yaml;
 
 /// What happens while models are loaded, for whoever shows it to a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +62,7 @@ pub enum LoadEvent {
         /// The model.
         model: String,
     },
-    /// A model's layers are timed.
+    /// A model's layers are timed; not sent where their times were kept from an earlier start.
     Profiling {
         /// The model.
         model: String,
@@ -221,7 +219,8 @@ impl Server {
     }
 
     /// Loads the models that [`start`](Self::start) has found: copies their weights to the host store, has the workers
-    /// build them, times their layers and plans their transfers. One that fails does not stop the others.
+    /// build them, times their layers (unless the times were kept) and plans their transfers. One that fails does not stop
+    /// the others.
     pub async fn load_all(self: &Arc<Self>, pending: PendingModels) {
         // Weights are copied one model after the other, while workers build those before: both go at memory speed.
         let mut building = tokio::task::JoinSet::new();
@@ -294,7 +293,7 @@ impl Server {
     /// Host store -> placed on every device that can hold it, built, timed and planned. Returns its groups.
     async fn build(&self, mut model: ServedModel) -> Result<(ServedModel, usize), String> {
         let name = model.spec.name.clone();
-        (self.observer)(LoadEvent::Building { model: name.clone() });
+        (self.observer)(LoadEvent::Building { model: name });
         let mut reasons = Vec::new();
         for (index, device) in self.devices.iter().enumerate() {
             let (done, placed) = oneshot::channel();
@@ -313,7 +312,6 @@ impl Server {
             self.forget(&model).await;
             return Err(reasons.join("; "));
         }
-        (self.observer)(LoadEvent::Profiling { model: name });
         let mut groups = 0;
         for index in model.devices.clone() {
             match self.plan_on(&model, index).await {
@@ -328,42 +326,6 @@ impl Server {
             }
         }
         Ok((model, groups))
-    }
-
-    /// Times a model's layers on a device and plans its transfers. Returns the number of groups, and the times if they
-    /// could be taken.
-    async fn plan_on(&self, model: &ServedModel, index: usize) -> Result<(usize, Option<Profile>), String> {
-        let device = &self.devices[index];
-        let turn = device.timing.lock().await;
-        let timed = self.time_layers(model, index).await;
-        drop(turn);
-        let (runs, algorithm) = match timed {
-            Ok(runs) => (runs, self.config.plan),
-            Err(error) => {
-                // Its example inputs may be none that it accepts; real ones will be.
-                tracing::warn!(model = model.spec.name, %error, "cannot be timed and moves in equal groups");
-                (Vec::new(), Algorithm::Equal { groups: UNTIMED_GROUPS })
-            }
-        };
-        let profile = profiling::profile(&model.spec, &device.host_tables(&model.spec), &device.link, &runs);
-        let mut groups = 0;
-        if profile.layers.iter().any(|layer| layer.bytes > 0) {
-            let plan = replan::plan_for(&profile, algorithm).map_err(|error| chain(&error))?;
-            groups = plan.groups.len();
-            let compute_us: f64 = profile.layers.iter().map(|layer| layer.compute_us).sum();
-            tracing::info!(
-                model = model.spec.name,
-                device = index,
-                groups,
-                predicted_us = plan.predicted_us,
-                compute_us,
-                per_wait_us = device.link.per_wait_us,
-                "planned"
-            );
-            tracing::debug!(bytes = ?plan.groups.iter().map(|group| group.bytes).collect::<Vec<_>>(), "groups");
-            device.driver.mailbox().put(Mail::Plan { model: model.spec.id, plan: Box::new(plan) });
-        }
-        Ok((groups, (!runs.is_empty()).then_some(profile)))
     }
 
     /// Loading -> Ready or Unavailable.

@@ -7,7 +7,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use pswitch_transfer::{Algorithm, Group, GroupTimes, Plan, Prediction};
 
-use super::text::{count, megabytes, milliseconds, printable};
+use super::super::text::{count, megabytes, milliseconds, printable};
 
 /// What is drawn.
 pub(super) struct Timeline<'a> {

@@ -99,6 +99,12 @@ impl Serve {
         self
     }
 
+    /// Flags as they are.
+    pub(crate) fn flags(mut self, flags: &[&str]) -> Self {
+        self.command.args(flags);
+        self
+    }
+
     /// Configures it by a file.
     pub(crate) fn config(mut self, yaml: &str) -> Self {
         let path = self.folder.path().join("server.yaml");

@@ -1,0 +1,303 @@
+//! What a link costs: copies of many sizes are timed with their doorbells, as a transfer moves them, and the costs that
+//! explain these times best are found.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pswitch_device::{Device, DeviceError, DeviceSlice, HostSlice, LinkThrottle, PinnedMemory, doorbell};
+use pswitch_transfer::LinkCosts;
+
+/// What a device's link costs, and how well that explains the times that were measured.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LinkFit {
+    /// The costs that plans are made with.
+    pub costs: LinkCosts,
+    /// What a transfer takes before its first copy begins, in microseconds. It is no part of a plan: to start an
+    /// execution takes time as well, and meanwhile it passes.
+    pub per_transfer_us: f64,
+    /// Transfers that were timed, each of other sizes.
+    pub samples: usize,
+    /// How far the fitted times are from those measured, in percent of these: the root of the mean square.
+    pub rms_percent: f64,
+    /// The same: the largest.
+    pub largest_percent: f64,
+}
+
+/// A transfer that was timed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Sample {
+    copies: u64,
+    /// Of all copies.
+    bytes: u64,
+    us: f64,
+}
+
+/// Bytes of a copy, from the smallest layers to the largest groups.
+const SIZES_BYTES: [u64; 5] = [4 << 10, 64 << 10, 1 << 20, 16 << 20, 64 << 20];
+
+/// Copies of a transfer.
+const COPIES: [u64; 4] = [1, 4, 16, 64];
+
+/// Times that each transfer is made; the best counts.
+const TRIES: usize = 5;
+
+/// When so much has passed, no further transfers are timed.
+const BUDGET: Duration = Duration::from_millis(60);
+
+/// A throttled link that is found to have more than this of its bandwidth has all of it.
+const BARELY_SLOWER: f64 = 0.9;
+
+/// A transfer that takes longer will not end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Measures what copies and waits cost on this device.
+///
+/// `from` and `to` are scratch of equal length; of `to`, the first word is a doorbell afterwards.
+pub(super) fn measure(
+    device: &Arc<dyn Device>,
+    throttle: &LinkThrottle,
+    from: &PinnedMemory,
+    to: &DeviceSlice,
+) -> Result<LinkFit, DeviceError> {
+    let scratch_bytes = from.bytes().min(to.bytes());
+    let word = to.sub(0, 4)?;
+    let mut stream = device.copy_stream("measure")?;
+    let mut next = 0;
+    let mut timed = |copies: u64, each: u64| -> Result<Duration, DeviceError> {
+        // Each from where the one before has ended: weights come from memory, not from a cache.
+        let base = if next + copies * each > scratch_bytes { 0 } else { next };
+        next = base + copies * each;
+        let begin = Instant::now();
+        for offset in (0..copies).map(|copy| base + copy * each) {
+            stream.copy_in(&HostSlice::new(from.clone(), offset, each)?, &to.sub(offset, each)?)?;
+            stream.write_word(&word, doorbell::RUNG)?;
+        }
+        let end = stream.record()?;
+        end.wait(begin + PATIENCE)?;
+        Ok(end.completed_at().unwrap_or_else(Instant::now).saturating_duration_since(begin))
+    };
+    // The first touch of fresh memory costs more than the link does, and a GPU's link has to wake up.
+    timed(1, scratch_bytes)?;
+    let begin = Instant::now();
+    let mut samples = Vec::new();
+    for (copies, each) in transfers(scratch_bytes) {
+        if samples.len() > 1 && begin.elapsed() > BUDGET {
+            break;
+        }
+        let mut best = timed(copies, each)?;
+        for _ in 1..TRIES {
+            if begin.elapsed() < BUDGET {
+                best = best.min(timed(copies, each)?);
+            }
+        }
+        samples.push(Sample { copies, bytes: copies * each, us: best.as_secs_f64() * 1e6 });
+    }
+    let mut wait = device.measure_wait(&word)?;
+    for _ in 1..TRIES {
+        wait = wait.min(device.measure_wait(&word)?);
+    }
+    let mut found = fit(&samples);
+    let costs = &mut found.costs;
+    costs.per_wait_us = wait.as_secs_f64() * 1e6;
+    if let Some(limit) = throttle.bandwidth_bytes_per_s
+        && costs.bandwidth_bytes_per_s > limit * BARELY_SLOWER
+    {
+        // A throttle is exact where a measurement is not.
+        costs.bandwidth_bytes_per_s = limit;
+    }
+    costs.per_copy_us = costs.per_copy_us.max(throttle.per_copy.as_secs_f64() * 1e6);
+    tracing::debug!(?samples, ?found, "link measured");
+    Ok(found)
+}
+
+/// Numbers of copies, and bytes of each, that the scratch has room for; the shortest transfers first.
+fn transfers(scratch_bytes: u64) -> Vec<(u64, u64)> {
+    let all = SIZES_BYTES.into_iter().flat_map(|each| COPIES.map(|copies| (copies, each)));
+    let mut fitting: Vec<_> = all.filter(|(copies, each)| copies * each <= scratch_bytes).collect();
+    fitting.sort_by_key(|(copies, each)| copies * each);
+    if fitting.is_empty() { vec![(1, scratch_bytes)] } else { fitting }
+}
+
+/// The costs, none of them negative, that explain the times best: `per_transfer + copies * per_copy + bytes / bandwidth`,
+/// with the least sum of squared relative errors. What a wait costs is not in it.
+fn fit(samples: &[Sample]) -> LinkFit {
+    // Counts and sizes are far below what a float holds exactly.
+    #[allow(clippy::cast_precision_loss)]
+    let rows: Vec<[f64; 3]> = samples
+        .iter()
+        .filter(|sample| sample.us > 0.0 && sample.bytes > 0)
+        .map(|sample| [sample.bytes as f64, sample.copies as f64, 1.0].map(|value| value / sample.us))
+        .collect();
+    // The least squares under costs that are not negative are those of some costs alone, the others being zero. There are
+    // few enough to try them all; those with fewer costs first, which win where more explain nothing more.
+    let mut best = None::<([f64; 3], f64)>;
+    for chosen in [&[0][..], &[0, 1], &[0, 2], &[0, 1, 2]] {
+        let Some(solution) = least_squares(&rows, chosen) else { continue };
+        let squares: f64 = rows.iter().map(|row| error(row, &solution).powi(2)).sum();
+        let valid = solution[0] > 0.0 && solution.iter().all(|cost| cost.is_finite() && *cost >= 0.0);
+        if valid && best.is_none_or(|(_, least)| squares < least * (1.0 - 1e-9)) {
+            best = Some((solution, squares));
+        }
+    }
+    // Nothing that could be timed takes no time: as fast as the clock tells.
+    let (solution, squares) = best.unwrap_or(([1e-6, 0.0, 0.0], 0.0));
+    let [us_per_byte, per_copy_us, per_transfer_us] = solution;
+    // A handful.
+    #[allow(clippy::cast_precision_loss)]
+    let mean = squares / rows.len().max(1) as f64;
+    LinkFit {
+        costs: LinkCosts { bandwidth_bytes_per_s: 1e6 / us_per_byte, per_copy_us, per_wait_us: 0.0 },
+        per_transfer_us,
+        samples: rows.len(),
+        rms_percent: mean.sqrt() * 100.0,
+        largest_percent: rows.iter().map(|row| error(row, &solution).abs()).fold(0.0, f64::max) * 100.0,
+    }
+}
+
+/// How far a fitted time is from the one measured, as a share of this.
+fn error(row: &[f64; 3], solution: &[f64; 3]) -> f64 {
+    row.iter().zip(solution).map(|(value, cost)| value * cost).sum::<f64>() - 1.0
+}
+
+/// The costs of the chosen columns by the normal equations, the others being zero; none if they cannot be told apart.
+fn least_squares(rows: &[[f64; 3]], chosen: &[usize]) -> Option<[f64; 3]> {
+    let norm = |column: usize| rows.iter().map(|row| row[column].powi(2)).sum::<f64>().sqrt();
+    let norms: Vec<f64> = chosen.iter().map(|&column| norm(column)).collect();
+    if norms.iter().any(|norm| !(norm.is_finite() && *norm > 0.0)) {
+        return None;
+    }
+    // Columns of length one, whatever their units; the right side is the last column of the matrix.
+    let size = chosen.len();
+    let mut matrix = vec![vec![0.0; size + 1]; size];
+    for row in rows {
+        let scaled: Vec<f64> = chosen.iter().zip(&norms).map(|(&column, norm)| row[column] / norm).collect();
+        for (line, left) in matrix.iter_mut().zip(&scaled) {
+            for (cell, right) in line.iter_mut().zip(scaled.iter().chain([&1.0])) {
+                *cell += left * right;
+            }
+        }
+    }
+    // Symmetric and positive definite, unless columns are multiples of each other: no pivoting.
+    for step in 0..size {
+        let pivot = matrix[step].clone();
+        if pivot[step] < 1e-9 {
+            return None;
+        }
+        for (index, line) in matrix.iter_mut().enumerate() {
+            let factor = line[step] / pivot[step];
+            if index != step {
+                line.iter_mut().zip(&pivot).for_each(|(cell, above)| *cell -= factor * above);
+            }
+        }
+    }
+    let mut solution = [0.0; 3];
+    for (index, (&column, norm)) in chosen.iter().zip(&norms).enumerate() {
+        solution[column] = matrix[index][size] / matrix[index][index] / norm;
+    }
+    Some(solution)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use pswitch_device::{DeviceId, SharedMemory, open_device};
+
+    use super::*;
+
+    /// Times of all transfers at these costs, each off by a share.
+    fn samples(us_per_byte: f64, per_copy_us: f64, per_transfer_us: f64, off: &[f64]) -> Vec<Sample> {
+        transfers(64 << 20)
+            .into_iter()
+            .zip(off.iter().cycle())
+            .map(|((copies, each), off)| {
+                let (count, bytes) = (copies as f64, (copies * each) as f64);
+                let us = bytes * us_per_byte + count * per_copy_us + per_transfer_us;
+                Sample { copies, bytes: copies * each, us: us * (1.0 + off) }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn transfers_fill_the_scratch_and_no_more() {
+        assert_eq!(transfers(100), [(1, 100)]);
+        assert_eq!(transfers(4096), [(1, 4096)]);
+        assert_eq!(transfers(20_000), [(1, 4096), (4, 4096)]);
+        let all = transfers(64 << 20);
+        assert_eq!((all.len(), all[0]), (15, (1, 4096)));
+        assert!(all.contains(&(64, 1 << 20)));
+    }
+
+    #[test]
+    fn costs_are_never_negative() {
+        // Many copies that take less time than few: a negative cost would explain it best.
+        let odd = [(1, 1 << 20, 120.0), (16, 1 << 20, 90.0), (1, 4 << 20, 400.0), (16, 4 << 20, 380.0)];
+        let found = fit(&odd.map(|(copies, bytes, us)| Sample { copies, bytes, us }));
+        assert_eq!(found.costs.per_copy_us, 0.0);
+        assert!(found.costs.bandwidth_bytes_per_s > 0.0 && found.rms_percent > 1.0, "{found:?}");
+        assert!(found.largest_percent >= found.rms_percent, "{found:?}");
+    }
+
+    #[test]
+    fn one_sample_has_a_bandwidth_alone_and_none_is_no_failure() {
+        let one = fit(&[Sample { copies: 1, bytes: 4096, us: 4.096 }]);
+        assert!((one.costs.bandwidth_bytes_per_s / 1e9 - 1.0).abs() < 1e-9, "{one:?}");
+        assert_eq!((one.costs.per_copy_us, one.per_transfer_us, one.samples), (0.0, 0.0, 1));
+        for nothing in [&[][..], &[Sample { copies: 1, bytes: 4096, us: 0.0 }]] {
+            let none = fit(nothing);
+            assert!(none.costs.bandwidth_bytes_per_s.is_finite() && none.rms_percent == 0.0, "{none:?}");
+        }
+    }
+
+    #[test]
+    fn a_throttled_link_is_what_it_is_told_to_be() {
+        let throttle =
+            LinkThrottle { bandwidth_bytes_per_s: Some(200e6), per_copy: Duration::from_micros(300) };
+        let device = open_device(DeviceId::Host(0), throttle).unwrap();
+        let bytes = 1 << 20;
+        let from = device.pin(Arc::new(SharedMemory::create("from", bytes).unwrap())).unwrap();
+        let to = DeviceSlice::new(device.allocate(bytes).unwrap(), 0, bytes).unwrap();
+        let found = measure(&device, &throttle, &from, &to).unwrap();
+        // Never better than the throttle; how much worse depends on what else the machine does.
+        assert!(found.costs.bandwidth_bytes_per_s <= 200e6 && found.costs.per_copy_us >= 300.0, "{found:?}");
+        assert!(found.samples > 1 && found.costs.per_wait_us > 0.0, "{found:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn exact_costs_are_found(
+            gigabytes_per_s in 0.01..100.0_f64,
+            per_copy_us in 0.1..50.0_f64,
+            per_transfer_us in prop_oneof![Just(0.0), 1.0..100.0_f64],
+        ) {
+            let found = fit(&samples(1e-3 / gigabytes_per_s, per_copy_us, per_transfer_us, &[0.0]));
+            prop_assert!((found.costs.bandwidth_bytes_per_s / gigabytes_per_s / 1e9 - 1.0).abs() < 1e-3, "{:?}", found);
+            prop_assert!((found.costs.per_copy_us / per_copy_us - 1.0).abs() < 1e-2, "{:?}", found);
+            prop_assert!((found.per_transfer_us - per_transfer_us).abs() < 0.1 + per_transfer_us * 0.01, "{:?}", found);
+            prop_assert!(found.largest_percent < 0.1, "{:?}", found);
+        }
+
+        #[test]
+        fn noise_is_told_and_does_little(
+            off in prop::collection::vec(-0.04..0.04_f64, 15),
+            per_copy_us in 1.0..5.0_f64,
+        ) {
+            let found = fit(&samples(1e-3 / 55.0, per_copy_us, 8.0, &off));
+            prop_assert!((found.costs.bandwidth_bytes_per_s / 55e9 - 1.0).abs() < 0.08, "{:?}", found);
+            prop_assert!((found.costs.per_copy_us / per_copy_us - 1.0).abs() < 0.35, "{:?}", found);
+            // No worse than the true costs, which are off by what the noise is.
+            let noise: f64 = off.iter().map(|off| (1.0 / (1.0 + off) - 1.0).powi(2)).sum::<f64>() / 15.0;
+            prop_assert!(found.rms_percent <= noise.sqrt() * 100.0 + 1e-6, "{:?}", found);
+        }
+
+        #[test]
+        fn whatever_was_measured_the_costs_are_sane(
+            times in prop::collection::vec((1..100_u64, 0..1_u64 << 30, 0.0..1e9_f64), 0..20),
+        ) {
+            let found = fit(&times.iter().map(|&(copies, bytes, us)| Sample { copies, bytes, us }).collect::<Vec<_>>());
+            let LinkCosts { bandwidth_bytes_per_s, per_copy_us, .. } = found.costs;
+            prop_assert!(bandwidth_bytes_per_s.is_finite() && bandwidth_bytes_per_s > 0.0, "{:?}", found);
+            prop_assert!(per_copy_us.is_finite() && per_copy_us >= 0.0, "{:?}", found);
+            prop_assert!(found.per_transfer_us.is_finite() && found.per_transfer_us >= 0.0, "{:?}", found);
+        }
+    }
+}
