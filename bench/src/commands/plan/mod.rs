@@ -229,7 +229,11 @@ impl PlanBench {
                 }
                 bench.call(rival)?;
                 let brought = bench.call(caller)?;
-                let found = bench.call(caller)?;
+                let mut found = bench.call(caller)?;
+                if found.timings.switched {
+                    // The answer before was faster than the news that the last group had landed.
+                    found = bench.call(caller)?;
+                }
                 let name = caller.model();
                 ensure!(brought.timings.switched, "'{name}' was still resident");
                 ensure!(!found.timings.switched, "'{name}' was not resident");
