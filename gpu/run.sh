@@ -5,7 +5,7 @@
 # is the step's. What it prints goes to run.log, and what it hands to `say` or `show` is seen as well.
 set -uo pipefail
 
-default_steps=facts,models,fixtures,tests,switch,switching,kill
+default_steps=facts,models,fixtures,tests,switch,plan,switching,kill
 # The measurements switch between these; `pswitch.gpu_models` makes them.
 model_names=(resnet152 inception_v3 bert-base vit_l_16)
 device=cuda:0
@@ -110,6 +110,8 @@ step_tests() {
 }
 
 step_switch() { bench switch --python "$python" --model "${model_folders[@]}"; }
+
+step_plan() { bench plan --model "${model_folders[@]}"; }
 
 # Without vit_l_16, which takes 51 ms a request: ten thousand are to be over in little more than a minute.
 step_switching() {
