@@ -101,6 +101,7 @@ pub(crate) fn busiest(before: &[Activity], now: &[Activity]) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
     use std::process::{Command, Stdio};
 
     use super::*;
@@ -122,8 +123,14 @@ mod tests {
     }
     #[test]
     fn a_process_that_computes_is_busy() {
-        let mut idle = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let mut idle = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let pids = [idle.id(), std::process::id()];
+        // Once it has answered it is started, and sleeps as soon as it waits for more.
+        idle.stdin.as_mut().unwrap().write_all(b"!").unwrap();
+        idle.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        while activities(&[idle.id()])[0].running {
+            std::thread::yield_now();
+        }
         let before = activities(&pids);
         let begun = std::time::Instant::now();
         while begun.elapsed().as_millis() < 50 {
