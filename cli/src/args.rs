@@ -63,27 +63,11 @@ pub(crate) struct Serve {
     /// Configuration; flags go before it.
     #[arg(long, value_name = "FILE.yaml")]
     pub(crate) config: Option<PathBuf>,
-    /// Device to serve on: auto, host, host:N or cuda:N.
-    #[arg(long)]
-    device: Option<DeviceChoice>,
-    /// Device memory for weights and activations, as in 8GiB, or auto.
-    #[arg(long, value_name = "SIZE")]
-    pool_size: Option<SizeSetting>,
-    /// Part of the pool for the activations of one execution, or auto.
-    #[arg(long, value_name = "SIZE")]
-    arena_size: Option<SizeSetting>,
+    #[command(flatten)]
+    device: DeviceFlags,
     /// Worker processes of a device: one executes, the others stand by.
     #[arg(long, value_name = "N")]
     workers: Option<u32>,
-    /// Threads that one operator may use on the CPU; 0 leaves it to libtorch.
-    #[arg(long, value_name = "N")]
-    threads: Option<u32>,
-    /// Slows the link of a host device down, as in 1GB/s.
-    #[arg(long, value_name = "RATE")]
-    link_bandwidth: Option<Bandwidth>,
-    /// Lets every copy over the link of a host device cost so much more.
-    #[arg(long, value_name = "US", value_parser = microseconds)]
-    link_per_copy_us: Option<Duration>,
     /// How transfers are divided: optimal, paper, per-layer, whole or equal-N.
     #[arg(long, value_name = "ALGORITHM")]
     plan: Option<Algorithm>,
@@ -103,17 +87,50 @@ impl Serve {
     pub(crate) fn overrides(&self) -> ConfigOverrides {
         ConfigOverrides {
             repository: self.repository.clone(),
-            device: self.device,
-            pool_size: self.pool_size,
-            arena_size: self.arena_size,
             workers: self.workers,
-            threads: self.threads,
-            link_bandwidth: self.link_bandwidth,
-            link_per_copy: self.link_per_copy_us,
             http_address: self.http,
             plan: self.plan,
             profile_cache: self.no_profile_cache.then_some(false),
             log: self.log.clone(),
+            ..self.device.overrides()
+        }
+    }
+}
+
+/// The device that models run on.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct DeviceFlags {
+    /// Device to run on: auto, host, host:N or cuda:N.
+    #[arg(long)]
+    device: Option<DeviceChoice>,
+    /// Threads that one operator may use on the CPU; 0 leaves it to libtorch.
+    #[arg(long, value_name = "N")]
+    threads: Option<u32>,
+    /// Slows the link of a host device down, as in 1GB/s.
+    #[arg(long, value_name = "RATE")]
+    link_bandwidth: Option<Bandwidth>,
+    /// Lets every copy over the link of a host device cost so much more.
+    #[arg(long, value_name = "US", value_parser = microseconds)]
+    link_per_copy_us: Option<Duration>,
+    /// Device memory for weights and activations, as in 8GiB, or auto.
+    #[arg(long, value_name = "SIZE")]
+    pool_size: Option<SizeSetting>,
+    /// Part of the pool for the activations of one execution, or auto.
+    #[arg(long, value_name = "SIZE")]
+    arena_size: Option<SizeSetting>,
+}
+
+impl DeviceFlags {
+    /// What the flags say over the configuration.
+    pub(crate) fn overrides(&self) -> ConfigOverrides {
+        ConfigOverrides {
+            device: self.device,
+            pool_size: self.pool_size,
+            arena_size: self.arena_size,
+            threads: self.threads,
+            link_bandwidth: self.link_bandwidth,
+            link_per_copy: self.link_per_copy_us,
+            ..ConfigOverrides::default()
         }
     }
 }
@@ -193,46 +210,6 @@ pub(crate) struct Models {
     pub(crate) format: Format,
 }
 
-/// How a model is measured: on a server in this process that serves nothing else.
-#[derive(Debug, Clone, clap::Args)]
-pub(crate) struct Measuring {
-    /// Device to measure on: auto, host, host:N or cuda:N.
-    #[arg(long)]
-    device: Option<DeviceChoice>,
-    /// Threads that one operator may use on the CPU; 0 leaves it to libtorch.
-    #[arg(long, value_name = "N")]
-    threads: Option<u32>,
-    /// Slows the link of a host device down, as in 1GB/s.
-    #[arg(long, value_name = "RATE")]
-    link_bandwidth: Option<Bandwidth>,
-    /// Lets every copy over the link of a host device cost so much more.
-    #[arg(long, value_name = "US", value_parser = microseconds)]
-    link_per_copy_us: Option<Duration>,
-    /// Device memory for weights and activations, as in 8GiB, or auto.
-    #[arg(long, value_name = "SIZE")]
-    pool_size: Option<SizeSetting>,
-    /// Part of the pool for the activations of one execution, or auto.
-    #[arg(long, value_name = "SIZE")]
-    arena_size: Option<SizeSetting>,
-}
-
-impl Measuring {
-    /// What the flags say over the default configuration, for a repository made for the occasion. Nothing is kept in it.
-    pub(crate) fn overrides(&self, repository: PathBuf) -> ConfigOverrides {
-        ConfigOverrides {
-            repository: Some(repository),
-            device: self.device,
-            pool_size: self.pool_size,
-            arena_size: self.arena_size,
-            threads: self.threads,
-            link_bandwidth: self.link_bandwidth,
-            link_per_copy: self.link_per_copy_us,
-            profile_cache: Some(false),
-            ..ConfigOverrides::default()
-        }
-    }
-}
-
 /// Measures a model's layers and the link, and writes the profile from which plans are made.
 ///
 /// Layers are timed as a server does when it loads the model, with made-up inputs of the shapes at export. The costs of
@@ -248,7 +225,7 @@ pub(crate) struct Profile {
     /// The model: a folder with model.pt2, or an archive.
     pub(crate) model: PathBuf,
     #[command(flatten)]
-    pub(crate) measuring: Measuring,
+    pub(crate) device: DeviceFlags,
     /// File to write to instead of standard output; JSON if it ends with .json.
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
@@ -285,10 +262,10 @@ pub(crate) struct PlanGroups {
     /// The model to be measured: a folder with model.pt2, or an archive.
     pub(crate) model: Option<PathBuf>,
     /// Layer times, layer sizes and link costs, as YAML or JSON; then nothing is measured.
-    #[arg(long, value_name = "FILE", conflicts_with = "Measuring")]
+    #[arg(long, value_name = "FILE", conflicts_with = "DeviceFlags")]
     pub(crate) profile: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) measuring: Measuring,
+    pub(crate) device: DeviceFlags,
     /// optimal, paper, paper-rule-1, paper-rule-2, paper-exhaustive, per-layer, whole or equal-N.
     #[arg(long, default_value = "optimal")]
     pub(crate) algorithm: Algorithm,

@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use pswitch_controller::{
-    Config, DeviceProfile, InferenceService as _, LoadEvent, LoadObserver, ModelName, ModelState, Server,
+    Config, ConfigOverrides, DeviceProfile, InferenceService as _, LoadEvent, LoadObserver, ModelName,
+    ModelState, Server,
 };
 use pswitch_model::Archive;
 use pswitch_worker::Zygote;
 use tracing_subscriber::EnvFilter;
 
 use super::worker;
-use crate::args::Measuring;
+use crate::args::DeviceFlags;
 use crate::exit::{Classify as _, Failure};
 
 /// What is logged; why layers cannot be timed is among it.
@@ -26,7 +27,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// Times the layers of a folder's `model.pt2`, or of an archive, and the link.
 ///
 /// Call it before the process has threads: workers are forked from it.
-pub(super) fn measure(model: &Path, measuring: &Measuring) -> anyhow::Result<DeviceProfile> {
+pub(super) fn measure(model: &Path, device: &DeviceFlags) -> anyhow::Result<DeviceProfile> {
     let (name, archive) = find(model).class(Failure::Input)?;
     Archive::open(&archive)
         .with_context(|| format!("cannot read {}", archive.display()))
@@ -36,8 +37,13 @@ pub(super) fn measure(model: &Path, measuring: &Measuring) -> anyhow::Result<Dev
     std::fs::create_dir(&folder)
         .and_then(|()| symlink(&archive, folder.join("model.pt2")))
         .with_context(|| format!("cannot make a repository in {}", folder.display()))?;
-    let config =
-        Config::default().with(measuring.overrides(repository.path().to_owned())).class(Failure::Input)?;
+    let overrides = ConfigOverrides {
+        repository: Some(repository.path().to_owned()),
+        // They would go with the folder.
+        profile_cache: Some(false),
+        ..device.overrides()
+    };
+    let config = Config::default().with(overrides).class(Failure::Input)?;
     tracing_subscriber::fmt().with_env_filter(EnvFilter::new(LOG)).with_writer(std::io::stderr).init();
     // Before the first thread: a process with threads cannot be forked safely.
     let zygote = Zygote::fork(worker).context("cannot fork the zygote")?;

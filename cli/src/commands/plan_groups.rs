@@ -30,7 +30,7 @@ pub(crate) fn run(args: &PlanGroups) -> anyhow::Result<()> {
     let (profile, path) = match (&args.profile, &args.model) {
         (Some(path), _) => (read(path).class(Failure::Input)?, path.display()),
         (None, Some(model)) => {
-            let measured = measure(model, &args.measuring)?;
+            let measured = measure(model, &args.device)?;
             eprint!("{}", summary(&measured));
             (measured.profile, model.display())
         }

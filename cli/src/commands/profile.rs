@@ -12,7 +12,7 @@ use crate::args::{Profile, ProfileFormat};
 use crate::exit::print;
 
 pub(crate) fn run(args: &Profile) -> anyhow::Result<()> {
-    let measured = measure(&args.model, &args.measuring)?;
+    let measured = measure(&args.model, &args.device)?;
     eprint!("{}", summary(&measured));
     let text = match args.format.unwrap_or_else(|| format_of(args.out.as_deref())) {
         ProfileFormat::Json => format!("{}\n", serde_json::to_string_pretty(&measured.profile)?),
