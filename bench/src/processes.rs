@@ -124,7 +124,9 @@ mod tests {
     #[test]
     fn a_process_that_computes_is_busy() {
         let mut idle = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let pids = [idle.id(), std::process::id()];
+        // Not this process: threads of other tests end meanwhile, and take their time with them.
+        let mut busy = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let pids = [idle.id(), busy.id()];
         // Once it has answered it is started, and sleeps as soon as it waits for more.
         idle.stdin.as_mut().unwrap().write_all(b"!").unwrap();
         idle.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
@@ -132,14 +134,13 @@ mod tests {
             std::thread::yield_now();
         }
         let before = activities(&pids);
-        let begun = std::time::Instant::now();
-        while begun.elapsed().as_millis() < 50 {
-            std::hint::spin_loop();
-        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
         let now = activities(&pids);
-        assert_eq!(busiest(&before, &now), Some(std::process::id()), "{before:?} {now:?}");
+        busy.kill().unwrap();
+        busy.wait().unwrap();
         drop(idle.stdin.take());
         idle.wait().unwrap();
+        assert_eq!(busiest(&before, &now), Some(busy.id()), "{before:?} {now:?}");
         assert_eq!(activities(&[idle.id()]), []);
     }
 
