@@ -111,6 +111,21 @@ pub(crate) struct Plan<'a> {
     pub(crate) link_bandwidth: Option<Bandwidth>,
 }
 
+impl<'a> Plan<'a> {
+    /// A model beside one of the same archive and the name `rival`, with room for one of the two: each drives the other
+    /// out.
+    pub(crate) fn of_rivals(
+        serving: &'a Serving,
+        served: Served,
+        subject: &'a Subject,
+        rival: &str,
+        link_bandwidth: Option<Bandwidth>,
+    ) -> Self {
+        let models = vec![(subject.name.clone(), &*subject.archive), (rival.to_owned(), &*subject.archive)];
+        Self { serving, served, models, homes_bytes: Some(subject.span_bytes), link_bandwidth }
+    }
+}
+
 /// A server that runs.
 pub(crate) struct Bench {
     // In this order: the server's drivers end their workers, then nothing needs the runtime or the archives.

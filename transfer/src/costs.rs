@@ -224,11 +224,11 @@ fn exponent_above(value: f64) -> i32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{Layer, LinkCosts};
 
-    fn profile(layers: &[(u64, f64)]) -> Profile {
+    pub(crate) fn profile(layers: &[(u64, f64)]) -> Profile {
         Profile {
             model: String::new(),
             link: LinkCosts { bandwidth_bytes_per_s: 1e6, per_copy_us: 2.0, per_wait_us: 1.0 },

@@ -78,18 +78,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{Layer, LinkCosts};
-
-    fn profile(layers: &[(u64, f64)]) -> Profile {
-        Profile {
-            model: String::new(),
-            link: LinkCosts { bandwidth_bytes_per_s: 1e6, per_copy_us: 2.0, per_wait_us: 1.0 },
-            layers: layers
-                .iter()
-                .map(|&(bytes, compute_us)| Layer { name: String::new(), bytes, compute_us })
-                .collect(),
-        }
-    }
+    use crate::costs::tests::profile;
 
     /// More to copy than to compute, and most of it at the end: the best plan may begin late, and must not.
     #[test]

@@ -16,6 +16,10 @@ use pswitch_device::DeviceId;
 use crate::report::Report;
 use crate::serving::Zygotes;
 
+/// What is measured by default on a GPU.
+const GPU_MODELS: [&str; 4] =
+    ["models/resnet152", "models/inception_v3", "models/bert-base", "models/vit_l_16"];
+
 /// What can be measured.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {

@@ -121,14 +121,7 @@ impl Pipelining {
         zygotes: &mut Zygotes,
     ) -> anyhow::Result<Measured> {
         let rival = format!("{}-rival", subject.name);
-        let plan = Plan {
-            serving: &self.serving,
-            served,
-            models: vec![(subject.name.clone(), &subject.archive), (rival.clone(), &subject.archive)],
-            // There is room for one of the two.
-            homes_bytes: Some(subject.span_bytes),
-            link_bandwidth: Some(link_bandwidth),
-        };
+        let plan = Plan::of_rivals(&self.serving, served, subject, &rival, Some(link_bandwidth));
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;
         let mut caller = Caller::new(&subject.name, subject.examples(served)?);
         let mut rival = Caller::new(&rival, subject.examples(served)?);

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use pswitch_controller::{InferenceService as _, ServiceError};
 use serde_json::json;
 
+use super::GPU_MODELS;
 use crate::caller::{Call, Caller, WrongOutput};
 use crate::processes::{activities, busiest};
 use crate::progress::Progress;
@@ -50,12 +51,7 @@ Examples:
   pswitch bench kill --model target/fixtures/resnet18 target/fixtures/mobilenet_v3_small --kills 10")]
 pub(crate) struct Kill {
     /// The models: folders with model.pt2, or archives; two or more, in the order of the requests.
-    #[arg(long = "model", value_name = "PATH", num_args = 2.., default_values = [
-        "models/resnet152",
-        "models/inception_v3",
-        "models/bert-base",
-        "models/vit_l_16",
-    ])]
+    #[arg(long = "model", value_name = "PATH", num_args = 2.., default_values = GPU_MODELS)]
     models: Vec<PathBuf>,
     /// Workers to kill, one after the other.
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]

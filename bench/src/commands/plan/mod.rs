@@ -12,6 +12,7 @@ use pswitch_device::DeviceId;
 use pswitch_transfer::{Algorithm, Plan as TransferPlan, Profile, TransferError, plan, plan_within};
 use serde_json::json;
 
+use super::GPU_MODELS;
 use crate::caller::Caller;
 use crate::matched_link::{MatchedLink, threads_beside_the_link};
 use crate::progress::Progress;
@@ -25,8 +26,7 @@ use outcome::{Measured, Row};
 /// Rounds ahead of those that count.
 const WARM_UP: usize = 4;
 
-/// What is measured by default on a GPU, and on the host.
-const ON_CUDA: [&str; 4] = ["models/resnet152", "models/inception_v3", "models/bert-base", "models/vit_l_16"];
+/// What is measured by default on the host.
 const ON_HOST: [&str; 3] =
     ["target/fixtures/resnet18", "target/fixtures/mobilenet_v3_small", "target/fixtures/bert-2-layers"];
 
@@ -100,7 +100,7 @@ impl PlanBench {
     /// from a process that has not touched a GPU.
     pub(crate) fn servers(&self) -> usize {
         let models =
-            if self.models.is_empty() { ON_CUDA.len().max(ON_HOST.len()) } else { self.models.len() };
+            if self.models.is_empty() { GPU_MODELS.len().max(ON_HOST.len()) } else { self.models.len() };
         models * 2
     }
 
@@ -138,7 +138,7 @@ impl PlanBench {
     fn models(&self) -> Vec<PathBuf> {
         let paths: &[&str] = match self.serving.device() {
             _ if !self.models.is_empty() => return self.models.clone(),
-            DeviceId::Cuda(_) => &ON_CUDA,
+            DeviceId::Cuda(_) => &GPU_MODELS,
             DeviceId::Host(_) => &ON_HOST,
         };
         paths.iter().map(PathBuf::from).collect()
@@ -157,14 +157,7 @@ impl PlanBench {
         zygotes: &mut Zygotes,
     ) -> anyhow::Result<Row> {
         let rival = format!("{}-rival", subject.name);
-        let plan = Plan {
-            serving: &self.serving,
-            served,
-            models: vec![(subject.name.clone(), &subject.archive), (rival.clone(), &subject.archive)],
-            // There is room for one of the two.
-            homes_bytes: Some(subject.span_bytes),
-            link_bandwidth,
-        };
+        let plan = Plan::of_rivals(&self.serving, served, subject, &rival, link_bandwidth);
         eprintln!("starting a server for '{}' ...", subject.name);
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;
         let profile = bench.server.profiles(&subject.name)?.into_iter().next();

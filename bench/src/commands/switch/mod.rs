@@ -13,6 +13,7 @@ use pswitch_controller::InferenceService as _;
 use pswitch_transfer::{Algorithm, Plan as TransferPlan};
 use serde_json::json;
 
+use super::GPU_MODELS;
 use crate::caller::Caller;
 use crate::keep_alive::Connection;
 use crate::progress::Progress;
@@ -49,12 +50,7 @@ Examples:
   pswitch bench switch --model target/fixtures/resnet18 target/fixtures/mobilenet_v3_small --switches 20")]
 pub(crate) struct Switch {
     /// The models: folders with model.pt2, or archives; two or more, in the order of the requests.
-    #[arg(long = "model", value_name = "PATH", num_args = 2.., default_values = [
-        "models/resnet152",
-        "models/inception_v3",
-        "models/bert-base",
-        "models/vit_l_16",
-    ])]
+    #[arg(long = "model", value_name = "PATH", num_args = 2.., default_values = GPU_MODELS)]
     models: Vec<PathBuf>,
     /// Cold requests of each model; as many find it resident. 20 that do not count come on top.
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(20..))]
