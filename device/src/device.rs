@@ -124,13 +124,6 @@ pub trait Device: Send + Sync + Debug {
         deadline: Instant,
     ) -> Result<(), DeviceError>;
 
-    /// What waiting for a doorbell costs whoever executes if it has rung already, measured now; `word` is scratch, and rung
-    /// afterwards.
-    ///
-    /// # Errors
-    /// As [`set_word`](Device::set_word).
-    fn measure_wait(&self, word: &DeviceSlice) -> Result<Duration, DeviceError>;
-
     /// Stores a word of device memory at once, past all streams, and wakes who waits on it; returns when it is stored.
     ///
     /// On `cuda` it passes the streams of other processes always, but not surely those of this process that are stuck at

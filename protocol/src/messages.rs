@@ -103,7 +103,8 @@ pub struct Execute {
     pub host_tables: bool,
     /// Place in the slot memory for the outputs.
     pub outputs: Region,
-    /// Place in the slot memory for one `f32` of microseconds a node, when the execution is to be profiled.
+    /// Place in the slot memory for one `f32` of microseconds a node and one for what a wait costs, when the execution is
+    /// to be profiled.
     pub profile: Option<Region>,
     /// Longest wait for a doorbell before the execution gives up.
     pub doorbell_timeout_ms: u64,

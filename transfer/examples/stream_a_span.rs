@@ -62,6 +62,14 @@ fn compute(
 ) -> Result<Duration, Box<dyn Error>> {
     for (group, times) in groups.iter().zip(&prediction.groups) {
         device.wait_doorbell(ExecutionStream::Host, &group.doorbell, begun + Duration::from_secs(10))?;
+        println!(
+            "  layers {:>2}-{:<2}  {:>7} bytes   predicted to land at {:>5.1} ms   used from {:>5.1} ms",
+            times.group.first_layer,
+            times.group.last_layer,
+            times.group.bytes,
+            times.lands_us / 1e3,
+            begun.elapsed().as_secs_f64() * 1e3,
+        );
         thread::sleep(Duration::from_secs_f64((times.ends_us - times.starts_us) / 1e6));
     }
     Ok(begun.elapsed())
@@ -95,20 +103,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             input_doorbell: None,
             groups: groups.clone(),
         })?;
-        let took = compute(device.as_ref(), &groups, &prediction, begun)?;
-        let report = landed.recv()??;
-
         println!("{algorithm}: {} groups", groups.len());
-        for (times, at) in prediction.groups.iter().zip(&report.groups_landed_at) {
-            println!(
-                "  layers {:>2}-{:<2}  {:>7} bytes   predicted to land at {:>5.1} ms   landed at {:>5.1} ms",
-                times.group.first_layer,
-                times.group.last_layer,
-                times.group.bytes,
-                times.lands_us / 1e3,
-                at.duration_since(begun).as_secs_f64() * 1e3,
-            );
-        }
+        let took = compute(device.as_ref(), &groups, &prediction, begun)?;
+        landed.recv()??;
         println!("  predicted {:.1} ms, took {:.1} ms\n", plan.predicted_us / 1e3, took.as_secs_f64() * 1e3);
     }
     Ok(())

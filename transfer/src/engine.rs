@@ -5,10 +5,10 @@ mod transfer;
 
 use std::sync::Arc;
 
-use pswitch_device::{CopyStream, Device, DeviceError, DeviceSlice, Event, doorbell};
+use pswitch_device::{CopyStream, Device, DeviceError, DeviceSlice, doorbell};
 
 use crate::TransferError;
-use lane::{Lane, Pending, Reporter};
+use lane::{Lane, Reporter};
 pub use transfer::{CopyIn, CopyOut, GroupCopy, Save, Transfer, TransferId, TransferReport};
 
 /// Told about every transfer, once, when it has landed or failed.
@@ -88,10 +88,10 @@ impl Engine {
             }
             stream.write_words(&clear, doorbell::CLEAR).map_err(cannot(WRITE_WORD))
         };
-        lane.run(id, bytes, |stream, pending| {
+        lane.run(id, bytes, |stream| {
             let sent = send_inputs(stream, &inputs, input_doorbell.as_ref());
             meanwhile();
-            pending.inputs = sent?;
+            sent?;
             if groups.is_empty() {
                 clear(stream)?;
             }
@@ -101,7 +101,6 @@ impl Engine {
                     clear(stream)?;
                 }
                 write_word(stream, word, doorbell::RUNG)?;
-                pending.groups.push(stream.record().map_err(cannot(RECORD))?);
             }
             Ok(())
         });
@@ -121,7 +120,7 @@ impl Engine {
             bytes = bytes
                 .saturating_add(self.check_copy(from.bytes(), to.bytes(), from).map_err(cannot(COPY_OUT))?);
         }
-        self.saves.run(id, bytes, |stream: &mut dyn CopyStream, _: &mut Pending| {
+        self.saves.run(id, bytes, |stream| {
             copies
                 .iter()
                 .try_for_each(|CopyOut { from, to }| stream.copy_out(from, to).map_err(cannot(COPY_OUT)))
@@ -157,22 +156,14 @@ impl Engine {
 const COPY_IN: &str = "copy to the device";
 const COPY_OUT: &str = "copy from the device";
 const WRITE_WORD: &str = "write a doorbell";
-const RECORD: &str = "record an event";
 
-/// Returns the point behind the inputs, if there are any.
 fn send_inputs(
     stream: &mut dyn CopyStream,
     inputs: &[CopyIn],
     input_doorbell: Option<&DeviceSlice>,
-) -> Result<Option<Arc<dyn Event>>, TransferError> {
+) -> Result<(), TransferError> {
     inputs.iter().try_for_each(|copy| copy_in(stream, copy))?;
-    if let Some(word) = input_doorbell {
-        write_word(stream, word, doorbell::RUNG)?;
-    }
-    if inputs.is_empty() && input_doorbell.is_none() {
-        return Ok(None);
-    }
-    stream.record().map(Some).map_err(cannot(RECORD))
+    input_doorbell.map_or(Ok(()), |word| write_word(stream, word, doorbell::RUNG))
 }
 
 fn copy_in(stream: &mut dyn CopyStream, copy: &CopyIn) -> Result<(), TransferError> {

@@ -93,10 +93,6 @@ impl Device for Spy {
         self.device.wait_doorbell(on, word, deadline)
     }
 
-    fn measure_wait(&self, word: &DeviceSlice) -> Result<Duration, DeviceError> {
-        self.device.measure_wait(word)
-    }
-
     fn set_word(&self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {
         self.device.set_word(word, value)
     }
@@ -243,11 +239,7 @@ fn everything_is_enqueued_in_order_on_one_stream() {
 
     assert_eq!(id, TransferId(1));
     assert_eq!(report.bytes, 128 * KIB + 300);
-    assert_eq!(report.groups_landed_at.len(), 2);
-    let mut instants = vec![report.enqueued_at, report.inputs_landed_at.unwrap()];
-    instants.extend(&report.groups_landed_at);
-    instants.push(report.landed_at);
-    assert!(instants.is_sorted());
+    assert!(report.enqueued_at <= report.landed_at);
 
     assert_eq!(rig.there(0, 128 * KIB), patterns(0, 128 * KIB));
     assert_eq!(rig.there(600 * KIB, 200), patterns(600 * KIB, 200));
@@ -296,9 +288,7 @@ fn start_returns_before_the_bytes_move_and_doorbells_ring_behind_them() {
         SharedMemory::from_fd(fd, bytes).unwrap().read(index * 128 * KIB, &mut there).unwrap();
         assert_eq!(there, patterns(index * 128 * KIB, 128 * KIB), "group {index}");
     }
-    let report = rig.report().1.unwrap();
-    assert!(report.groups_landed_at.is_sorted());
-    assert_eq!(report.groups_landed_at.last(), Some(&report.landed_at));
+    rig.report().1.unwrap();
 }
 
 #[test]
@@ -317,8 +307,7 @@ fn inputs_alone_overtake_weights_under_way() {
         .unwrap();
     let (first, report) = rig.report();
     assert_eq!(first, TransferId(2));
-    let report = report.unwrap();
-    assert!(report.inputs_landed_at.unwrap() <= report.landed_at);
+    assert_eq!(report.unwrap().bytes, 1000);
     assert_eq!(rig.device.word(&rig.word(40)).unwrap(), doorbell::RUNG);
     assert_eq!(rig.report().0, TransferId(1));
     let asked = rig.device.asked.lock().unwrap();
@@ -365,7 +354,7 @@ fn an_empty_transfer_lands() {
     rig.device.set_word(&rig.word(3), doorbell::RUNG).unwrap();
     rig.engine.start(Transfer { clear: vec![rig.word(3)], ..transfer(1, vec![]) }).unwrap();
     let report = rig.report().1.unwrap();
-    assert_eq!((report.bytes, report.inputs_landed_at), (0, None));
+    assert_eq!(report.bytes, 0);
     assert_eq!(rig.device.word(&rig.word(3)).unwrap(), doorbell::CLEAR);
 }
 

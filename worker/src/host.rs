@@ -50,7 +50,10 @@ pub(crate) fn run(
             Ok(Executed { outputs, first_layer_ns, finished_ns: monotonic_ns(), waited_ns })
         });
     if let (Some(region), Some(launches), Ok(_)) = (work.order.profile, &watch.profile, &result) {
-        shared.slots.write(region.offset, &node_times(launches))?;
+        let times = node_times(launches);
+        shared.slots.write(region.offset, &times)?;
+        let wait_us = measure_wait(shared, &work.input_doorbell)?.as_secs_f32() * 1e6;
+        shared.slots.write(region.offset + times.len() as u64, &wait_us.to_le_bytes())?;
     }
     model.executable.clear();
     Ok(result)
@@ -120,6 +123,19 @@ impl<D: Iterator<Item = (u32, DeviceSlice)>> Watch for ExecutionWatch<'_, D> {
 
 fn transfer_fault(error: &DeviceError) -> RunError {
     RunError { class: FaultClass::Transfer, message: error.to_string() }
+}
+
+/// What a wait for a doorbell that has rung costs; clear afterwards.
+fn measure_wait(shared: &Shared, word: &DeviceSlice) -> Result<Duration, DeviceError> {
+    const REPEATS: u32 = 64;
+    shared.device.set_word(word, doorbell::RUNG)?;
+    let begun = Instant::now();
+    for _ in 0..REPEATS {
+        shared.device.wait_doorbell(ExecutionStream::Host, word, begun + STOP_LATENCY)?;
+    }
+    let took = begun.elapsed();
+    shared.device.set_word(word, doorbell::CLEAR)?;
+    Ok(took / REPEATS)
 }
 
 /// Microseconds of every node as little-endian `f32`, waiting left out; the last one ends now.

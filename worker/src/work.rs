@@ -95,9 +95,11 @@ impl<'a> Work<'a> {
         let inputs =
             order.inputs.iter().map(|input| placed_input(shared, input)).collect::<Result<_, _>>()?;
         if let Some(profile) = order.profile
-            && profile.bytes < 4 * model.executable.nodes() as u64
+            && profile.bytes < 4 * (model.executable.nodes() as u64 + 1)
         {
-            return Err(WorkerError::Order("a profile without room for every node".to_owned()));
+            return Err(WorkerError::Order(
+                "a profile without room for every node and for a wait".to_owned(),
+            ));
         }
         Ok(Self {
             order,

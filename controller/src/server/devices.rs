@@ -92,7 +92,7 @@ impl OpenedDevice {
         let link = self.measure(&pool)?;
         tracing::info!(
             device = %id, pool_bytes, arena_bytes,
-            gigabytes_per_s = link.costs.bandwidth_bytes_per_s / 1e9, per_copy_us = link.costs.per_copy_us,
+            gigabytes_per_s = link.bandwidth_bytes_per_s / 1e9, per_copy_us = link.per_copy_us,
             off_percent = link.rms_percent, "pool allocated"
         );
         let driver = DriverHandle::start(DriverParts {

@@ -210,13 +210,14 @@ impl Server {
         let layout = served.lay_out(&inputs)?;
         let times = Range::new(
             layout.bytes.next_multiple_of(PROFILE_ALIGNMENT_BYTES),
-            4 * served.spec.layers.len() as u64,
+            4 * (served.spec.layers.len() as u64 + 1),
         );
         let mut runs = Vec::with_capacity(profiling::RUNS);
         for run in 0..=profiling::RUNS {
             let mut slot = self.slots.reserve(times.end())?;
             for input in &layout.inputs {
-                fill(&mut slot, input, &profiling::example_values(input.spec.datatype))?;
+                let rows = served.rows(&input.spec.name);
+                fill(&mut slot, input, &profiling::example_values(input.spec.datatype, rows))?;
             }
             let (answer, answered) = oneshot::channel();
             let job = Job {
@@ -232,7 +233,7 @@ impl Server {
             };
             let finished = self.run(device, job, answered).await?;
             if run > 0 {
-                let mut bytes = vec![0; served.spec.layers.len() * 4];
+                let mut bytes = vec![0; (served.spec.layers.len() + 1) * 4];
                 let place = finished.profile.unwrap_or(times);
                 finished.slot.read(place.offset, &mut bytes)?;
                 let (words, _) = bytes.as_chunks::<4>();

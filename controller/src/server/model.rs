@@ -154,6 +154,12 @@ impl ServedModel {
         Ok(inputs)
     }
 
+    /// How many rows an input numbers, if it is known to number rows.
+    pub(crate) fn rows(&self, input: &str) -> Option<u64> {
+        let mut bounds = self.index_bounds.iter();
+        bounds.find(|bound| self.program.inputs[bound.input].name == input).map(|bound| bound.rows)
+    }
+
     /// Refuses row numbers that no table has.
     fn check_indices(&self, placed: &[PlacedTensor], slot: &Slot) -> Result<(), ServiceError> {
         for bound in &self.index_bounds {

@@ -25,7 +25,7 @@ pub struct DeviceProfile {
     pub device_name: String,
     /// Layers, and the costs of the link. Tables that are read from the host while weights move are no bytes of theirs.
     pub profile: Profile,
-    /// How the costs of the link were found, when the server started.
+    /// How the costs of a copy were found, when the server started. Those of a wait come with the layers' times.
     pub link: LinkFit,
 }
 
@@ -79,8 +79,7 @@ impl Server {
     /// profile without times.
     async fn profile_on(&self, model: &ServedModel, index: usize) -> Result<Profile, Profile> {
         let (device, spec) = (&self.devices[index], &model.spec);
-        let made_of =
-            |runs: &[_]| profiling::profile(spec, &device.host_tables(spec), &device.link.costs, runs);
+        let made_of = |runs: &[_]| profiling::profile(spec, &device.host_tables(spec), &device.link, runs);
         let untimed = made_of(&[]);
         let file = self.config.profile_cache.then(|| {
             ProfileFile::of(Path::new(&spec.path), spec.digest, device.device.properties(), device.threads)

@@ -100,7 +100,7 @@ impl ProfileFile {
         &self.0
     }
 
-    /// The layer times that are kept there, with the link costs of `expected`; none unless they are those of just its
+    /// The layer times that are kept there, with what copies cost by `expected`; none unless they are those of just its
     /// layers.
     pub(super) fn read(&self, expected: &Profile) -> Option<Profile> {
         let path = self.0.display();
@@ -154,7 +154,8 @@ fn check(text: &[u8], expected: &Profile) -> io::Result<Profile> {
     if !found.layers.iter().map(what).eq(expected.layers.iter().map(what)) {
         return Err(invalid("its layers are not the model's"));
     }
-    let profile = Profile { layers: found.layers, ..expected.clone() };
+    let link = LinkCosts { per_wait_us: found.link.per_wait_us, ..expected.link };
+    let profile = Profile { layers: found.layers, link, ..expected.clone() };
     profile.validate().map_err(|error| invalid(error.to_string()))?;
     Ok(profile)
 }

@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::ptr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::context::{Context, RawStream, log_failure};
 use super::driver::{check, size, sys};
@@ -203,32 +202,6 @@ impl GpuStream {
             let _ = self.end_capture();
         }
     }
-}
-
-/// What a wait for a word that has rung costs: the best of some runs of many.
-pub(super) fn measure_wait(
-    stream: &GpuStream,
-    gate: &dyn Fn(u32) -> Result<(), DeviceError>,
-    word: &DeviceSlice,
-) -> Result<Duration, DeviceError> {
-    const WAITS: u32 = 64;
-    let (begin, end) = (GpuMoment::new(stream)?, GpuMoment::new(stream)?);
-    let word = std::slice::from_ref(word);
-    let mut best_us = f64::MAX;
-    for _ in 0..5 {
-        // The stream stands still until all is enqueued: what is measured is the GPU's time, not this thread's.
-        gate(doorbell::CLEAR)?;
-        stream.wait_and_clear(word, &[])?;
-        stream.mark(&begin)?;
-        for _ in 0..WAITS {
-            stream.wait_and_clear(word, &[])?;
-        }
-        stream.mark(&end)?;
-        gate(doorbell::RUNG)?;
-        stream.synchronize()?;
-        best_us = best_us.min(end.us_since(&begin)?);
-    }
-    Ok(Duration::from_secs_f64(best_us.max(0.0) / 1e6 / f64::from(WAITS)))
 }
 
 /// A point in time on the GPU, taken by [`GpuStream::mark`].

@@ -14,7 +14,7 @@ mod properties;
 mod stream;
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use self::context::{Context, RawStream};
 use self::driver::{check, sys};
@@ -112,11 +112,6 @@ impl Device for CudaDevice {
         self.check_word(word)?;
         let _entered = self.context.enter()?;
         wait_value(stream, word, doorbell::RUNG)
-    }
-
-    fn measure_wait(&self, word: &DeviceSlice) -> Result<Duration, DeviceError> {
-        let stream = GpuStream::open(self.gpu.id)?;
-        execution::measure_wait(&stream, &|value| self.set_word(word, value), word)
     }
 
     fn set_word(&self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {

@@ -8,7 +8,7 @@ mod stream;
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::libc;
 
@@ -107,16 +107,6 @@ impl Device for HostDevice {
             }
             futex::wait_while(word.atomic(), doorbell::CLEAR, deadline)?;
         }
-    }
-
-    fn measure_wait(&self, word: &DeviceSlice) -> Result<Duration, DeviceError> {
-        const REPEATS: u32 = 64;
-        self.set_word(word, doorbell::RUNG)?;
-        let began = Instant::now();
-        for _ in 0..REPEATS {
-            self.wait_doorbell(ExecutionStream::Host, word, began + Duration::from_secs(60))?;
-        }
-        Ok(began.elapsed() / REPEATS)
     }
 
     fn set_word(&self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {

@@ -35,9 +35,7 @@ pub(super) struct Pending {
     pub(super) id: TransferId,
     pub(super) bytes: u64,
     pub(super) enqueued_at: Instant,
-    pub(super) inputs: Option<Arc<dyn Event>>,
-    pub(super) groups: Vec<Arc<dyn Event>>,
-    /// Behind everything, unless the last group's event is.
+    /// Behind everything. There is no point behind each group: on a GPU it would hold the copies up like a doorbell does.
     pub(super) end: Option<Arc<dyn Event>>,
     /// Why not all of it is enqueued.
     pub(super) failure: Option<TransferError>,
@@ -81,31 +79,20 @@ impl Lane {
         &self,
         id: TransferId,
         bytes: u64,
-        enqueue: impl FnOnce(&mut dyn CopyStream, &mut Pending) -> Result<(), TransferError>,
+        enqueue: impl FnOnce(&mut dyn CopyStream) -> Result<(), TransferError>,
     ) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut pending = Pending {
-            id,
-            bytes,
-            enqueued_at: Instant::now(),
-            inputs: None,
-            groups: Vec::new(),
-            end: None,
-            failure: None,
-        };
-        if let Err(failure) = enqueue(queue.stream.as_mut(), &mut pending) {
-            pending.failure = Some(failure);
-        }
-        if pending.failure.is_some() || pending.groups.is_empty() {
-            match queue.stream.record() {
-                Ok(end) => pending.end = Some(end),
-                Err(source) => {
-                    let failure = TransferError::Device { what: "record the end of a transfer", source };
-                    pending.failure.get_or_insert(failure);
-                }
+        let enqueued_at = Instant::now();
+        let mut failure = enqueue(queue.stream.as_mut()).err();
+        let end = match queue.stream.record() {
+            Ok(end) => Some(end),
+            Err(source) => {
+                failure.get_or_insert(TransferError::Device { what: "record the end of a transfer", source });
+                None
             }
-        }
-        tracing::debug!(transfer = id.0, bytes, groups = pending.groups.len(), "enqueued");
+        };
+        let pending = Pending { id, bytes, enqueued_at, end, failure };
+        tracing::debug!(transfer = id.0, bytes, "enqueued");
         let sent = match &queue.pending {
             Some(sender) => sender.send(pending),
             None => Err(SendError(pending)),
@@ -166,20 +153,12 @@ impl Reporter {
 impl Pending {
     /// Waits for all of it, even if some of it failed: afterwards no copy touches its memory any more.
     fn land(self) -> Result<TransferReport, TransferError> {
-        let Self { id, bytes, enqueued_at, inputs, groups, end, mut failure } = self;
-        let mut land = |event: Arc<dyn Event>| {
-            wait(id, event.as_ref()).unwrap_or_else(|source| {
-                failure.get_or_insert(TransferError::Device { what: "finish a transfer", source });
-                Instant::now()
-            })
-        };
-        let inputs_landed_at = inputs.map(&mut land);
-        let groups_landed_at: Vec<Instant> = groups.into_iter().map(&mut land).collect();
-        let end = end.map(&mut land);
-        let landed_at = end.or(groups_landed_at.last().copied()).unwrap_or(enqueued_at);
-        match failure {
-            Some(failure) => Err(failure),
-            None => Ok(TransferReport { bytes, enqueued_at, inputs_landed_at, groups_landed_at, landed_at }),
+        let Self { id, bytes, enqueued_at, end, failure } = self;
+        let landed = end.map_or(Ok(enqueued_at), |end| wait(id, end.as_ref()));
+        match (failure, landed) {
+            (Some(failure), _) => Err(failure),
+            (None, Err(source)) => Err(TransferError::Device { what: "finish a transfer", source }),
+            (None, Ok(landed_at)) => Ok(TransferReport { bytes, enqueued_at, landed_at }),
         }
     }
 }

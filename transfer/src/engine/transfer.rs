@@ -75,10 +75,6 @@ pub struct TransferReport {
     pub bytes: u64,
     /// When the first operation was enqueued.
     pub enqueued_at: Instant,
-    /// When the inputs were there and their doorbell rang; `None` without inputs and input doorbell.
-    pub inputs_landed_at: Option<Instant>,
-    /// When each group was there and its doorbell rang.
-    pub groups_landed_at: Vec<Instant>,
     /// When all was done.
     pub landed_at: Instant,
 }

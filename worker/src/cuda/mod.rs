@@ -1,8 +1,9 @@
 //! Executions on a GPU: graphs captured over a model's home and an arena, with waits for its groups between them.
 //!
 //! Graphs belong to one model, one arena and one set of input shapes: one graph for weights that are there, and for
-//! weights on their way one for every group, each launched behind a wait for that group's doorbell. Graphs for the shapes of the export are captured when a model is loaded; others when they are first asked for. What
-//! cannot be captured runs operator by operator on the same stream.
+//! weights on their way two, with the waits for the groups' doorbells between and inside of them. Graphs for the shapes of
+//! the export are captured when a model is loaded; others when they come for the second time. What cannot be captured runs
+//! operator by operator on the same stream.
 
 mod graphs;
 mod launch;

@@ -1,9 +1,9 @@
 //! Times of a model's nodes, taken on the GPU.
 
-use pswitch_device::GpuMoment;
+use pswitch_device::{GpuMoment, doorbell};
 use pswitch_protocol::{Executed, Region};
 
-use super::launch::{Launch, Segment};
+use super::launch::{Group, Launch, Segment};
 use super::{CudaExecutor, Failure};
 use crate::work::{Model, Shared, Work};
 
@@ -11,12 +11,13 @@ use crate::work::{Model, Shared, Work};
 const LAUNCHES: usize = 5;
 
 impl CudaExecutor {
-    /// Executes once for the answer, and a few times more for the times of all nodes, which it writes to `times` as one
-    /// little-endian `f32` of microseconds each.
+    /// Executes once for the answer, and a few times more for the times of all nodes and of a wait between them, which it
+    /// writes to `times` as little-endian `f32` of microseconds.
     ///
     /// A graph with a time stamp before every node runs longer than one without: stamps cost time, and kernels that
     /// follow each other without a gap no longer do. So what the whole graph takes is measured, too, and what the stamps
-    /// add is taken off each node alike.
+    /// add is taken off each node alike. A wait costs what it keeps the kernels behind it from being made ready for, some
+    /// microseconds. So a graph that waits before every kernel, for a word that has rung, is timed as well.
     pub(super) fn profile(
         &mut self,
         shared: &Shared,
@@ -30,43 +31,47 @@ impl CudaExecutor {
             (0..=model.executable.nodes()).map(|_| GpuMoment::new(&self.stream)).collect::<Result<_, _>>()?;
         // Inputs and weights are there by now; tables are read from where an execution reads them that waits for weights.
         let host_tables = work.order.host_tables && model.executable.has_tables();
-        let launch = |stamps| Launch {
+        let launch = |groups, stamps| Launch {
             libtorch: &self.libtorch,
             stream: &self.stream,
             inputs: &work.inputs,
-            groups: &[],
+            groups,
             host_tables,
             stamps,
             stop: None,
         };
-        let whole = launch(&[]).capture(&mut model.executable);
+        let whole = launch(&[], &[]).capture(&mut model.executable);
         let captured =
-            whole.and_then(|whole| Ok((whole.1, launch(&stamps).capture(&mut model.executable)?.1)));
+            whole.and_then(|whole| Ok((whole.1, launch(&[], &stamps).capture(&mut model.executable)?.1)));
         let us = match captured {
             Ok((whole, stamped)) => {
                 let (mut totals, mut nodes) = (Vec::new(), Vec::new());
                 for _ in 0..=LAUNCHES {
-                    self.stream.mark(&self.first)?;
-                    self.launch_again(&whole)?;
-                    self.stream.mark(&self.last)?;
-                    self.stream.synchronize()?;
-                    totals.push(self.last.us_since(&self.first)?);
+                    totals.push(self.time(&whole)?);
                     self.launch_again(&stamped)?;
                     self.stream.synchronize()?;
                     nodes.push(intervals(&stamps)?);
                 }
-                without_stamps(&medians(&nodes[1..]), median(totals[1..].to_vec()))
+                let mut us = without_stamps(&medians(&nodes[1..]), median(totals[1..].to_vec()));
+                let kernels = (0..).zip(&us).filter(|(_, us)| **us > 0.0);
+                let waits: Vec<Group> =
+                    kernels.map(|(node, _)| (node, work.input_doorbell.clone())).collect();
+                let waiting = launch(&waits, &[]).capture(&mut model.executable)?.1;
+                us.push(self.wait_us(shared, work, (&whole, &waiting), waits.len())?);
+                us
             }
-            // It runs operator by operator, and so do its times.
+            // It runs operator by operator, and so do its times. The GPU waits for launches then, and not for words.
             Err(_) => {
                 let mut nodes = Vec::new();
                 for _ in 0..=LAUNCHES {
-                    launch(&stamps).run(&mut model.executable)?;
+                    launch(&[], &stamps).run(&mut model.executable)?;
                     self.stream.synchronize()?;
                     model.executable.clear();
                     nodes.push(intervals(&stamps)?);
                 }
-                medians(&nodes[1..])
+                let mut us = medians(&nodes[1..]);
+                us.push(0.0);
+                us
             }
         };
         // Times of one node, far inside of the range.
@@ -76,7 +81,38 @@ impl CudaExecutor {
         Ok(executed)
     }
 
-    /// Launches what waits for nothing.
+    /// What each of some waits adds to a graph without any.
+    fn wait_us(
+        &self,
+        shared: &Shared,
+        work: &Work<'_>,
+        (whole, waiting): (&[Segment], &[Segment]),
+        waits: usize,
+    ) -> Result<f64, Failure> {
+        let mut added = Vec::new();
+        shared.device.set_word(&work.input_doorbell, doorbell::RUNG)?;
+        for _ in 0..=LAUNCHES {
+            // In turn: what slows the GPU down for a while slows both.
+            let without = self.time(whole)?;
+            added.push(self.time(waiting)? - without);
+        }
+        shared.device.set_word(&work.input_doorbell, doorbell::CLEAR)?;
+        // Counts of nodes are far below what a float holds exactly.
+        #[allow(clippy::cast_precision_loss)]
+        let each = median(added[1..].to_vec()) / waits.max(1) as f64;
+        Ok(each.max(0.0))
+    }
+
+    /// Microseconds of one launch.
+    fn time(&self, segments: &[Segment]) -> Result<f64, Failure> {
+        self.stream.mark(&self.first)?;
+        self.launch_again(segments)?;
+        self.stream.mark(&self.last)?;
+        self.stream.synchronize()?;
+        Ok(self.last.us_since(&self.first)?)
+    }
+
+    /// Launches what has nothing to wait for any more.
     fn launch_again(&self, segments: &[Segment]) -> Result<(), Failure> {
         for Segment { graph, .. } in segments {
             // SAFETY: as for any launch: all memory is leased to this execution, and the launch before is over.

@@ -70,8 +70,17 @@ pub(crate) fn folders() -> Vec<PathBuf> {
 
 /// Whether a fixture is there to be refused.
 pub(crate) fn is_refused(folder: &Path) -> bool {
+    has_tag(folder, "refused")
+}
+
+/// Whether the program writes to what is one copy for all executions.
+pub(crate) fn writes_to_weights(folder: &Path) -> bool {
+    has_tag(folder, "mutable-buffer")
+}
+
+fn has_tag(folder: &Path, tag: &str) -> bool {
     std::fs::read_to_string(folder.join("manifest.json"))
-        .is_ok_and(|manifest| manifest.contains("\"refused\""))
+        .is_ok_and(|manifest| manifest.contains(&format!("\"{tag}\"")))
 }
 
 /// Inputs and what eager PyTorch made of them on this GPU.
@@ -483,12 +492,16 @@ impl Desk {
     }
 
     /// Microseconds of every node.
-    pub(crate) fn profile(&mut self, model: u32, case: &Case) -> Vec<f32> {
+    /// Microseconds of every node, and of a wait.
+    pub(crate) fn profile(&mut self, model: u32, case: &Case) -> (Vec<f32>, f32) {
         self.start(model, case, Arrival::EveryLayer, Some(PROFILE));
         self.finish(model).unwrap();
-        let mut bytes = vec![0; 4 * self.models[&model].layers.len()];
+        let mut bytes = vec![0; 4 * (self.models[&model].layers.len() + 1)];
         self.slots.memory().read(PROFILE.offset, &mut bytes).unwrap();
-        bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect()
+        let words = bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word));
+        let mut nodes: Vec<f32> = words.collect();
+        let wait = nodes.pop().unwrap();
+        (nodes, wait)
     }
 }
 

@@ -117,14 +117,14 @@ struct Lane {
 impl Lane {
     /// From the call to the moment at which all has landed.
     fn transfer(&mut self, groups: Vec<GroupCopy>) -> anyhow::Result<Duration> {
-        let (expected, bytes) = (groups.len(), groups.iter().map(|group| group.copy.to.bytes()).sum::<u64>());
+        let bytes = groups.iter().map(|group| group.copy.to.bytes()).sum::<u64>();
         let id = TransferId(self.next);
         self.next += 1;
         let begun = Instant::now();
         self.engine.start(Transfer { id, clear: vec![], inputs: vec![], input_doorbell: None, groups })?;
         let report = self.landed.recv_timeout(PATIENCE);
         let report = report.with_context(|| format!("a transfer of {bytes} bytes does not end"))??;
-        ensure!(report.bytes == bytes && report.groups_landed_at.len() == expected, "bytes were left behind");
+        ensure!(report.bytes == bytes, "bytes were left behind");
         Ok(report.landed_at.saturating_duration_since(begun))
     }
 }
