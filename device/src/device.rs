@@ -171,17 +171,15 @@ pub trait CopyStream: Send + Debug {
     /// Stores a word of device memory after all copies before it are complete, and wakes who waits on it.
     ///
     /// # Errors
-    /// As [`write_words`](CopyStream::write_words).
-    fn write_word(&mut self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {
-        self.write_words(std::slice::from_ref(word), value)
-    }
+    /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::StreamEnded`], [`DeviceError::Cuda`].
+    fn write_word(&mut self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError>;
 
-    /// Stores several words after all copies before them are complete, in their order and in as few operations as the
-    /// device allows.
+    /// Makes a range of words [`CLEAR`](crate::doorbell::CLEAR), in the order of the stream. Costs about as much as one word.
     ///
     /// # Errors
-    /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::StreamEnded`], [`DeviceError::Cuda`].
-    fn write_words(&mut self, words: &[DeviceSlice], value: u32) -> Result<(), DeviceError>;
+    /// [`DeviceError::NotAWord`] for a range that is no whole number of words; otherwise as
+    /// [`write_word`](CopyStream::write_word).
+    fn clear_words(&mut self, words: &DeviceSlice) -> Result<(), DeviceError>;
 
     /// An event that is complete when all that was enqueued before it is done, words included.
     ///

@@ -203,6 +203,15 @@ pub(crate) fn check_word(slice: &DeviceSlice) -> Result<(), DeviceError> {
     }
 }
 
+/// The same for a range of words.
+pub(crate) fn check_words(slice: &DeviceSlice) -> Result<(), DeviceError> {
+    if slice.bytes.is_multiple_of(4) && slice.address().0.is_multiple_of(4) {
+        Ok(())
+    } else {
+        Err(DeviceError::NotAWord { offset: slice.offset, bytes: slice.bytes })
+    }
+}
+
 /// A range of a device's memory, known to lie inside, that keeps the memory alive.
 #[derive(Debug, Clone)]
 pub struct DeviceSlice {
@@ -219,6 +228,15 @@ impl DeviceSlice {
     pub fn new(memory: Arc<dyn DeviceMemory>, offset: u64, bytes: u64) -> Result<Self, DeviceError> {
         check_inside("device memory", offset, bytes, memory.bytes())?;
         Ok(Self { memory, offset, bytes })
+    }
+
+    /// The words of which it consists; a rest at its end is none.
+    pub fn words(&self) -> impl Iterator<Item = Self> + '_ {
+        (0..self.bytes / 4).map(|index| Self {
+            memory: Arc::clone(&self.memory),
+            offset: self.offset + 4 * index,
+            bytes: 4,
+        })
     }
 
     /// A part of this slice; `offset` counts from where it begins.

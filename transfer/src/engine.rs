@@ -76,17 +76,21 @@ impl Engine {
             bytes =
                 bytes.saturating_add(self.check_copy(from.bytes(), to.bytes(), to).map_err(cannot(COPY_IN))?);
         }
-        for word in clear.iter().chain(&input_doorbell).chain(groups.iter().map(|group| &group.doorbell)) {
+        for words in &clear {
+            self.check_device(words).map_err(cannot(CLEAR))?;
+            if !words.bytes().is_multiple_of(4) || !words.address().0.is_multiple_of(4) {
+                let (offset, bytes) = (words.offset(), words.bytes());
+                return Err(cannot(CLEAR)(DeviceError::NotAWord { offset, bytes }));
+            }
+        }
+        for word in input_doorbell.iter().chain(groups.iter().map(|group| &group.doorbell)) {
             self.check_word(word).map_err(cannot(WRITE_WORD))?;
         }
         let lane = if groups.is_empty() { &self.inputs } else { &self.weights };
         // Behind the first group's doorbell, which somebody waits for, but never behind the last one's.
         let clear_at = groups.len().min(2).saturating_sub(1);
         let clear = |stream: &mut dyn CopyStream| {
-            if clear.is_empty() {
-                return Ok(());
-            }
-            stream.write_words(&clear, doorbell::CLEAR).map_err(cannot(WRITE_WORD))
+            clear.iter().try_for_each(|words| stream.clear_words(words).map_err(cannot(CLEAR)))
         };
         lane.run(id, bytes, |stream| {
             let sent = send_inputs(stream, &inputs, input_doorbell.as_ref());
@@ -156,6 +160,7 @@ impl Engine {
 const COPY_IN: &str = "copy to the device";
 const COPY_OUT: &str = "copy from the device";
 const WRITE_WORD: &str = "write a doorbell";
+const CLEAR: &str = "clear doorbells";
 
 fn send_inputs(
     stream: &mut dyn CopyStream,

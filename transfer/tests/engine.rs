@@ -123,9 +123,16 @@ impl CopyStream for SpyStream {
         self.stream.copy_out(from, to)
     }
 
-    fn write_words(&mut self, words: &[DeviceSlice], value: u32) -> Result<(), DeviceError> {
-        words.iter().try_for_each(|word| self.note(Asked::Word { offset: word.offset(), value }))?;
-        self.stream.write_words(words, value)
+    fn write_word(&mut self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {
+        self.note(Asked::Word { offset: word.offset(), value })?;
+        self.stream.write_word(word, value)
+    }
+
+    fn clear_words(&mut self, words: &DeviceSlice) -> Result<(), DeviceError> {
+        words
+            .words()
+            .try_for_each(|word| self.note(Asked::Word { offset: word.offset(), value: doorbell::CLEAR }))?;
+        self.stream.clear_words(words)
     }
 
     fn record(&mut self) -> Result<Arc<dyn Event>, DeviceError> {
@@ -255,7 +262,7 @@ fn doorbells_are_cleared_before_the_last_one_rings() {
     for groups in 0..5 {
         let groups: Vec<GroupCopy> = (0..groups).map(|index| rig.group(index, KIB)).collect();
         let rings: Vec<Asked> = (0..groups.len() as u64).map(|index| word(index, doorbell::RUNG)).collect();
-        let clear = vec![rig.word(8), rig.word(9)];
+        let clear = vec![DeviceSlice::new(rig.pool.clone(), rig.word(8).offset(), 8).unwrap()];
         rig.engine.start(Transfer { clear, ..transfer(1, groups) }).unwrap();
         rig.report().1.unwrap();
         let asked = std::mem::take(&mut *rig.device.asked.lock().unwrap());

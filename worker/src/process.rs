@@ -169,14 +169,16 @@ impl Worker {
         let executable =
             unsafe { Executable::build(program, self.torch, |weight| place(base, weight), on_host) }
                 .map_err(|error| error.to_string())?;
-        let first = program.layers().iter().position(|layer| layer.bytes > 0);
-        let wait_nodes = first.into_iter().filter_map(|node| u32::try_from(node).ok()).collect();
+        let layers = program.layers();
+        let weighted = (0..).zip(&layers).filter(|(_, layer)| layer.bytes > 0);
+        let weighted_nodes: Vec<u32> = weighted.map(|(node, _)| node).collect();
         let examples = program.inputs.iter().filter_map(example).collect();
         Ok(Model {
             name: load.name.clone(),
             executable,
             doorbells: load.doorbells,
-            wait_nodes,
+            wait_nodes: weighted_nodes.first().copied().into_iter().collect(),
+            weighted_nodes,
             table_nodes: Vec::new(),
             _host_span: host_span,
             examples,

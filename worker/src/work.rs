@@ -48,6 +48,8 @@ pub(crate) struct Model {
     pub(crate) table_nodes: Vec<u32>,
     /// The span in the host store, where the executable may read tables from; kept for that.
     pub(crate) _host_span: Option<PinnedMemory>,
+    /// Nodes that are the first to need some of the weights.
+    pub(crate) weighted_nodes: Vec<u32>,
     /// Types and shapes of the inputs at export, integers with their value.
     pub(crate) examples: Vec<Example>,
 }

@@ -24,7 +24,7 @@ pub(super) struct HomedModel {
     /// The same for every table.
     pub(super) table_nodes: Vec<u32>,
     /// Doorbell words that may have been rung since they were last cleared.
-    pub(super) used_doorbells: Vec<DeviceSlice>,
+    pub(super) used_doorbells: Option<DeviceSlice>,
     /// Whether all workers have built it, so that requests may come.
     pub(super) in_service: bool,
     /// Workers in a row that have died while they built it.
@@ -49,7 +49,7 @@ impl HomedModel {
             table_groups: Vec::new(),
             wait_nodes: Vec::new(),
             table_nodes: Vec::new(),
-            used_doorbells: Vec::new(),
+            used_doorbells: None,
             in_service: false,
             deaths: 0,
         };
@@ -95,23 +95,22 @@ impl HomedModel {
         let tables: Vec<Part> = tables
             .map(|table| Part { range: Range::new(table.offset, table.bytes), node: table.node })
             .collect();
-        let mut used = Vec::with_capacity(parts.len() + tables.len());
         let mut copies = Vec::with_capacity(parts.len() + tables.len());
         for (index, Part { range, .. }) in (0..).zip(parts.iter().chain(&tables)) {
             let doorbell = pool.doorbell(&self.home, index)?;
             let to = pool.slice(Range::new(self.home.span.offset + range.offset, range.bytes))?;
             let from = store.slice(self.spec.id, *range)?;
-            copies.push(GroupCopy { copy: CopyIn { from, to }, doorbell: doorbell.clone() });
-            used.push(doorbell);
+            copies.push(GroupCopy { copy: CopyIn { from, to }, doorbell });
         }
+        let used = pool.slice(Range::new(self.home.doorbells.offset, 4 * copies.len() as u64))?;
         let nodes = |parts: &[Part]| {
             parts.iter().map(|part| u32::try_from(part.node).unwrap_or(u32::MAX)).collect::<Vec<_>>()
         };
         self.table_groups = copies.split_off(parts.len());
         self.groups = copies;
         (self.wait_nodes, self.table_nodes) = (nodes(&parts), nodes(&tables));
-        if used.len() > self.used_doorbells.len() {
-            self.used_doorbells = used;
+        if self.used_doorbells.as_ref().is_none_or(|known| known.bytes() < used.bytes()) {
+            self.used_doorbells = Some(used);
         }
         Ok(())
     }

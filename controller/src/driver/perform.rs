@@ -205,7 +205,8 @@ impl Driver {
 
     fn set_doorbells(&self, model: ModelId, value: u32) {
         let Some(homed) = self.models.get(&model) else { return };
-        if let Err(error) = self.device.set_words(&homed.used_doorbells, value) {
+        let words: Vec<_> = homed.used_doorbells.iter().flat_map(|range| range.words()).collect();
+        if let Err(error) = self.device.set_words(&words, value) {
             tracing::error!(%model, %error, "doorbells cannot be set");
         }
     }

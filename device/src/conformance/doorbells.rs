@@ -38,6 +38,23 @@ pub fn words_can_be_set_and_read_past_all_streams(fixture: &Fixture) {
     assert_eq!(fixture.get(&slice(&memory, 8, 52)), [0; 52], "neighbours were touched");
 }
 
+/// A range of words is cleared, in the order of the stream, and nothing beside it.
+pub fn a_stream_clears_a_range_of_words(fixture: &Fixture) {
+    const WORDS: u64 = 3000;
+    let memory = fixture.allocate(4 * WORDS + 8);
+    let mut stream = fixture.stream();
+    done(stream.copy_in(&fixture.pinned(&vec![1; 4 * 3000 + 8]), &whole(&memory)));
+    done(stream.clear_words(&slice(&memory, 4, 4 * WORDS)));
+    done(stream.write_word(&slice(&memory, 8, 4), doorbell::RUNG));
+    done(stream.clear_words(&slice(&memory, 4, 0)));
+    done(done(stream.record()).wait(soon()));
+    let mut expected = vec![0; 4 * 3000 + 8];
+    expected[..4].fill(1);
+    expected[4 * 3000 + 4..].fill(1);
+    expected[8] = 1;
+    assert!(fixture.get(&whole(&memory)) == expected);
+}
+
 /// A doorbell that was rung holds nobody up.
 pub fn a_wait_after_the_ring_goes_on(fixture: &Fixture) {
     let memory = fixture.allocate(4);

@@ -63,6 +63,7 @@ macro_rules! conformance_suite {
             an_event_waits_no_longer_than_its_deadline,
             a_word_follows_the_copies_before_it,
             words_can_be_set_and_read_past_all_streams,
+            a_stream_clears_a_range_of_words,
             a_wait_after_the_ring_goes_on,
             a_wait_before_the_ring_is_released,
             many_waiters_are_released,

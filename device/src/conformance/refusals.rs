@@ -55,6 +55,10 @@ pub fn what_is_no_word_is_refused(fixture: &Fixture) {
         assert_eq!(refused(fixture.device.word(&word)), expected);
         assert_eq!(refused(fixture.device.wait_doorbell(fixture.execution, &word, soon())), expected);
     }
+    for (offset, bytes) in [(0, 3), (2, 8), (4, 6)] {
+        let expected = DeviceError::NotAWord { offset, bytes };
+        assert_eq!(refused(stream.clear_words(&slice(&memory, offset, bytes))), expected);
+    }
     drop(stream);
     assert_eq!(fixture.get(&whole(&memory)), [0; 64]);
 }

@@ -9,8 +9,10 @@ use crate::clock::{make_timers_exact, sleep_until};
 use crate::host::event::HostEvent;
 use crate::host::link::Link;
 use crate::host::{HostWord, shared_memory};
-use crate::memory::copy_length;
-use crate::{CopyStream, DeviceError, DeviceId, DeviceSlice, Event, HostSlice, SharedMemory, futex};
+use crate::memory::{check_words, copy_length};
+use crate::{
+    CopyStream, DeviceError, DeviceId, DeviceSlice, Event, HostSlice, SharedMemory, doorbell, futex,
+};
 
 /// A stream of copies: a thread that works off a queue.
 #[derive(Debug)]
@@ -87,10 +89,15 @@ impl CopyStream for HostCopyStream {
         self.enqueue(Operation::Copy { from, to, bytes, link, enqueued_at: Instant::now() })
     }
 
-    fn write_words(&mut self, words: &[DeviceSlice], value: u32) -> Result<(), DeviceError> {
-        let words =
-            words.iter().map(|word| HostWord::new(self.device, word)).collect::<Result<Vec<_>, _>>()?;
-        words.into_iter().try_for_each(|word| self.enqueue(Operation::Word { word, value }))
+    fn write_word(&mut self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {
+        let word = HostWord::new(self.device, word)?;
+        self.enqueue(Operation::Word { word, value })
+    }
+
+    fn clear_words(&mut self, words: &DeviceSlice) -> Result<(), DeviceError> {
+        shared_memory(self.device, words)?;
+        check_words(words)?;
+        words.words().try_for_each(|word| self.write_word(&word, doorbell::CLEAR))
     }
 
     fn record(&mut self) -> Result<Arc<dyn Event>, DeviceError> {

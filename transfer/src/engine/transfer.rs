@@ -45,7 +45,7 @@ pub struct GroupCopy {
 pub struct Transfer {
     /// Its name in the report.
     pub id: TransferId,
-    /// Doorbells of models that are evicted by this transfer; set to
+    /// Ranges of doorbells of models that are evicted by this transfer; set to
     /// [`CLEAR`](pswitch_device::doorbell::CLEAR) before the last doorbell of this one rings, so that whoever has used what
     /// it brings can be sure of it.
     pub clear: Vec<DeviceSlice>,

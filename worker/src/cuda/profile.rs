@@ -17,7 +17,7 @@ impl CudaExecutor {
     /// A graph with a time stamp before every node runs longer than one without: stamps cost time, and kernels that
     /// follow each other without a gap no longer do. So what the whole graph takes is measured, too, and what the stamps
     /// add is taken off each node alike. A wait costs what it keeps the kernels behind it from being made ready for, some
-    /// microseconds. So a graph that waits before every kernel, for a word that has rung, is timed as well.
+    /// microseconds. So a graph that waits before every layer with weights, for a word that has rung, is timed as well.
     pub(super) fn profile(
         &mut self,
         shared: &Shared,
@@ -53,9 +53,8 @@ impl CudaExecutor {
                     nodes.push(intervals(&stamps)?);
                 }
                 let mut us = without_stamps(&medians(&nodes[1..]), median(totals[1..].to_vec()));
-                let kernels = (0..).zip(&us).filter(|(_, us)| **us > 0.0);
                 let waits: Vec<Group> =
-                    kernels.map(|(node, _)| (node, work.input_doorbell.clone())).collect();
+                    model.weighted_nodes.iter().map(|&node| (node, work.input_doorbell.clone())).collect();
                 let waiting = launch(&waits, &[]).capture(&mut model.executable)?.1;
                 us.push(self.wait_us(shared, work, (&whole, &waiting), waits.len())?);
                 us

@@ -237,7 +237,7 @@ impl Desk {
     pub(crate) fn replace_worker(&mut self) {
         self.worker.kill().unwrap();
         self.worker.wait().unwrap();
-        self.set_words(0, DOORBELLS_BYTES / 4 / 1024, doorbell::CLEAR);
+        self.clear_words(0, DOORBELLS_BYTES / 4 / 1024);
         let word = ArenaDivision::doorbell_of(ARENA);
         self.device.set_word(&self.slice(word), doorbell::CLEAR).unwrap();
         (self.worker, self.channel) = start_worker();
@@ -268,9 +268,9 @@ impl Desk {
         self.slice(Range::new(4 * index, 4))
     }
 
-    fn set_words(&mut self, first: u64, count: u64, value: u32) {
-        let words: Vec<DeviceSlice> = (first..first + count).map(|index| self.word(index)).collect();
-        self.copies.write_words(&words, value).unwrap();
+    fn clear_words(&mut self, first: u64, count: u64) {
+        let words = self.slice(Range::new(4 * first, 4 * count));
+        self.copies.clear_words(&words).unwrap();
         self.copies.record().unwrap().wait(Instant::now() + Duration::from_secs(30)).unwrap();
     }
 
@@ -416,7 +416,7 @@ impl Desk {
         let (wait_nodes, table_nodes) = (nodes(&groups), nodes(&tables));
         if arrival != Arrival::Resident {
             // What an earlier execution left: no weights, no rung doorbells.
-            self.set_words(0, (groups.len() + tables.len()) as u64, doorbell::CLEAR);
+            self.clear_words(0, (groups.len() + tables.len()) as u64);
             self.wipe_home(model);
             if self.models[&model].wait_nodes != wait_nodes {
                 let plan = ToWorker::Plan { model, wait_nodes: wait_nodes.clone(), table_nodes };
