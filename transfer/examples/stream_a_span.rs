@@ -23,6 +23,7 @@ fn profile() -> Profile {
         name: format!("layer{index}"),
         bytes: 100_000 + 20_000 * index,
         compute_us: 2000.0,
+        host_bytes: 0,
     });
     Profile {
         model: "made up".to_owned(),

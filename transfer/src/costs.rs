@@ -29,8 +29,10 @@ pub(crate) struct Costs {
     pub(crate) wait: Ticks,
     /// Computing time of the layers ahead of the first block.
     pub(crate) lead: Ticks,
-    /// By boundary: link time of all bytes before it.
+    /// By boundary: link time of all bytes before it, and of those that layers ahead of its last block read by themselves.
     pub(crate) sent: Vec<Ticks>,
+    /// By boundary: link time that is saved if all layers before it need nothing from the host.
+    saved: Vec<Ticks>,
     /// By boundary: computing time of all blocks before it, without the lead.
     pub(crate) work: Vec<Ticks>,
     /// By boundary: bytes before it.
@@ -63,36 +65,45 @@ impl Costs {
             wait: ticks(profile.link.per_wait_us),
             lead: 0,
             sent: vec![0],
+            saved: Vec::new(),
             work: vec![0],
             bytes: vec![0],
             layer: Vec::new(),
         };
+        let mut read = 0;
         for (index, layer) in profile.layers.iter().enumerate() {
             let mut block = costs.layer.len();
             if layer.bytes > 0 {
                 let bytes = costs.bytes[block] + layer.bytes;
                 costs.layer.push(index);
+                costs.saved.push(ticks((costs.bytes[block] + read) as f64 * us_per_byte));
                 costs.bytes.push(bytes);
-                costs.sent.push(ticks(bytes as f64 * us_per_byte));
+                costs.sent.push(ticks((bytes + read) as f64 * us_per_byte));
                 costs.work.push(costs.work[block]);
                 block += 1;
             }
             let time = if block == 0 { &mut costs.lead } else { &mut costs.work[block] };
             *time += ticks(layer.compute_us);
+            read += layer.host_bytes;
         }
+        costs.saved.push(ticks((costs.bytes[costs.layer.len()] + read) as f64 * us_per_byte));
         costs.layer.push(profile.layers.len());
         Ok(costs)
     }
 
-    /// The costs if the bytes of the blocks before a boundary are on the device already: these blocks join the lead.
+    /// The costs if all that the blocks before a boundary need is on the device already: these blocks join the lead.
     pub(crate) fn behind(&self, boundary: usize) -> Self {
         let rest = |sums: &[Ticks]| sums[boundary..].iter().map(|sum| sum - sums[boundary]).collect();
+        // Before the first block nothing is there.
+        let saved = if boundary == 0 { 0 } else { self.saved[boundary] };
+        let sent = self.sent[boundary + 1..].iter().map(|sent| sent - saved);
         Self {
             ticks_per_us: self.ticks_per_us,
             copy: self.copy,
             wait: self.wait,
             lead: self.lead + self.work[boundary],
-            sent: rest(&self.sent),
+            sent: std::iter::once(0).chain(sent).collect(),
+            saved: rest(&self.saved),
             work: rest(&self.work),
             bytes: rest(&self.bytes),
             layer: self.layer[boundary..].to_vec(),
@@ -234,7 +245,7 @@ pub(crate) mod tests {
             link: LinkCosts { bandwidth_bytes_per_s: 1e6, per_copy_us: 2.0, per_wait_us: 1.0 },
             layers: layers
                 .iter()
-                .map(|&(bytes, compute_us)| Layer { name: String::new(), bytes, compute_us })
+                .map(|&(bytes, compute_us)| Layer { name: String::new(), bytes, compute_us, host_bytes: 0 })
                 .collect(),
         }
     }

@@ -14,7 +14,7 @@
 //! ```
 //! use pswitch_transfer::{Algorithm, Layer, LinkCosts, Profile, plan, predict};
 //!
-//! let layer = |bytes, compute_us| Layer { name: String::new(), bytes, compute_us };
+//! let layer = |bytes, compute_us| Layer { name: String::new(), bytes, compute_us, host_bytes: 0 };
 //! let profile = Profile {
 //!     model: "tiny".to_owned(),
 //!     // A byte a microsecond, to keep the arithmetic visible.
@@ -43,6 +43,9 @@
 //!
 //! Layers without bytes wait for nothing: they belong to the group before them, and those ahead of the first bytes run
 //! before the first wait (`c_0` is their time). The cost of a plan is the last `c_k`.
+//!
+//! What layers read from the host by themselves ([`Layer::host_bytes`]) crosses the same link. Copy `k` lands later by the
+//! time of all that layers ahead of its last bytes read.
 //!
 //! # Why the plan is exact
 //!

@@ -55,6 +55,14 @@ pub struct Layer {
     pub bytes: u64,
     /// How long it computes; finite and not negative.
     pub compute_us: f64,
+    /// Bytes that it reads from the host while it computes, over the link that copies use: rows of a table, say.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub host_bytes: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde calls it so
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 impl Profile {
@@ -95,6 +103,7 @@ impl Profile {
             }
             bytes = bytes
                 .checked_add(layer.bytes)
+                .and_then(|bytes| bytes.checked_add(layer.host_bytes))
                 .ok_or_else(|| TransferError::TooManyBytes { layer: index, name: layer.name.clone() })?;
             horizon_us += layer.compute_us + per_copy_us + per_wait_us;
         }

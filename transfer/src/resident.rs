@@ -62,7 +62,7 @@ pub fn resident_prefix(profile: &Profile, layers: usize) -> Result<ResidentPrefi
 /// ```
 /// use pswitch_transfer::{Layer, LinkCosts, Profile, ready_us, smallest_resident_prefix};
 ///
-/// let layer = |bytes, compute_us| Layer { name: String::new(), bytes, compute_us };
+/// let layer = |bytes, compute_us| Layer { name: String::new(), bytes, compute_us, host_bytes: 0 };
 /// let profile = Profile {
 ///     model: "tiny".to_owned(),
 ///     link: LinkCosts { bandwidth_bytes_per_s: 1e6, per_copy_us: 2.0, per_wait_us: 1.0 },

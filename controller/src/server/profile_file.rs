@@ -24,7 +24,7 @@ const LONGEST_SLUG: usize = 64;
 /// let profile = Profile {
 ///     model: "tiny".to_owned(),
 ///     link: LinkCosts { bandwidth_bytes_per_s: 55.5e9, per_copy_us: 2.5, per_wait_us: 1.0 },
-///     layers: vec![Layer { name: "conv1".to_owned(), bytes: 37_632, compute_us: 31.2 }],
+///     layers: vec![Layer { name: "conv1".to_owned(), bytes: 37_632, compute_us: 31.2, host_bytes: 0 }],
 /// };
 /// assert_eq!(
 ///     profile_yaml(&profile),
@@ -150,7 +150,7 @@ fn read_file(path: &Path) -> io::Result<Vec<u8>> {
 
 fn check(text: &[u8], expected: &Profile) -> io::Result<Profile> {
     let found: Profile = serde_yaml::from_slice(text).map_err(|error| invalid(error.to_string()))?;
-    let what = |layer: &Layer| (layer.name.clone(), layer.bytes);
+    let what = |layer: &Layer| (layer.name.clone(), layer.bytes, layer.host_bytes);
     if !found.layers.iter().map(what).eq(expected.layers.iter().map(what)) {
         return Err(invalid("its layers are not the model's"));
     }
@@ -181,7 +181,12 @@ mod tests {
     use super::*;
 
     fn profile(bandwidth_bytes_per_s: f64, times: [f64; 2]) -> Profile {
-        let layer = |(name, compute_us): (&str, f64)| Layer { name: name.to_owned(), bytes: 512, compute_us };
+        let layer = |(name, compute_us): (&str, f64)| Layer {
+            name: name.to_owned(),
+            bytes: 512,
+            compute_us,
+            host_bytes: 0,
+        };
         Profile {
             model: "m".to_owned(),
             link: LinkCosts { bandwidth_bytes_per_s, per_copy_us: 1.0, per_wait_us: 0.5 },

@@ -67,7 +67,7 @@ pub(crate) fn host_tables(spec: &ModelSpec) -> HostTables {
 }
 
 /// The profile of a model from the times of its runs, in microseconds: one for each node, and what a wait costs. Tables
-/// that are read from the host are no bytes of their layers.
+/// that are read from the host are no bytes of their layers: what these read of them is.
 pub(crate) fn profile(
     spec: &ModelSpec,
     host_tables: &HostTables,
@@ -85,9 +85,14 @@ pub(crate) fn profile(
         .enumerate()
         .map(|(index, layer)| {
             let compute_us = median(index);
-            let tables = host_tables.tables.iter().filter(|table| table.node == layer.node);
-            let left_out: u64 = tables.map(|table| table.bytes).sum();
-            Layer { name: layer.name.clone(), bytes: layer.bytes.saturating_sub(left_out), compute_us }
+            let tables = || host_tables.tables.iter().filter(|table| table.node == layer.node);
+            let left_out: u64 = tables().map(|table| table.bytes).sum();
+            Layer {
+                name: layer.name.clone(),
+                bytes: layer.bytes.saturating_sub(left_out),
+                compute_us,
+                host_bytes: tables().map(|table| table.read_bytes).sum(),
+            }
         })
         .collect();
     let link = LinkCosts {
@@ -196,6 +201,8 @@ mod tests {
             profile(&spec, &host_tables(&spec), &link, &[vec![1.0, 5.0, 3.0, 2.5], vec![2.0, 4.0, 3.0, 0.5]]);
         let bytes: Vec<u64> = profile.layers.iter().map(|layer| layer.bytes).collect();
         assert_eq!(bytes, [0, 100 << 20, 100 << 20]);
+        let read: Vec<u64> = profile.layers.iter().map(|layer| layer.host_bytes).collect();
+        assert_eq!(read, [1 << 10, 0, 0]);
         let times: Vec<f64> = profile.layers.iter().map(|layer| layer.compute_us).collect();
         assert_eq!((times, profile.link.per_wait_us), (vec![2.0, 5.0, 3.0], 2.5));
     }

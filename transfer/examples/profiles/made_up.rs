@@ -12,6 +12,7 @@ pub(crate) fn made_up(layers: u64) -> Profile {
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
             bytes: if layer % 2 == 0 { 512 + (2e6 * spread(layer, 7_919)) as u64 } else { 0 },
             compute_us: 18.0 * spread(layer, 104_729),
+            host_bytes: 0,
         })
         .collect();
     let link = LinkCosts { bandwidth_bytes_per_s: 55.5e9, per_copy_us: 2.5, per_wait_us: 2.7 };

@@ -143,7 +143,7 @@ proptest! {
             },
             layers: layers
                 .into_iter()
-                .map(|(bytes, us)| Layer { name: String::new(), bytes: bytes >> 4, compute_us: number(us) })
+                .map(|(bytes, us)| Layer { name: String::new(), bytes: bytes >> 4, compute_us: number(us), host_bytes: bytes >> 5 })
                 .collect(),
         };
         if let Ok(optimal) = plan(&profile, Algorithm::Optimal) {

@@ -16,9 +16,31 @@ pub(crate) fn profile(
         layers: layers
             .iter()
             .enumerate()
-            .map(|(index, &(bytes, compute_us))| Layer { name: format!("layer{index}"), bytes, compute_us })
+            .map(|(index, &(bytes, compute_us))| Layer {
+                name: format!("layer{index}"),
+                bytes,
+                compute_us,
+                host_bytes: 0,
+            })
             .collect(),
     }
+}
+
+/// Lets some layers read from the host: layer `index` what stands at that place, starting over at the end.
+fn reading(mut profile: Profile, host_bytes: &[u64]) -> Profile {
+    for (layer, &bytes) in profile.layers.iter_mut().zip(host_bytes.iter().cycle()) {
+        layer.host_bytes = bytes;
+    }
+    profile
+}
+
+/// Bytes that have crossed the link when the last byte of the first `end` layers has: theirs, and what layers ahead of
+/// the last one with bytes read.
+fn sent_bytes(profile: &Profile, end: usize) -> u64 {
+    let layers = &profile.layers[..end];
+    let last = layers.iter().rposition(|layer| layer.bytes > 0).unwrap_or(0);
+    let copied: u64 = layers.iter().map(|layer| layer.bytes).sum();
+    copied + layers[..last].iter().map(|layer| layer.host_bytes).sum::<u64>()
 }
 
 /// Profiles of up to `layers` layers whose costs are small whole numbers (or halves, for the link), so that sums are
@@ -31,18 +53,28 @@ pub(crate) fn whole_numbers(layers: usize) -> impl Strategy<Value = Profile> {
         0..20_u32,
         0..8_u32,
         prop::collection::vec(layer, 1..=layers),
+        host_bytes(60),
     )
-        .prop_map(|(bytes_per_us, copy, wait, layers)| {
+        .prop_map(|(bytes_per_us, copy, wait, layers, host_bytes)| {
             let layers: Vec<_> = layers.into_iter().map(|(bytes, us)| (bytes, f64::from(us))).collect();
-            profile(bytes_per_us, f64::from(copy), f64::from(wait), &layers)
+            reading(profile(bytes_per_us, f64::from(copy), f64::from(wait), &layers), &host_bytes)
         })
 }
 
 /// Profiles of up to `layers` layers with costs as they are measured.
 pub(crate) fn measured(layers: usize) -> impl Strategy<Value = Profile> {
     let layer = (prop_oneof![1 => Just(0_u64), 2 => 1..4_000_000_u64], 0.0..80.0_f64);
-    (1e3..60e3_f64, 0.0..20.0_f64, 0.0..5.0_f64, prop::collection::vec(layer, 1..=layers))
-        .prop_map(|(bytes_per_us, copy, wait, layers)| profile(bytes_per_us, copy, wait, &layers))
+    let layers = prop::collection::vec(layer, 1..=layers);
+    (1e3..60e3_f64, 0.0..20.0_f64, 0.0..5.0_f64, layers, host_bytes(4_000_000)).prop_map(
+        |(bytes_per_us, copy, wait, layers, host_bytes)| {
+            reading(profile(bytes_per_us, copy, wait, &layers), &host_bytes)
+        },
+    )
+}
+
+/// What layers read from the host: mostly nothing.
+fn host_bytes(most: u64) -> impl Strategy<Value = Vec<u64>> {
+    prop::collection::vec(prop_oneof![4 => Just(0), 1 => 0..most], 1..5)
 }
 
 /// When each group of a plan lands, starts and ends, layer by layer as the cost model says. `cuts` begin groups; layers
@@ -52,17 +84,17 @@ pub(crate) fn simulate(profile: &Profile, cuts: &[usize]) -> Vec<[f64; 3]> {
     // The group of each layer with bytes, by the cuts at or ahead of it.
     let group_of = |layer: usize| cuts.iter().filter(|&&cut| cut <= layer).count();
     let mut clock = 0.0;
-    let mut landed = 0.0;
     let mut times: Vec<[f64; 3]> = Vec::new();
     let mut open = None;
     for (index, layer) in profile.layers.iter().enumerate() {
         if layer.bytes > 0 && open != Some(group_of(index)) {
             open = Some(group_of(index));
-            let bytes: u64 = (index..profile.layers.len())
-                .take_while(|&other| group_of(other) == group_of(index))
-                .map(|other| profile.layers[other].bytes)
-                .sum();
-            landed += profile.link.per_copy_us + bytes as f64 / bandwidth_per_us;
+            let end = (index..profile.layers.len())
+                .find(|&other| group_of(other) != group_of(index))
+                .unwrap_or(profile.layers.len());
+            let copies = (times.len() + 1) as f64;
+            let landed =
+                copies * profile.link.per_copy_us + sent_bytes(profile, end) as f64 / bandwidth_per_us;
             clock = f64::max(clock, landed);
             times.push([landed, clock, clock]);
             clock += profile.link.per_wait_us;
@@ -90,9 +122,7 @@ pub(crate) fn plain_dynamic_program(profile: &Profile) -> f64 {
     let layers = &profile.layers;
     assert!(layers[0].bytes > 0);
     let sum = |range: std::ops::Range<usize>| layers[range].iter().map(|layer| layer.compute_us).sum::<f64>();
-    let sent = |end: usize| {
-        layers[..end].iter().map(|layer| layer.bytes).sum::<u64>() as f64 / (bandwidth_bytes_per_s / 1e6)
-    };
+    let sent = |end: usize| sent_bytes(profile, end) as f64 / (bandwidth_bytes_per_s / 1e6);
     let mut row = vec![f64::INFINITY; layers.len() + 1];
     row[0] = 0.0;
     let mut best = f64::INFINITY;

@@ -8,10 +8,13 @@ use pswitch_transfer::{
 
 use crate::model::{brute_force, measured, profile, simulated_us, whole_numbers};
 
-/// The first layers need no bytes any more.
+/// The first layers need nothing from the host any more, if they have any bytes that can stay.
 fn without_bytes(profile: &Profile, layers: usize) -> Profile {
     let mut rest = profile.clone();
-    rest.layers[..layers].iter_mut().for_each(|layer| layer.bytes = 0);
+    if bytes_of(profile, layers) == 0 {
+        return rest;
+    }
+    rest.layers[..layers].iter_mut().for_each(|layer| (layer.bytes, layer.host_bytes) = (0, 0));
     rest
 }
 

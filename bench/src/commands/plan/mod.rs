@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn plans_that_are_the_same_stand_together_and_the_served_one_first() {
-        let layer = |bytes| Layer { name: String::new(), bytes, compute_us: 10.0 };
+        let layer = |bytes| Layer { name: String::new(), bytes, compute_us: 10.0, host_bytes: 0 };
         let profile = Profile {
             model: "m".to_owned(),
             link: LinkCosts { bandwidth_bytes_per_s: 1e6, per_copy_us: 0.0, per_wait_us: 0.0 },

@@ -77,7 +77,9 @@ impl Row {
         left_out: Vec<String>,
     ) -> Self {
         let layers_ms = profile.layers.iter().map(|layer| layer.compute_us).sum::<f64>() / 1e3;
-        let rest_ms = ready_ms.median - layers_ms;
+        // A resident model reads no table from the host, and hardly takes time to read it on the device.
+        let resident = profile.layers.iter().filter(|layer| layer.host_bytes == 0);
+        let rest_ms = ready_ms.median - resident.map(|layer| layer.compute_us).sum::<f64>() / 1e3;
         let costs = profile.link;
         Self {
             model: subject.name.clone(),
