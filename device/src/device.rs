@@ -174,7 +174,7 @@ pub trait CopyStream: Send + Debug {
     /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::StreamEnded`], [`DeviceError::Cuda`].
     fn write_word(&mut self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError>;
 
-    /// Makes a range of words [`CLEAR`](crate::doorbell::CLEAR), in the order of the stream. Costs about as much as one word.
+    /// Makes a range of words [`CLEAR`](crate::doorbell::CLEAR), in the order of the stream.
     ///
     /// # Errors
     /// [`DeviceError::NotAWord`] for a range that is no whole number of words; otherwise as

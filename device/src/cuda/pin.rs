@@ -109,60 +109,32 @@ pub(super) fn check_pinned(device: DeviceId, slice: &HostSlice) -> Result<(), De
     }
 }
 
-/// A page of pinned host memory of the driver's own, zeroed.
+/// A word of pinned host memory into which the GPU writes for this process to look.
 #[derive(Debug)]
-pub(super) struct PinnedBlock {
-    start: *mut u8,
+pub(super) struct PinnedWord {
+    start: *mut u32,
     context: Arc<Context>,
 }
 
-// SAFETY: the block belongs to this value alone, and its allocation to the process.
-unsafe impl Send for PinnedBlock {}
+// SAFETY: the word belongs to this value alone, and its allocation to the process.
+unsafe impl Send for PinnedWord {}
 
-impl PinnedBlock {
-    pub(super) const BYTES: usize = 4096;
-
+impl PinnedWord {
     pub(super) fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
         let _entered = context.enter()?;
         let mut start = ptr::null_mut();
         // SAFETY: `start` is written during the call; the allocation is freed in `drop`.
-        check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&raw mut start, Self::BYTES, 0) })?;
-        let start = start.cast::<u8>();
-        // SAFETY: just allocated, with that many bytes.
-        unsafe { start.write_bytes(0, Self::BYTES) };
-        Ok(Self { start, context: Arc::clone(context) })
-    }
-
-    pub(super) fn as_ptr(&self) -> *mut u8 {
-        self.start
-    }
-}
-
-impl Drop for PinnedBlock {
-    fn drop(&mut self) {
-        log_failure(self.context.enter().and_then(|_entered| {
-            // SAFETY: made in `new`, used by nobody else.
-            check("cuMemFreeHost", unsafe { sys::cuMemFreeHost(self.start.cast()) })
-        }));
-    }
-}
-
-/// A word of pinned host memory into which the GPU writes for this process to look.
-#[derive(Debug)]
-pub(super) struct PinnedWord(PinnedBlock);
-
-impl PinnedWord {
-    pub(super) fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
-        PinnedBlock::new(context).map(Self)
+        check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&raw mut start, size_of::<u32>(), 0) })?;
+        Ok(Self { start: start.cast(), context: Arc::clone(context) })
     }
 
     pub(super) fn as_ptr(&self) -> *mut u32 {
-        self.0.as_ptr().cast()
+        self.start
     }
 
     /// Where the GPU sees it: one address space holds all that the driver allocates.
     pub(super) fn address(&self) -> DeviceAddress {
-        DeviceAddress(self.as_ptr().expose_provenance() as u64)
+        DeviceAddress(self.start.expose_provenance() as u64)
     }
 
     /// What the GPU has written.
@@ -176,8 +148,17 @@ impl PinnedWord {
     }
 
     fn atomic(&self) -> &AtomicU32 {
-        // SAFETY: the block's first word, aligned as pages are and zeroed; it lives as long as `self`. The GPU writes it in
-        // one piece, as atomics do.
-        unsafe { AtomicU32::from_ptr(self.as_ptr()) }
+        // SAFETY: allocated in `new`, aligned as pages are, and zeroed by the driver; it lives as long as `self`. The GPU
+        // writes it in one piece, as atomics do.
+        unsafe { AtomicU32::from_ptr(self.start) }
+    }
+}
+
+impl Drop for PinnedWord {
+    fn drop(&mut self) {
+        log_failure(self.context.enter().and_then(|_entered| {
+            // SAFETY: made in `new`, used by nobody else.
+            check("cuMemFreeHost", unsafe { sys::cuMemFreeHost(self.start.cast()) })
+        }));
     }
 }

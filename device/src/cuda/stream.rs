@@ -7,9 +7,9 @@ use super::context::{Context, RawStream};
 use super::driver::{check, size, sys};
 use super::event::{InUse, Timeline};
 use super::memory::CudaMemory;
-use super::pin::{PinnedBlock, check_pinned};
+use super::pin::check_pinned;
 use crate::memory::{check_word, check_words, copy_length};
-use crate::{CopyStream, DeviceAddress, DeviceError, DeviceId, DeviceSlice, Event, HostSlice};
+use crate::{CopyStream, DeviceAddress, DeviceError, DeviceId, DeviceSlice, Event, HostSlice, doorbell};
 
 /// With so much in use and nothing recorded behind it, the stream records a point itself, to let go of it in time.
 const MOST_IN_USE: usize = 256;
@@ -28,8 +28,6 @@ pub(super) struct CudaCopyStream {
     name: String,
     stream: RawStream,
     timeline: Arc<Timeline>,
-    /// What words are cleared with.
-    zeros: PinnedBlock,
     /// Since the last point that was recorded.
     in_use: InUse,
 }
@@ -41,7 +39,6 @@ impl CudaCopyStream {
             name: name.to_owned(),
             stream: RawStream::new(context)?,
             timeline: Timeline::new(context),
-            zeros: PinnedBlock::new(context)?,
             in_use: InUse::default(),
         })
     }
@@ -121,21 +118,22 @@ impl CopyStream for CudaCopyStream {
         self.keep(word, None)
     }
 
-    /// By copies of zeros: as writes, words take a microsecond each, whatever batch they come in.
+    /// By writes of two words each. A copy of zeros would be no copy: the driver sends so few bytes through the compute
+    /// engine, and the stream stands still until whoever computes there pauses.
     fn clear_words(&mut self, words: &DeviceSlice) -> Result<(), DeviceError> {
         CudaMemory::behind(self.device, words)?;
         check_words(words)?;
+        let end = words.address().0 + words.bytes();
+        let mut writes = Vec::new();
+        let mut address = words.address();
+        while address.0 < end {
+            let is_pair = address.0.is_multiple_of(8) && address.0 + 8 <= end;
+            writes.push(if is_pair { write_pair_op(address) } else { write_op(address, doorbell::CLEAR) });
+            address.0 += if is_pair { 8 } else { 4 };
+        }
         {
             let _entered = self.stream.context().enter()?;
-            let (address, raw) = (words.address().0, self.stream.raw());
-            for done in (0..words.bytes()).step_by(PinnedBlock::BYTES) {
-                let bytes = size(words.bytes() - done).min(PinnedBlock::BYTES);
-                let zeros = self.zeros.as_ptr().cast();
-                // SAFETY: the range lies inside of memory that is kept until the stream has passed a point behind this
-                // copy; the zeros live as long as the stream, which ends its work in `drop`, and nobody writes them.
-                let enqueued = unsafe { sys::cuMemcpyHtoDAsync_v2(address + done, zeros, bytes, raw) };
-                check("cuMemcpyHtoDAsync", enqueued)?;
-            }
+            enqueue_writes(&self.stream, &mut writes)?;
         }
         self.keep(words, None)
     }
@@ -150,8 +148,16 @@ pub(super) fn write_values(stream: &RawStream, words: &[DeviceSlice], value: u32
     if let [word] = words {
         return write_value(stream, word, value);
     }
-    for words in words.chunks(MOST_WRITES) {
-        let mut writes: Vec<_> = words.iter().map(|word| write_op(word.address(), value)).collect();
+    let mut writes: Vec<_> = words.iter().map(|word| write_op(word.address(), value)).collect();
+    enqueue_writes(stream, &mut writes)
+}
+
+/// Enqueues writes to words that were checked and are kept, in the context that was entered.
+fn enqueue_writes(
+    stream: &RawStream,
+    writes: &mut [sys::CUstreamBatchMemOpParams],
+) -> Result<(), DeviceError> {
+    for writes in writes.chunks_mut(MOST_WRITES) {
         let count = u32::try_from(writes.len()).unwrap_or(u32::MAX);
         // SAFETY: the array has that length; the words were checked by the caller.
         let enqueued = unsafe { sys::cuStreamBatchMemOp_v2(stream.raw(), count, writes.as_mut_ptr(), 0) };
@@ -168,6 +174,22 @@ pub(super) fn write_op(address: DeviceAddress, value: u32) -> sys::CUstreamBatch
         address: address.0,
         __bindgen_anon_1:
             sys::CUstreamBatchMemOpParams_union_CUstreamMemOpWriteValueParams_st__bindgen_ty_1 { value },
+        flags: sys::CUstreamWriteValue_flags::CU_STREAM_WRITE_VALUE_DEFAULT as u32,
+        alias: 0,
+    };
+    write
+}
+
+/// The same for two words, clear afterwards, at a multiple of eight.
+fn write_pair_op(address: DeviceAddress) -> sys::CUstreamBatchMemOpParams {
+    let mut write = operation();
+    write.writeValue = sys::CUstreamBatchMemOpParams_union_CUstreamMemOpWriteValueParams_st {
+        operation: sys::CUstreamBatchMemOpType::CU_STREAM_MEM_OP_WRITE_VALUE_64,
+        address: address.0,
+        __bindgen_anon_1:
+            sys::CUstreamBatchMemOpParams_union_CUstreamMemOpWriteValueParams_st__bindgen_ty_1 {
+                value64: u64::from(doorbell::CLEAR),
+            },
         flags: sys::CUstreamWriteValue_flags::CU_STREAM_WRITE_VALUE_DEFAULT as u32,
         alias: 0,
     };

@@ -2,6 +2,7 @@
 
 mod outcome;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
@@ -86,7 +87,7 @@ impl Kill {
         for _ in 0..turns {
             callers.iter_mut().try_for_each(|caller| bench.call(caller).map(drop))?;
         }
-        let mut killer = Killer { bench: &bench, workers: live(&bench), last: None };
+        let mut killer = Killer { bench: &bench, workers: live(&bench), last: None, dead: BTreeSet::new() };
         let mut random = Random::new(self.seed);
         let mut strikes = Vec::with_capacity(self.kills as usize);
         let progress = Progress::new("kills", self.kills as usize);
@@ -159,6 +160,8 @@ struct Killer<'a> {
     workers: u64,
     /// The one that executed last: it gets the next request.
     last: Option<u32>,
+    /// Those that were killed. What a process has on a GPU takes a while to be torn down.
+    dead: BTreeSet<u32>,
 }
 
 impl Killer<'_> {
@@ -168,6 +171,8 @@ impl Killer<'_> {
         let wait = cold.mul_f64(LATEST * share);
         let restarts = self.bench.server.snapshot().worker_restarts;
         let (pid, killed, answer, answered) = self.interrupted(caller, wait)?;
+        self.dead.insert(pid);
+        self.last = None;
         let mid_switch = answered > killed;
         let mut failures = Vec::new();
         let answered_as = match &answer {
@@ -184,7 +189,7 @@ impl Killer<'_> {
         };
         let mut wrong = u32::from(answered_as == Answered::Wrong);
 
-        let before = activities(&self.bench.workers()?);
+        let before = activities(&self.alive()?);
         let next = loop {
             match self.bench.call(caller) {
                 Ok(call) => break call.begun + call.latency,
@@ -197,7 +202,7 @@ impl Killer<'_> {
                 }
             }
         };
-        self.last = busiest(&before, &activities(&self.bench.workers()?)).or(self.last);
+        self.last = busiest(&before, &activities(&self.alive()?));
         let right = if mid_switch && answer.is_ok() { answered } else { next };
         Ok(Strike {
             model: caller.model().to_owned(),
@@ -213,6 +218,13 @@ impl Killer<'_> {
         })
     }
 
+    /// Workers that have not been killed.
+    fn alive(&self) -> anyhow::Result<Vec<u32>> {
+        let mut workers = self.bench.workers()?;
+        workers.retain(|pid| !self.dead.contains(pid));
+        Ok(workers)
+    }
+
     /// The worker that was killed and when, and what became of the request and when.
     fn interrupted(
         &self,
@@ -221,7 +233,7 @@ impl Killer<'_> {
     ) -> anyhow::Result<(u32, Instant, anyhow::Result<Call>, Instant)> {
         let bench = self.bench;
         // Ahead of the request: to look through all processes takes as long as some switches.
-        let workers = bench.workers()?;
+        let workers = self.alive()?;
         let before = activities(&workers);
         thread::scope(|scope| {
             let request = scope.spawn(|| {
