@@ -12,7 +12,7 @@ fn main() {
     let libraries = libraries.canonicalize().unwrap_or(libraries);
     let torch = libraries.parent().expect("libtorch has a lib folder");
     let mut build = build(torch);
-    for source in ["calls.cpp", "cpu_allocator.cpp"] {
+    for source in ["calls.cpp", "cpu_allocator.cpp", "train.cpp"] {
         build.file(format!("shim/{source}"));
     }
     build.compile("pswitch_shim");

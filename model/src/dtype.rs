@@ -104,6 +104,12 @@ impl DType {
         self.row().3
     }
 
+    /// Whether its values are real numbers with a fraction: those that a loss can have.
+    pub fn is_floating_point(self) -> bool {
+        use DType::{BF16, F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F16, F32, F64};
+        matches!(self, F16 | F32 | F64 | BF16 | F8E4M3FN | F8E5M2 | F8E4M3FNUZ | F8E5M2FNUZ)
+    }
+
     /// PyTorch's name without `torch.`: `float32`.
     pub fn torch_name(self) -> &'static str {
         self.row().4

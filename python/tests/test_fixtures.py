@@ -1,5 +1,6 @@
 """The fixtures' own machinery: what is recorded, when it is made anew, and that programs answer like modules."""
 
+import functools
 import json
 
 import pytest
@@ -52,7 +53,8 @@ def test_one_that_fails_leaves_no_folder_and_the_others_are_made(tmp_path, capsy
 
     chosen = [fixtures.Fixture("broken", source), SMALL[0]]
     (tmp_path / "broken").mkdir()
-    made, failed = fixtures.update(tmp_path, chosen, "key", force=False, verify=False)
+    make = functools.partial(fixtures.make, wanted="key", verify=False)
+    made, failed = fixtures.update(tmp_path, chosen, "key", make, force=False)
     assert (made, failed) == (1, ["broken"])
     assert [path.name for path in tmp_path.iterdir()] == [SMALL[0].name]
     assert fixtures.report("fixtures", 2, made, failed, 0.0) == 1

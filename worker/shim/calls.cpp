@@ -275,6 +275,10 @@ bool ps_values_set_view(ps_values* values, uint32_t id, void* data, int8_t dtype
   });
 }
 
+void ps_values_share(ps_values* values, uint32_t from, uint32_t to) {
+  values->entries[to] = values->entries[from];
+}
+
 void ps_values_set_int(ps_values* values, uint32_t id, int64_t value) {
   values->entries[id] = value;
 }

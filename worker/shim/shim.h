@@ -49,6 +49,8 @@ int32_t ps_values_kind(const ps_values* values, uint32_t id);
 bool ps_values_set_view(ps_values* values, uint32_t id, void* data, int8_t dtype, const int64_t* sizes,
                         const int64_t* strides, size_t dimensions, const char* device, int32_t device_index,
                         bool requires_grad, ps_error* error);
+// Makes the entry `to` the very tensor that `from` is.
+void ps_values_share(ps_values* values, uint32_t from, uint32_t to);
 // No call may write into these bytes from now on.
 void ps_values_guard(ps_values* values, const void* begin, size_t bytes);
 void ps_values_set_int(ps_values* values, uint32_t id, int64_t value);

@@ -38,6 +38,25 @@ pub enum BuildError {
         /// The weight.
         weight: String,
     },
+    /// A training program writes to a parameter or constant.
+    #[error(
+        "node '{node}'{place} writes to '{weight}': only the optimizer changes parameters while a program trains, and \
+         nobody changes constants"
+    )]
+    ChangesParameter {
+        /// The node.
+        node: String,
+        /// Its line of Python, led by a space and in parentheses; empty if unknown.
+        place: String,
+        /// The parameter or constant.
+        weight: String,
+    },
+    /// The program cannot be trained.
+    #[error("{reason}")]
+    Training {
+        /// What is missing or too much, and what to do.
+        reason: String,
+    },
     /// libtorch refused a view of the span.
     #[error("weight '{weight}' cannot be viewed in the pool: {reason}")]
     Weight {

@@ -1,21 +1,22 @@
 //! A program made ready to run: every operator found, every argument in place, every weight a view of the span.
 
+mod builder;
+
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
 use pswitch_device::DeviceAddress;
 use pswitch_model::{
-    Argument, DType, InputKind, MutationKind, Node, NodeOutput, OutputKind, Program, Sym, SymbolicOperator,
-    Target, ValueId, Weight,
+    DType, InputKind, MutationKind, OutputKind, Program, Sym, SymbolicOperator, ValueId, Weight, WeightKind,
 };
 use pswitch_protocol::FaultClass;
 
-use crate::aliasing::last_write;
 use crate::cuda::CudaLibtorch;
 use crate::error::{BuildError, RunError};
-use crate::libtorch::{
-    ArgumentIndex, Call, CallBuilder, InferenceMode, Number, Raised, RaisedFault, TorchDevice, Values, View,
-};
+use crate::libtorch::{Call, InferenceMode, Number, Raised, RaisedFault, TorchDevice, Values, View};
 use crate::symbolic;
+use crate::training::GradMode;
+use builder::{Builder, label};
 
 /// Operators whose schema says that they write, though they change nothing but how a tensor is seen by autograd.
 pub(crate) const WRITES_NO_DATA: [&str; 2] = ["detach_", "requires_grad_"];
@@ -61,6 +62,15 @@ impl OutputShape {
     }
 }
 
+/// What an executable is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Outputs; nothing that stays is changed, and nothing recorded for gradients.
+    Serving,
+    /// Gradients of the parameters; buffers are changed.
+    Training,
+}
+
 enum Action {
     Call(Call),
     Symbolic { operator: SymbolicOperator, operands: Vec<Sym<Number>>, into: ValueId },
@@ -72,6 +82,8 @@ struct Step {
     releases: Vec<ValueId>,
     /// Node and place, for messages.
     label: String,
+    /// Whether a training run records it for gradients.
+    records: bool,
 }
 
 /// A program over a span, ready to run any number of times, one run at a time.
@@ -115,6 +127,24 @@ impl Executable {
         address: impl Fn(&Weight) -> DeviceAddress,
         on_host: impl Fn(&Weight) -> Option<DeviceAddress>,
     ) -> Result<Self, BuildError> {
+        // SAFETY: the caller's promises are those asked for.
+        unsafe { Self::build_for(Purpose::Serving, program, device, address, on_host) }
+    }
+
+    /// As [`build`](Self::build), for a program that is served or trained.
+    ///
+    /// # Safety
+    /// As [`build`](Self::build). To train, the memory of buffers must be this executable's alone.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub(crate) unsafe fn build_for(
+        purpose: Purpose,
+        program: &Program,
+        device: TorchDevice,
+        address: impl Fn(&Weight) -> DeviceAddress,
+        on_host: impl Fn(&Weight) -> Option<DeviceAddress>,
+    ) -> Result<Self, BuildError> {
         let mut values = Values::new(program.values.len());
         let span = program.span();
         // Weights that nothing uses come last and never move: there is no memory to view.
@@ -125,7 +155,13 @@ impl Executable {
                 |raised| BuildError::Weight { weight: weight.name.clone(), reason: raised.message },
             )?;
         }
-        for weight in program.weights.iter().filter(used) {
+        for (first, tied) in tied_weights(program) {
+            values.share(first, tied);
+        }
+        let is_changed = |weight: &Weight| {
+            purpose == Purpose::Training && matches!(weight.kind, WeightKind::Buffer { .. })
+        };
+        for weight in program.weights.iter().filter(used).filter(|weight| !is_changed(weight)) {
             let bytes = span_bytes(weight);
             values.protect(address(weight), bytes);
             if let Some(host) = on_host(weight) {
@@ -136,14 +172,11 @@ impl Executable {
             Some(Table { weight: weight.clone(), home: address(weight), host: on_host(weight)? })
         };
         let tables = program.weights.iter().filter(used).filter_map(table).collect();
-        let reshapes_from = match device {
-            TorchDevice::Cpu => None,
-            TorchDevice::Cuda(_) => Some(last_write(program).map_or(0, |last| last + 1)),
-        };
-        let mut builder = Builder { program, device, aliases: weight_aliases(program), reshapes_from };
+        let mut builder = Builder::new(program, device, purpose);
         let mut steps = Vec::with_capacity(program.nodes.len());
         for (index, (node, releases)) in program.nodes.iter().zip(program.last_uses()).enumerate() {
-            steps.push(Step { action: builder.action(index, node)?, releases, label: label(node) });
+            let action = builder.action(index, node)?;
+            steps.push(Step { action, releases, label: label(node), records: node.grad.unwrap_or(true) });
         }
         // An input that a program writes to is this execution's own copy; a weight is everybody's.
         if let Some(mutation) = program.mutations.iter().find(|mutation| mutation.kind != MutationKind::Input)
@@ -212,17 +245,49 @@ impl Executable {
     /// # Errors
     /// What `watch` returned, or what libtorch raised, with the node and its place. The table is clean either way.
     pub unsafe fn run(&mut self, inputs: &[Input], watch: &mut impl Watch) -> Result<(), RunError> {
-        self.clear();
         let _mode = InferenceMode::begin();
+        // SAFETY: the caller's promises are those asked for.
+        unsafe { self.run_cleanly(inputs, watch, |_| ()) }
+    }
+
+    /// As [`run`](Self::run), and what gradients need is recorded, within a [`GradMode`].
+    ///
+    /// # Safety
+    /// As [`run`](Self::run).
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub(crate) unsafe fn run_recorded(
+        &mut self,
+        inputs: &[Input],
+        watch: &mut impl Watch,
+        mode: &mut GradMode,
+    ) -> Result<(), RunError> {
+        // SAFETY: the caller's promises are those asked for.
+        unsafe { self.run_cleanly(inputs, watch, |step| mode.set(step.records)) }
+    }
+
+    unsafe fn run_cleanly(
+        &mut self,
+        inputs: &[Input],
+        watch: &mut impl Watch,
+        ahead: impl FnMut(&Step),
+    ) -> Result<(), RunError> {
+        self.clear();
         // SAFETY: the caller's promises are those of `try_run`.
-        let result = unsafe { self.try_run(inputs, watch) };
+        let result = unsafe { self.try_run(inputs, watch, ahead) };
         if result.is_err() {
             self.clear_all();
         }
         result
     }
 
-    unsafe fn try_run(&mut self, inputs: &[Input], watch: &mut impl Watch) -> Result<(), RunError> {
+    unsafe fn try_run(
+        &mut self,
+        inputs: &[Input],
+        watch: &mut impl Watch,
+        mut ahead: impl FnMut(&Step),
+    ) -> Result<(), RunError> {
         if inputs.len() != self.inputs.len() {
             return Err(RunError {
                 class: FaultClass::Input,
@@ -243,6 +308,7 @@ impl Executable {
         }
         for (index, step) in self.steps.iter().enumerate() {
             watch.before(index)?;
+            ahead(step);
             match &step.action {
                 Action::Call(call) => {
                     call.run(&mut self.values).map_err(|raised| fault(&step.label, raised))?;
@@ -289,6 +355,11 @@ impl Executable {
             }
             (None, None) => Err(unsendable("missing".to_owned())),
         }
+    }
+
+    /// The table, for what is done to its values beside running the program.
+    pub(crate) fn values(&mut self) -> &mut Values {
+        &mut self.values
     }
 
     /// Number of outputs, those fixed at export left out.
@@ -369,21 +440,13 @@ fn symbolic_step(
     symbolic::evaluate(operator, &operands)
 }
 
-fn fault(label: &str, raised: Raised) -> RunError {
+pub(crate) fn fault(label: &str, raised: Raised) -> RunError {
     let class = match raised.fault {
         RaisedFault::Input => FaultClass::Input,
         RaisedFault::OutOfMemory => FaultClass::OutOfMemory,
         RaisedFault::UnknownOperator | RaisedFault::Argument | RaisedFault::Model => FaultClass::Model,
     };
     RunError { class, message: format!("{label}: {}", raised.message) }
-}
-
-fn place(node: &Node) -> String {
-    if node.place.is_empty() { String::new() } else { format!(" ({})", node.place) }
-}
-
-fn label(node: &Node) -> String {
-    format!("{} in node '{}'{}", node.target, node.name, place(node))
 }
 
 /// Bytes from a weight's first element to behind its last, in whatever order they lie.
@@ -395,6 +458,22 @@ fn span_bytes(weight: &Weight) -> u64 {
     (last.sum::<u64>() + 1) * weight.dtype.size_bytes()
 }
 
+/// Weights that are one tensor under several names, as pairs of the first and another: to autograd they must be one, too.
+fn tied_weights(program: &Program) -> Vec<(ValueId, ValueId)> {
+    let mut firsts: HashMap<_, ValueId> = HashMap::new();
+    let mut tied = Vec::new();
+    for weight in program.weights.iter().filter(|weight| weight.requires_grad) {
+        let tensor = (weight.storage, weight.offset_bytes, weight.dtype, &weight.sizes, &weight.strides);
+        match firsts.entry(tensor) {
+            Entry::Occupied(first) => tied.push((*first.get(), weight.value)),
+            Entry::Vacant(place) => {
+                place.insert(weight.value);
+            }
+        }
+    }
+    tied
+}
+
 fn view_of(weight: &Weight) -> View<'_> {
     View {
         dtype: weight.dtype,
@@ -402,227 +481,4 @@ fn view_of(weight: &Weight) -> View<'_> {
         strides: Some(&weight.strides),
         requires_grad: weight.requires_grad,
     }
-}
-
-fn weight_aliases(program: &Program) -> HashMap<ValueId, usize> {
-    program.weights.iter().enumerate().map(|(index, weight)| (weight.value, index)).collect()
-}
-
-/// Turns nodes into actions, in their order.
-struct Builder<'a> {
-    program: &'a Program,
-    device: TorchDevice,
-    /// Values that share memory with a weight, as far as the operators' schemas tell, and which weight.
-    aliases: HashMap<ValueId, usize>,
-    /// The first node behind the last write, where the program's device is another than the one it was exported on.
-    reshapes_from: Option<usize>,
-}
-
-impl Builder<'_> {
-    /// Whether a node is a view that may as well be a copy.
-    ///
-    /// An export leaves out copies that its own device did not need: the CPU's attention, say, returns other strides than
-    /// a GPU's, and what could be viewed there cannot here. `reshape` views where it can and copies where it cannot, which
-    /// nobody notices unless something is written to later on.
-    fn is_reshape(&self, index: usize, node: &Node) -> bool {
-        let is_view = matches!(
-            &node.target,
-            Target::Operator { namespace, name, overload }
-                if namespace == "aten" && name == "view" && overload == "default"
-        );
-        is_view && self.reshapes_from.is_some_and(|first| index >= first)
-    }
-
-    fn action(&mut self, index: usize, node: &Node) -> Result<Action, BuildError> {
-        match &node.target {
-            Target::Symbolic(operator) => Self::symbolic(node, *operator),
-            Target::Operator { namespace, name, overload } => {
-                let overload = if overload == "default" { "" } else { overload };
-                let reshapes = self.is_reshape(index, node);
-                let name = if reshapes { "reshape" } else { name };
-                let builder =
-                    CallBuilder::new(&format!("{namespace}::{name}"), overload, self.program.values.len())
-                        .map_err(|raised| self.refused(node, raised))?;
-                self.call(node, name, builder).map(Action::Call)
-            }
-        }
-    }
-
-    fn symbolic(node: &Node, operator: SymbolicOperator) -> Result<Action, BuildError> {
-        let unfit = |what: &str| BuildError::Argument {
-            node: node.name.clone(),
-            place: place(node),
-            target: node.target.to_string(),
-            reason: what.to_owned(),
-        };
-        let operands = node
-            .inputs
-            .iter()
-            .map(|argument| match &argument.value {
-                Argument::Int(value) | Argument::SymInt(Sym::Constant(value)) => {
-                    Ok(Sym::Constant(Number::Int(*value)))
-                }
-                Argument::Float(value) | Argument::SymFloat(Sym::Constant(value)) => {
-                    Ok(Sym::Constant(Number::Float(*value)))
-                }
-                Argument::Bool(value) | Argument::SymBool(Sym::Constant(value)) => {
-                    Ok(Sym::Constant(Number::Bool(*value)))
-                }
-                Argument::SymInt(Sym::Value(id))
-                | Argument::SymFloat(Sym::Value(id))
-                | Argument::SymBool(Sym::Value(id)) => Ok(Sym::Value(*id)),
-                other => Err(unfit(&format!("operand '{}' is no number: {other:?}", argument.name))),
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        match node.outputs.as_slice() {
-            [NodeOutput::SymInt(id) | NodeOutput::SymFloat(id) | NodeOutput::SymBool(id)] => {
-                Ok(Action::Symbolic { operator, operands, into: *id })
-            }
-            _ => Err(unfit("it does not return one number")),
-        }
-    }
-
-    fn call(&mut self, node: &Node, name: &str, mut builder: CallBuilder) -> Result<Call, BuildError> {
-        let mut aliased = None;
-        for argument in &node.inputs {
-            // What `view` calls its size `reshape` calls a shape.
-            let renamed = if name == "reshape" && argument.name == "size" { "shape" } else { &argument.name };
-            let Some(index) = builder.argument(renamed) else {
-                return Err(self.unfit(node, format!("it has no argument '{}'", argument.name)));
-            };
-            let cudnn = argument.name == "cudnn_enabled" && matches!(self.device, TorchDevice::Cuda(_));
-            if cudnn {
-                // A machine without a GPU exports `false`; the same program is meant to use cuDNN where there is one.
-                builder.set_number(index, Number::Bool(true));
-            } else {
-                self.set(&mut builder, index, &argument.value)
-                    .map_err(|reason| self.unfit(node, format!("argument '{}': {reason}", argument.name)))?;
-            }
-            for weight in argument.value.values().iter().filter_map(|id| self.aliases.get(id).copied()) {
-                if builder.writes(index) && !WRITES_NO_DATA.contains(&name) {
-                    return Err(BuildError::ChangesState {
-                        node: node.name.clone(),
-                        place: place(node),
-                        weight: self.program.weights[weight].name.clone(),
-                    });
-                }
-                if builder.aliases(index) {
-                    aliased = Some(weight);
-                }
-            }
-        }
-        for output in &node.outputs {
-            let returned = match output {
-                NodeOutput::None => vec![None],
-                NodeOutput::Tensor(id)
-                | NodeOutput::SymInt(id)
-                | NodeOutput::SymFloat(id)
-                | NodeOutput::SymBool(id) => {
-                    vec![Some(*id)]
-                }
-                NodeOutput::Tensors(ids) => ids.iter().copied().map(Some).collect(),
-                NodeOutput::OptionalTensors(ids) => ids.clone(),
-                NodeOutput::SymInts(ints) => ints
-                    .iter()
-                    .map(|int| match int {
-                        Sym::Value(id) => Some(*id),
-                        Sym::Constant(_) => None,
-                    })
-                    .collect(),
-            };
-            match output {
-                NodeOutput::Tensors(_) | NodeOutput::OptionalTensors(_) | NodeOutput::SymInts(_) => {
-                    builder.add_output_list(&returned);
-                }
-                _ => builder.add_output(returned[0]),
-            }
-            if let Some(weight) = aliased {
-                self.aliases.extend(returned.into_iter().flatten().map(|id| (id, weight)));
-            }
-        }
-        builder.finish().map_err(|raised| self.refused(node, raised))
-    }
-
-    fn set(
-        &self,
-        builder: &mut CallBuilder,
-        index: ArgumentIndex,
-        argument: &Argument,
-    ) -> Result<(), String> {
-        match argument {
-            Argument::None => builder.set_none(index),
-            Argument::Tensor(id)
-            | Argument::SymInt(Sym::Value(id))
-            | Argument::SymFloat(Sym::Value(id))
-            | Argument::SymBool(Sym::Value(id)) => builder.set_value(index, *id),
-            Argument::Tensors(ids) => {
-                builder.set_tensors(index, &ids.iter().copied().map(Some).collect::<Vec<_>>())
-            }
-            Argument::OptionalTensors(ids) => builder.set_tensors(index, ids),
-            Argument::Int(value) | Argument::SymInt(Sym::Constant(value)) => {
-                builder.set_number(index, Number::Int(*value));
-            }
-            Argument::Float(value) | Argument::SymFloat(Sym::Constant(value)) => {
-                builder.set_number(index, Number::Float(*value));
-            }
-            Argument::Bool(value) | Argument::SymBool(Sym::Constant(value)) => {
-                builder.set_number(index, Number::Bool(*value));
-            }
-            Argument::Ints(ints) => {
-                builder.set_ints(index, &ints.iter().copied().map(Sym::Constant).collect::<Vec<_>>());
-            }
-            Argument::SymInts(ints) => builder.set_ints(index, ints),
-            Argument::Floats(floats) => builder.set_floats(index, floats),
-            Argument::SymFloats(floats) => builder.set_floats(index, &constants(floats)?),
-            Argument::Bools(bools) => builder.set_bools(index, bools),
-            Argument::SymBools(bools) => builder.set_bools(index, &constants(bools)?),
-            Argument::String(text) => builder.set_string(index, text),
-            Argument::Strings(texts) => builder.set_strings(index, texts).map_err(|raised| raised.message)?,
-            Argument::Complex { re, im } => builder.set_complex(index, *re, *im),
-            Argument::ScalarType(dtype) => {
-                builder.set_number(index, Number::Int(i64::from(dtype.c10_code())))
-            }
-            Argument::MemoryFormat(format) => {
-                builder.set_number(index, Number::Int(i64::from(format.c10_code())))
-            }
-            Argument::Layout(layout) => builder.set_number(index, Number::Int(i64::from(layout.c10_code()))),
-            Argument::Device { kind, .. } if kind == "meta" => builder.set_meta_device(index),
-            Argument::Device { .. } => builder.set_device(index, self.device),
-            Argument::NestedTensors(_) | Argument::IntLists(_) => {
-                return Err("lists of lists are not supported".to_owned());
-            }
-        }
-        Ok(())
-    }
-
-    fn refused(&self, node: &Node, raised: Raised) -> BuildError {
-        match raised.fault {
-            RaisedFault::UnknownOperator => BuildError::UnknownOperator {
-                node: node.name.clone(),
-                place: place(node),
-                reason: raised.message,
-            },
-            _ => self.unfit(node, raised.message),
-        }
-    }
-
-    fn unfit(&self, node: &Node, reason: String) -> BuildError {
-        BuildError::Argument {
-            node: node.name.clone(),
-            place: place(node),
-            target: node.target.to_string(),
-            reason,
-        }
-    }
-}
-
-fn constants<T: Copy>(list: &[Sym<T>]) -> Result<Vec<T>, String> {
-    list.iter()
-        .map(|entry| match entry {
-            Sym::Constant(value) => Ok(*value),
-            Sym::Value(id) => {
-                Err(format!("{id}, known only at run time, in a list of floats or bools is not supported"))
-            }
-        })
-        .collect()
 }

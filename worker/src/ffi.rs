@@ -55,6 +55,7 @@ unsafe extern "C" {
         requires_grad: bool,
         error: *mut RawError,
     ) -> bool;
+    pub(crate) fn ps_values_share(values: *mut RawValues, from: u32, to: u32);
     pub(crate) fn ps_values_set_int(values: *mut RawValues, id: u32, value: i64);
     pub(crate) fn ps_values_set_float(values: *mut RawValues, id: u32, value: f64);
     pub(crate) fn ps_values_set_bool(values: *mut RawValues, id: u32, value: bool);

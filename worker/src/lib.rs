@@ -6,6 +6,7 @@
 //!   place, weights as views of a span. It runs any ATen operator and knows none.
 //! - [`ExecutionArena`] points libtorch's allocator at the arena of the execution under way.
 //! - On a GPU, executions are CUDA graphs, captured when a model is loaded.
+//! - [`Trainer`] is a program that is trained: steps under autograd that are done wholly or not at all.
 //!
 //! This is the only library here that reaches libtorch. Its kernels are PyTorch's own and are called with the
 //! arguments of the graph, so outputs are bit-identical to eager PyTorch on the same machine with as many threads.
@@ -21,6 +22,7 @@ mod host;
 mod libtorch;
 mod process;
 mod symbolic;
+mod training;
 mod work;
 mod zygote;
 
@@ -30,4 +32,5 @@ pub use executable::{Executable, Input, OutputShape, Watch};
 pub use libtorch::TorchDevice;
 pub use process::serve;
 pub use pswitch_protocol::Channel;
+pub use training::{Phase, Role, StateLayout, StateTensor, StepEnd, StepOrder, Trainer};
 pub use zygote::Zygote;

@@ -112,8 +112,12 @@ impl Values {
         Self { raw: unsafe { ffi::ps_values_new(count) }, count }
     }
 
+    pub(crate) fn raw(&self) -> *mut RawValues {
+        self.raw
+    }
+
     /// The shim does not check numbers; every one passes here first.
-    fn index(&self, id: ValueId) -> u32 {
+    pub(crate) fn index(&self, id: ValueId) -> u32 {
         assert!(id.index() < self.count, "{id} is outside of a table of {} values", self.count);
         id.0
     }
@@ -172,6 +176,13 @@ impl Values {
                 )
             }
         })
+    }
+
+    /// Makes an entry the same tensor as another.
+    pub(crate) fn share(&mut self, from: ValueId, to: ValueId) {
+        let (from, to) = (self.index(from), self.index(to));
+        // SAFETY: both numbers are inside of the table.
+        unsafe { ffi::ps_values_share(self.raw, from, to) }
     }
 
     pub(crate) fn set_number(&mut self, id: ValueId, number: Number) {

@@ -13,7 +13,11 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("pswitch-model", &[]),
     ("pswitch-transfer", &["pswitch-device", "pswitch-mem-pool"]),
     ("pswitch-protocol", &[]),
-    ("pswitch-worker", &["pswitch-device", "pswitch-mem-pool", "pswitch-model", "pswitch-protocol"]),
+    ("pswitch-train", &["pswitch-model"]),
+    (
+        "pswitch-worker",
+        &["pswitch-device", "pswitch-mem-pool", "pswitch-model", "pswitch-protocol", "pswitch-train"],
+    ),
     (
         "pswitch-controller",
         &["pswitch-device", "pswitch-mem-pool", "pswitch-model", "pswitch-protocol", "pswitch-transfer"],

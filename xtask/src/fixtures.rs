@@ -15,6 +15,7 @@ pub(crate) fn run(root: &Root, names: &[String], force: bool) -> Result<()> {
 pub(crate) fn make(root: &Root, names: &[String], force: bool) -> Result<()> {
     let mut command = commands::python(root);
     command.args(["-m", "pswitch.fixtures", "--out"]).arg(root.fixtures());
+    command.arg("--training").arg(root.training_fixtures());
     if !names.is_empty() {
         command.arg("--only").args(names);
     }

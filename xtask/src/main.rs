@@ -40,7 +40,7 @@ enum Task {
     /// Looks at $PSWITCH_PYTHON, at the virtual environment that is active and at python3. Without torch there it is
     /// installed into .torch/venv (4.7 GB). Does nothing, quickly, when all is there.
     Setup,
-    /// Make the models with reference outputs that the tests read, in target/fixtures
+    /// Make the models with reference outputs that the tests read, in target/fixtures and target/training
     Fixtures {
         /// These only
         names: Vec<String>,

@@ -54,4 +54,9 @@ impl Root {
     pub(crate) fn fixtures(&self) -> PathBuf {
         self.join("target/fixtures")
     }
+
+    /// Where tests look for training programs with reference runs.
+    pub(crate) fn training_fixtures(&self) -> PathBuf {
+        self.join("target/training")
+    }
 }

@@ -26,7 +26,7 @@ impl SlowLink {
         let [slow, quick] = ["recurrent", "integer-outputs"].map(Fixture::load);
         let server = Serve::new(Models::of([&slow, &quick]))
             .host(1)
-            .flag("--link-bandwidth", "12kB/s")
+            .flag("--link-bandwidth", "8kB/s")
             .homes(span_bytes(std::slice::from_ref(&slow), &slow.name))
             .start();
         server.await_workers(2);

@@ -18,10 +18,17 @@ examples:
   pswitch-export hf-config:my-model/config.json --head sequence-classification --out models/
   pswitch-export pretrained:all-minilm-l6-v2 --batch 1:32 --seq-len 2:256 --out models/
   pswitch-export my_package.my_module:build --batch 1:16 --out models/
+  pswitch-export --train torchvision:resnet50 --loss cross-entropy --batch 64 --out training/
+  pswitch-export --train hf-config:bert-base --head sequence-classification --batch 16 --out training/
 
 Models of torchvision and hf-config have random weights unless --weights names a state dictionary. `module:function`
 returns (module, example inputs) or (module, example inputs, dynamic shapes as torch.export takes them); it gets
 `batch=N` if it has such a parameter.
+
+--train writes a training program: the module in training mode, which takes a batch with the answers that it should
+give and returns the loss. A transformers model computes its loss from `labels`, and the module of a `module:function`
+may do so too; --loss puts a loss behind any other model and adds the input `labels` (cross-entropy) or `targets`
+(mse). Batch norm over rows needs two of them at least: --batch 2:MAX.
 """
 
 
@@ -45,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "float64"), help="convert the model")
     parser.add_argument("--seed", type=int, default=0, help="seed of random weights (default: 0)")
     parser.add_argument("--output-names", help="names of the outputs, separated by commas")
+    parser.add_argument("--train", action="store_true", help="export a training program, which returns the loss")
+    parser.add_argument("--loss", choices=("cross-entropy", "mse"), help="the loss, if MODEL does not return its own")
     parser.add_argument("--version", action="version", version=f"pswitch {__version__}")
     return parser
 
@@ -53,12 +62,14 @@ def run(options: argparse.Namespace) -> Path:
     # torch takes seconds to import: not for --help.
     import torch
 
-    from . import export, sources
+    from . import export, sources, training
 
     batch, sequence = sources.Range.parse(options.batch), sources.Range.parse(options.seq_len)
     sizes = sources.Sizes(batch.example(options.example_batch), sequence.example(dynamic=16))
     if options.head is not None:
         check_head(options)
+    if options.loss is not None:
+        check_loss(options)
     torch.manual_seed(options.seed)
     source = sources.resolve(options.model, sizes.batch, options.head)
     if source.fixed_inputs and batch.is_fixed and batch.minimum != 1:
@@ -67,16 +78,26 @@ def run(options: argparse.Namespace) -> Path:
         raise ExportError("the function returned dynamic shapes itself: leave --batch MIN:MAX out")
     if options.weights is not None:
         load_weights(source.module, options.weights)
-    inputs = source.example(sizes, torch.Generator().manual_seed(options.seed))
+    if options.train and options.model.startswith("hf-config:"):
+        from . import transformers_source
+
+        source = transformers_source.with_labels(source)
+    generator = torch.Generator().manual_seed(options.seed)
+    inputs = source.example(sizes, generator)
+    if options.loss is not None:
+        source, inputs = training.with_loss(source, inputs, options.loss, generator)
     if options.dtype is not None:
         dtype = getattr(torch, options.dtype)
         source.module.to(dtype)
         inputs = torch.utils._pytree.tree_map_only(
             torch.Tensor, lambda value: value.to(dtype) if value.is_floating_point() else value, inputs
         )
-    names = tuple(options.output_names.split(",")) if options.output_names else source.output_names
+    names = tuple(options.output_names.split(",")) if options.output_names else None
     shapes = sources.dynamic_shapes(source, inputs, batch, sequence)
-    return export.export_model(source.module, inputs, options.out / (options.name or source.name), shapes, names)
+    folder = options.out / (options.name or source.name)
+    if options.train:
+        return training.export_training_model(source.module, inputs, folder, shapes, names)
+    return export.export_model(source.module, inputs, folder, shapes, names or source.output_names)
 
 
 def check_head(options: argparse.Namespace) -> None:
@@ -86,8 +107,16 @@ def check_head(options: argparse.Namespace) -> None:
         raise ExportError(f"--head goes with hf-config and is one of {', '.join(HEADS)}")
 
 
+def check_loss(options: argparse.Namespace) -> None:
+    if not options.train:
+        raise ExportError("--loss goes with --train")
+    if options.model.startswith("hf-config:"):
+        raise ExportError("models of transformers compute their loss from 'labels': leave --loss out")
+
+
 def load_weights(module, path: Path) -> None:
-    """Fills a module from a file; every name must be there, and no other."""
+    """Fills a module from a file; every name must be there, and no other. Names may be those of a training program,
+    which has put `model.` before each."""
     import torch
 
     try:
@@ -99,6 +128,8 @@ def load_weights(module, path: Path) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
             while isinstance(state, dict) and set(state) & {"state_dict", "model"}:
                 state = state.get("state_dict", state.get("model"))
+        if set(state) == {f"model.{name}" for name in module.state_dict()}:
+            state = {name.removeprefix("model."): value for name, value in state.items()}
         module.load_state_dict(state)
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise ExportError(f"cannot use the weights of {path}: {error}") from error

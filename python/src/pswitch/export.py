@@ -1,6 +1,7 @@
 """Writes a module as `NAME/model.pt2`, the archive of `torch.export` that the server loads."""
 
 import contextlib
+import inspect
 import os
 import re
 import shutil
@@ -33,6 +34,17 @@ def split(inputs: Inputs) -> tuple[tuple, dict]:
 def call(module: torch.nn.Module, inputs: Inputs):
     args, kwargs = split(inputs)
     return module(*args, **kwargs)
+
+
+def named_forward(call, names: tuple[str, ...]):
+    """A function with the given parameter names: an exported program's inputs are named by `forward`'s parameters."""
+
+    def forward(*args, **kwargs):
+        return call(*forward.__signature__.bind(*args, **kwargs).args)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    forward.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])
+    return forward
 
 
 @contextlib.contextmanager
@@ -77,7 +89,8 @@ def refuse_higher_order(program: torch.export.ExportedProgram) -> None:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             raise ExportError(
                 f"the program contains the higher-order operator '{node.target}' (node '{node.name}'), which the "
-                "server does not run: replace torch.cond, torch.map, while loops and autocast blocks by operators"
+                "server does not run: replace torch.cond, torch.map, while loops, autocast blocks and, in training, "
+                "no_grad blocks by operators"
             )
 
 

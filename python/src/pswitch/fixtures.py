@@ -1,14 +1,16 @@
-"""Fixtures of pswitch's tests: `python -m pswitch.fixtures --out target/fixtures`.
+"""Fixtures of pswitch's tests: `python -m pswitch.fixtures --out target/fixtures --training target/training`.
 
 Every fixture is a folder as `pswitch.cases` describes it. A folder made by the same scripts, the same torch and on
 the same processor is left as it is: reference outputs hold for one machine, since kernels differ between processors.
-`pswitch.gpu_models` makes the same folders with reference outputs of a GPU.
+`pswitch.gpu_models` makes the same folders with reference outputs of a GPU. Training programs with reference runs are
+made by `pswitch.training_fixtures` and lie in a folder of their own.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import gc
 import json
 import shutil
@@ -19,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from . import provenance
+from . import provenance, training_fixtures
 
 SCRIPTS = ("cases.py", "fixture_modules.py", "fixtures.py")
 
@@ -309,23 +311,34 @@ def check(fixture: Fixture, answers) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m pswitch.fixtures", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the fixtures")
+    parser.add_argument("--training", type=Path, help="folder of the training fixtures (default: none are made)")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="these only")
     parser.add_argument("--force", action="store_true", help="make them anew whatever is there")
     parser.add_argument("--verify", action="store_true", help="run the exported programs in Python too")
     options = parser.parse_args()
-    names = [fixture.name for fixture in FIXTURES]
+    training = training_fixtures.FIXTURES if options.training else ()
+    names = sorted({fixture.name for fixture in (*FIXTURES, *training)})
     unknown = set(options.only or ()) - set(names)
     if unknown:
         parser.error(f"there is no fixture {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     warnings.simplefilter("ignore", UserWarning)
+    status = make_all("fixtures", options.out, FIXTURES, key(), make, options)
+    if options.training:
+        wanted = training_fixtures.key()
+        status |= make_all("training", options.training, training, wanted, training_fixtures.make, options)
+    return status
+
+
+def make_all(what: str, out: Path, known: tuple, wanted: str, make: Callable, options: argparse.Namespace) -> int:
+    """Brings the folder `out` of the `known` fixtures up to date, and returns the exit status."""
     started = time.monotonic()
-    chosen = [fixture for fixture in FIXTURES if not options.only or fixture.name in options.only]
-    wanted = key()
-    with locked(options.out):
-        made, failed = update(options.out, chosen, wanted, force=options.force, verify=options.verify)
+    chosen = [fixture for fixture in known if not options.only or fixture.name in options.only]
+    with locked(out):
+        making = functools.partial(make, wanted=wanted, verify=options.verify)
+        made, failed = update(out, chosen, wanted, making, force=options.force)
         if not options.only:
-            keep_only_known(options.out, wanted)
-    return report("fixtures", len(chosen), made, failed, started)
+            keep_only_known(out, known, wanted)
+    return report(what, len(chosen), made, failed, started)
 
 
 def report(what: str, count: int, made: int, failed: list[str], started: float) -> int:
@@ -347,9 +360,10 @@ def locked(out: Path):
 
 
 def update(
-    out: Path, chosen: Iterable[Fixture], wanted: str, *, force: bool, verify: bool, device: str = "cpu"
+    out: Path, chosen: Iterable, wanted: str, make: Callable[..., None], *, force: bool
 ) -> tuple[int, list[str]]:
-    """Makes what is missing or out of date; returns how many were made and the names of those that failed."""
+    """Has `make` write the folders of fixtures that are missing or out of date; returns how many were made and the
+    names of those that failed."""
     made, failed = 0, []
     for fixture in chosen:
         folder = out / fixture.name
@@ -357,7 +371,7 @@ def update(
             continue
         begun = time.monotonic()
         try:
-            make(fixture, folder, wanted, verify, device)
+            make(fixture, folder)
             made += 1
             print(f"{fixture.name}: {time.monotonic() - begun:.1f} s", flush=True)
         except Exception:  # whatever it is, the others can be made
@@ -370,13 +384,13 @@ def update(
     return made, failed
 
 
-def keep_only_known(out: Path, wanted: str) -> None:
+def keep_only_known(out: Path, known: tuple, wanted: str) -> None:
     """Removes folders of fixtures that are no more, and writes the index."""
-    names = {fixture.name for fixture in FIXTURES}
+    names = {fixture.name for fixture in known}
     for folder in out.iterdir():
         if folder.is_dir() and folder.name not in names:
             shutil.rmtree(folder)
-    index = {"key": wanted, "fixtures": [{"name": f.name, "tags": list(f.tags)} for f in FIXTURES]}
+    index = {"key": wanted, "fixtures": [{"name": f.name, "tags": list(f.tags)} for f in known]}
     (out / "manifest.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 

@@ -7,6 +7,7 @@ default flags. With `--fixtures` the same is done for the list of `pswitch.fixtu
 
 import argparse
 import contextlib
+import functools
 import subprocess
 import sys
 import time
@@ -75,9 +76,8 @@ def main() -> int:
     with contextlib.nullcontext() if options.locked else fixtures.locked(options.out):
         if options.jobs > 1:
             return in_parallel(options, [fixture.name for fixture in chosen])
-        made, failed = fixtures.update(
-            options.out, chosen, wanted, force=options.force, verify=options.verify, device=options.device
-        )
+        making = functools.partial(fixtures.make, wanted=wanted, verify=options.verify, device=options.device)
+        made, failed = fixtures.update(options.out, chosen, wanted, making, force=options.force)
     return fixtures.report(device_name, len(chosen), made, failed, started)
 
 

@@ -4,6 +4,7 @@ Nothing is fetched: a configuration is one of the library's own classes with its
 overrides, or a `config.json` on disk.
 """
 
+import dataclasses
 import inspect
 import json
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import masking_utils
 
 from .errors import ExportError
-from .export import Inputs
+from .export import Inputs, named_forward
 from .sources import Sizes, Source
 
 # Published models and small ones: (model type, overrides of the configuration's defaults, head).
@@ -71,26 +72,16 @@ TEXT_AXES = {0: "batch", 1: "sequence"}
 class Named(nn.Module):
     """Calls a transformers model with inputs of fixed names and returns a dictionary of plain tensors."""
 
-    def __init__(self, model: nn.Module, input_names: tuple[str, ...]):
+    def __init__(self, model: nn.Module, input_names: tuple[str, ...], outputs: tuple[str, ...] = OUTPUTS):
         super().__init__()
         self.model = model
         self.input_names = input_names
+        self.outputs = outputs
         self.forward = named_forward(self._call, input_names)
 
     def _call(self, *values):
         out = self.model(**dict(zip(self.input_names, values, strict=True)), return_dict=True)
-        return {name: out[name] for name in OUTPUTS if isinstance(out.get(name), torch.Tensor)}
-
-
-def named_forward(call, names: tuple[str, ...]):
-    """A function with the given parameter names: an exported program's inputs are named by `forward`'s parameters."""
-
-    def forward(*args, **kwargs):
-        return call(*forward.__signature__.bind(*args, **kwargs).args)
-
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    forward.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])
-    return forward
+        return {name: out[name] for name in self.outputs if isinstance(out.get(name), torch.Tensor)}
 
 
 def leave_out_masks_of_ones() -> None:
@@ -141,6 +132,23 @@ def model_source(name: str, model: nn.Module, inputs: tuple[str, ...] | None = N
         model.config.use_cache = False
     axes = dict.fromkeys(inputs, TEXT_AXES) if inputs else _axes(model)
     return Source(name, Named(model, tuple(axes)), _example(model, axes), axes=axes)
+
+
+def with_labels(source: Source) -> Source:
+    """The source of a training program: the model takes labels too and answers the loss that it computes itself."""
+    model = source.module.model
+    kind = type(model).__name__
+    if "labels" not in inspect.signature(model.forward).parameters:
+        raise ExportError(f"{kind} takes no labels to compute a loss from: choose another --head")
+    per_row = "SequenceClassification" in kind or "ImageClassification" in kind
+    axes = source.axes | {"labels": {0: "batch"} if per_row else TEXT_AXES}
+    classes = model.config.num_labels if "Classification" in kind else _text(model).vocab_size
+
+    def example(sizes: Sizes, generator: torch.Generator) -> Inputs:
+        shape = (sizes.batch,) if per_row else (sizes.batch, sizes.sequence)
+        return source.example(sizes, generator) | {"labels": torch.randint(classes, shape, generator=generator)}
+
+    return dataclasses.replace(source, module=Named(model, tuple(axes), ("loss",)), example=example, axes=axes)
 
 
 def _model(config, head: str | None) -> nn.Module:
@@ -197,8 +205,13 @@ def _axes(model: nn.Module) -> dict[str, dict[int, str]]:
     return axes
 
 
+def _text(model: nn.Module):
+    """The part of a configuration that is about text."""
+    return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+
+
 def _example(model: nn.Module, axes):
-    text = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    text = _text(model)
     vision = getattr(model.config, "vision_config", model.config)
 
     def one(name: str, sizes: Sizes, generator: torch.Generator) -> torch.Tensor:

@@ -1,0 +1,217 @@
+mod check;
+mod data;
+mod length;
+mod optimizer;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use self::check::Check;
+use crate::{Schedule, TrainError};
+
+pub use data::DataConfig;
+pub use length::Length;
+pub use optimizer::{Optimizer, OptimizerKind};
+
+/// All that a training task is given: what to train, with what, on what, for how long, and what to keep of it.
+///
+/// ```yaml
+/// program: resnet.pt2
+/// optimizer: {kind: sgd, lr: 0.1, momentum: 0.9, weight_decay: 1e-4}
+/// schedule: {kind: cosine, warm_up: 500}
+/// clip_norm: 1.0
+/// accumulate: 2
+/// data: {files: [images.npy, labels.npy], batch_size: 64, drop_last: true}
+/// length: {epochs: 90}
+/// seed: 7
+/// checkpoint: {folder: checkpoints, every_steps: 1000}
+/// weight: 2.0
+/// log_every_steps: 50
+/// ```
+///
+/// `program`, `optimizer`, `data` and `length` must be there. Keys that are not known are refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskConfig {
+    /// The exported training step: a .pt2 archive, or a folder with `model.pt2`.
+    pub program: PathBuf,
+    /// What turns gradients into new parameters.
+    pub optimizer: Optimizer,
+    /// How the learning rate changes with the steps.
+    #[serde(default)]
+    pub schedule: Schedule,
+    /// Gradients whose 2-norm, over all parameters together, is larger are scaled down to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
+    /// Batches whose gradients make one step: step `s` takes batches `s * accumulate` to `(s + 1) * accumulate - 1`, even
+    /// where an epoch ends among them.
+    #[serde(default = "one")]
+    pub accumulate: u32,
+    /// What the task is trained on.
+    pub data: DataConfig,
+    /// How long the task is trained.
+    pub length: Length,
+    /// Where everything random in the task comes from: the order of rows, dropout, made up data.
+    #[serde(default)]
+    pub seed: u64,
+    /// Where and how often the state is written down; never, if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointConfig>,
+    /// The task's share of the device among tasks: one with 2 gets twice the time of one with 1.
+    #[serde(default = "even_weight")]
+    pub weight: f64,
+    /// Steps between two lines of the log.
+    #[serde(default = "ten")]
+    pub log_every_steps: u64,
+}
+
+/// Where a task's state is written down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// The folder, which belongs to this task alone. It is made if it does not exist.
+    pub folder: PathBuf,
+    /// Steps between two checkpoints.
+    pub every_steps: u64,
+    /// How many checkpoints are kept.
+    #[serde(default = "two")]
+    pub keep: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn two() -> u32 {
+    2
+}
+
+fn ten() -> u64 {
+    10
+}
+
+fn even_weight() -> f64 {
+    1.0
+}
+
+impl TaskConfig {
+    /// Reads and validates a configuration. Paths stay as they are written.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::ConfigText`] with line and column, or what [`validate`](Self::validate) finds.
+    pub fn from_yaml(text: &str) -> Result<TaskConfig, TrainError> {
+        let config: TaskConfig = serde_yaml::from_str(text).map_err(TrainError::ConfigText)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Reads and validates the configuration in a file. Relative paths in it are taken from the file's folder.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_yaml`](Self::from_yaml), and [`TrainError::Io`] if the file cannot be read.
+    pub fn open(path: &Path) -> Result<TaskConfig, TrainError> {
+        let text = fs::read_to_string(path).map_err(|source| TrainError::Io {
+            path: path.to_owned(),
+            action: "read",
+            source,
+        })?;
+        let mut config = TaskConfig::from_yaml(&text)?;
+        if let Some(folder) = path.parent() {
+            for path in config.paths_mut() {
+                *path = folder.join(&path);
+            }
+        }
+        Ok(config)
+    }
+
+    fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        let files: &mut [PathBuf] = match &mut self.data {
+            DataConfig::Files { files, .. } => files,
+            DataConfig::Synthetic { .. } => &mut [],
+        };
+        let checkpoint = self.checkpoint.as_mut().map(|checkpoint| &mut checkpoint.folder);
+        [&mut self.program].into_iter().chain(files).chain(checkpoint)
+    }
+
+    /// Checks everything that can be checked without opening a file. The optimizer's settings are held to the rules of
+    /// `torch.optim`.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::Setting`] with the first value that means nothing, or [`TrainError::WarmUpTooLong`].
+    pub fn validate(&self) -> Result<(), TrainError> {
+        if self.program.as_os_str().is_empty() {
+            return Err(check::refused("program", "empty", "a .pt2 archive, or a folder with model.pt2"));
+        }
+        self.optimizer.validate()?;
+        self.validate_schedule()?;
+        if let Some(clip_norm) = self.clip_norm {
+            Check::new("clip_norm", clip_norm).positive()?;
+        }
+        check::at_least_one("accumulate", self.accumulate.into())?;
+        self.data.validate()?;
+        self.length.validate()?;
+        if let Length::Steps(steps) = self.length {
+            self.check_warm_up(steps)?;
+        }
+        if let Some(checkpoint) = &self.checkpoint {
+            if checkpoint.folder.as_os_str().is_empty() {
+                return Err(check::refused("checkpoint.folder", "empty", "a folder"));
+            }
+            check::at_least_one("checkpoint.every_steps", checkpoint.every_steps)?;
+            check::at_least_one("checkpoint.keep", checkpoint.keep.into())?;
+        }
+        Check::new("weight", self.weight).positive()?;
+        check::at_least_one("log_every_steps", self.log_every_steps)
+    }
+
+    fn validate_schedule(&self) -> Result<(), TrainError> {
+        match self.schedule {
+            Schedule::Constant {} => Ok(()),
+            Schedule::Step { every, factor } => {
+                check::at_least_one("schedule.every", every)?;
+                Check::new("schedule.factor", factor).positive()
+            }
+            Schedule::Cosine { floor, .. } => {
+                Check::new("schedule.floor", floor).not_negative()?;
+                let needed = "at most `optimizer.lr`";
+                Check::new("schedule.floor", floor).holds(floor <= self.optimizer.learning_rate(), needed)
+            }
+        }
+    }
+
+    fn check_warm_up(&self, total_steps: u64) -> Result<(), TrainError> {
+        match self.schedule {
+            Schedule::Cosine { warm_up, .. } if warm_up > total_steps => {
+                Err(TrainError::WarmUpTooLong { warm_up, total_steps })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The task's whole number of steps over data with that many batches an epoch (see [`Batches::per_epoch`]).
+    ///
+    /// Every step takes [`accumulate`](Self::accumulate) batches. Where those of all epochs do not divide evenly, the last
+    /// step takes its other batches from the epoch behind: no row is left out.
+    ///
+    /// # Errors
+    ///
+    /// [`TrainError::TooManySteps`], or [`TrainError::WarmUpTooLong`].
+    ///
+    /// [`Batches::per_epoch`]: crate::Batches::per_epoch
+    pub fn total_steps(&self, batches_per_epoch: u64) -> Result<u64, TrainError> {
+        let steps = match self.length {
+            Length::Steps(steps) => steps,
+            Length::Epochs(epochs) => epochs
+                .checked_mul(batches_per_epoch)
+                .ok_or(TrainError::TooManySteps { epochs, batches_per_epoch })?
+                .div_ceil(self.accumulate.max(1).into()),
+        };
+        self.check_warm_up(steps)?;
+        Ok(steps)
+    }
+}

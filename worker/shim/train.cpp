@@ -1,0 +1,281 @@
+// Steps of training. The arithmetic is that of `torch.optim` and `torch.nn.utils.clip_grad_norm_` in PyTorch 2.11 with
+// `foreach`, in the same order, so that the same bits come out; on the CPU these equal the loops over single tensors.
+#include "train.h"
+
+#include "error.h"
+#include "values.h"
+
+#include <cmath>
+#include <memory>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/function_hook.h>
+
+struct ps_grad_guard {
+  at::AutoGradMode mode{true};
+};
+
+namespace {
+
+struct Parameter {
+  at::Tensor tensor;
+  // Momentum, or the averages of gradients and of their squares.
+  at::Tensor first;
+  at::Tensor second;
+  int64_t steps;
+};
+
+struct Buffer {
+  at::Tensor seen;
+  at::Tensor home;
+};
+
+// Those with a gradient in this step, in the order of the module's parameters; lists that operators take.
+struct Group {
+  std::vector<Parameter*> parameters;
+  std::vector<at::Tensor> tensors;
+  std::vector<at::Tensor> gradients;
+  std::vector<at::Tensor> first;
+  std::vector<at::Tensor> second;
+};
+
+// Lets a backward pass run empty once it is to stop: operations without gradients compute nothing and pass none on. To throw
+// would end it as well, but leave gradients in the engine's queues until the next pass.
+struct StopHook : torch::autograd::FunctionPreHook {
+  StopHook(const uint32_t* stop, bool* stopped) : stop(stop), stopped(stopped) {}
+
+  torch::autograd::variable_list operator()(const torch::autograd::variable_list& gradients) override {
+    if (__atomic_load_n(stop, __ATOMIC_RELAXED) != 0) __atomic_store_n(stopped, true, __ATOMIC_RELAXED);
+    return __atomic_load_n(stopped, __ATOMIC_RELAXED) ? torch::autograd::variable_list(gradients.size()) : gradients;
+  }
+
+  const uint32_t* stop;
+  bool* stopped;
+};
+
+void hook_all(const std::shared_ptr<torch::autograd::Node>& root, const uint32_t* stop, bool* stopped) {
+  std::unordered_set<torch::autograd::Node*> seen;
+  std::vector<torch::autograd::Node*> next{root.get()};
+  while (!next.empty()) {
+    auto* node = next.back();
+    next.pop_back();
+    if (node == nullptr || !seen.insert(node).second) continue;
+    // Those that add to a parameter's gradient live as long as the parameter, and their hooks with them.
+    if (node->num_outputs() == 0) continue;
+    node->add_pre_hook(std::make_unique<StopHook>(stop, stopped));
+    for (const auto& edge : node->next_edges()) next.push_back(edge.function.get());
+  }
+}
+
+// As PyTorch keeps an optimizer's state: strides like the parameter's if these leave no gaps, else row-major.
+at::Tensor state_like(const at::Tensor& tensor, void* data) {
+  if (data == nullptr) return {};
+  const auto options = at::TensorOptions().dtype(tensor.scalar_type()).device(tensor.device());
+  return tensor.is_non_overlapping_and_dense() ? at::from_blob(data, tensor.sizes(), tensor.strides(), options)
+                                               : at::from_blob(data, tensor.sizes(), options);
+}
+
+// One group for each type, in the order in which the types first come.
+std::vector<Group> groups_of(std::vector<Parameter>& parameters) {
+  std::vector<std::pair<at::ScalarType, Group>> groups;
+  for (auto& parameter : parameters) {
+    const auto& gradient = parameter.tensor.grad();
+    if (!gradient.defined()) continue;
+    const auto type = parameter.tensor.scalar_type();
+    auto found = groups.begin();
+    while (found != groups.end() && found->first != type) ++found;
+    if (found == groups.end()) found = groups.insert(groups.end(), {type, Group{}});
+    auto& group = found->second;
+    group.parameters.push_back(&parameter);
+    group.tensors.push_back(parameter.tensor);
+    group.gradients.push_back(gradient);
+    group.first.push_back(parameter.first);
+    group.second.push_back(parameter.second);
+  }
+  std::vector<Group> result;
+  for (auto& [type, group] : groups) result.push_back(std::move(group));
+  return result;
+}
+
+void clip(const std::vector<Group>& groups, double most) {
+  std::vector<at::Tensor> norms;
+  for (const auto& group : groups) {
+    for (auto& norm : at::_foreach_norm(group.gradients, 2.0)) norms.push_back(std::move(norm));
+  }
+  if (norms.empty()) return;
+  const auto total = at::linalg_vector_norm(at::stack(norms), 2.0);
+  const auto factor = at::clamp(at::reciprocal(total + 1e-6) * most, std::nullopt, 1.0);
+  for (const auto& group : groups) at::_foreach_mul_(group.gradients, factor);
+}
+
+void sgd(Group& group, const ps_optimizer& settings, double rate) {
+  if (settings.weight_decay != 0) {
+    group.gradients = at::_foreach_add(group.gradients, group.tensors, settings.weight_decay);
+  }
+  if (settings.momentum != 0) {
+    bool all_begun = true;
+    for (const auto* parameter : group.parameters) all_begun = all_begun && parameter->steps > 0;
+    if (all_begun) {
+      at::_foreach_mul_(group.first, settings.momentum);
+      at::_foreach_add_(group.first, group.gradients, 1 - settings.dampening);
+    } else {
+      for (size_t i = 0; i < group.first.size(); ++i) {
+        if (group.parameters[i]->steps == 0) {
+          group.first[i].copy_(group.gradients[i]);
+        } else {
+          group.first[i].mul_(settings.momentum).add_(group.gradients[i], 1 - settings.dampening);
+        }
+      }
+    }
+    if (settings.nesterov) {
+      at::_foreach_add_(group.gradients, group.first, settings.momentum);
+    } else {
+      group.gradients = group.first;
+    }
+  }
+  at::_foreach_add_(group.tensors, group.gradients, -rate);
+}
+
+void adam(Group& group, const ps_optimizer& settings, double rate) {
+  if (settings.weight_decay != 0) {
+    if (settings.kind == PS_OPTIMIZER_ADAMW) {
+      at::_foreach_mul_(group.tensors, 1 - rate * settings.weight_decay);
+    } else {
+      group.gradients = at::_foreach_add(group.gradients, group.tensors, settings.weight_decay);
+    }
+  }
+  at::_foreach_lerp_(group.first, group.gradients, 1 - settings.beta1);
+  at::_foreach_mul_(group.second, settings.beta2);
+  at::_foreach_addcmul_(group.second, group.gradients, group.gradients, 1 - settings.beta2);
+  std::vector<at::Scalar> sizes;
+  std::vector<at::Scalar> corrections;
+  for (const auto* parameter : group.parameters) {
+    const auto step = static_cast<double>(parameter->steps + 1);
+    sizes.emplace_back(rate / (1 - std::pow(settings.beta1, step)) * -1);
+    corrections.emplace_back(std::pow(1 - std::pow(settings.beta2, step), 0.5));
+  }
+  auto roots = at::_foreach_sqrt(group.second);
+  at::_foreach_div_(roots, corrections);
+  at::_foreach_add_(roots, settings.eps);
+  at::_foreach_addcdiv_(group.tensors, group.first, roots, sizes);
+}
+
+} // namespace
+
+struct ps_trainer {
+  ps_optimizer optimizer;
+  std::vector<Parameter> parameters;
+  std::vector<Buffer> buffers;
+  // Of the step under way.
+  std::vector<at::Tensor> losses;
+
+  void discard() {
+    for (auto& parameter : parameters) parameter.tensor.mutable_grad().reset();
+    losses.clear();
+  }
+};
+
+extern "C" {
+
+ps_grad_guard* ps_grad_guard_new() {
+  return new ps_grad_guard;
+}
+
+void ps_grad_guard_delete(ps_grad_guard* guard) {
+  delete guard;
+}
+
+void ps_grad_mode(bool records) {
+  at::GradMode::set_enabled(records);
+}
+
+ps_trainer* ps_trainer_new(const ps_optimizer* optimizer) {
+  return new ps_trainer{*optimizer, {}, {}, {}};
+}
+
+void ps_trainer_delete(ps_trainer* trainer) {
+  delete trainer;
+}
+
+bool ps_trainer_add_parameter(ps_trainer* trainer, const ps_values* values, uint32_t id, void* first, void* second,
+                              int64_t steps, ps_error* error) {
+  return guarded(error, PS_FAULT_MODEL, [&] {
+    const auto& tensor = values->entries[id].toTensor();
+    TORCH_CHECK(tensor.is_leaf() && tensor.requires_grad(), "a parameter is no leaf that requires gradients");
+    trainer->parameters.push_back({tensor, state_like(tensor, first), state_like(tensor, second), steps});
+  });
+}
+
+bool ps_trainer_add_buffer(ps_trainer* trainer, const ps_values* values, uint32_t id, void* home, ps_error* error) {
+  return guarded(error, PS_FAULT_MODEL, [&] {
+    const auto& seen = values->entries[id].toTensor();
+    const auto options = at::TensorOptions().dtype(seen.scalar_type()).device(seen.device());
+    trainer->buffers.push_back({seen, at::from_blob(home, seen.sizes(), seen.strides(), options)});
+  });
+}
+
+int64_t ps_trainer_steps(const ps_trainer* trainer, size_t parameter) {
+  return trainer->parameters[parameter].steps;
+}
+
+bool ps_trainer_begin(ps_trainer* trainer, uint64_t seed, ps_error* error) {
+  return guarded(error, PS_FAULT_MODEL, [&] {
+    trainer->discard();
+    at::manual_seed(seed);
+    const at::NoGradGuard no_grad;
+    for (auto& [seen, home] : trainer->buffers) seen.copy_(home);
+  });
+}
+
+bool ps_trainer_backward(ps_trainer* trainer, ps_values* values, uint32_t loss, double divisor, const uint32_t* stop,
+                         bool* stopped, ps_error* error) {
+  *stopped = false;
+  return guarded(error, PS_FAULT_MODEL, [&] {
+    const auto& value = values->entries[loss].toTensor();
+    TORCH_CHECK(value.dim() == 0 && value.is_floating_point(), "the loss is no scalar but of shape ", value.sizes());
+    TORCH_CHECK(value.grad_fn() != nullptr, "the loss depends on no parameter");
+    trainer->losses.push_back(value.detach().clone());
+    const auto root = divisor == 1 ? value : value / divisor;
+    hook_all(root.grad_fn(), stop, stopped);
+    torch::autograd::backward({root}, {});
+  });
+}
+
+bool ps_trainer_loss(const ps_trainer* trainer, double* loss, ps_error* error) {
+  return guarded(error, PS_FAULT_MODEL, [&] {
+    double sum = 0;
+    for (const auto& part : trainer->losses) sum += part.item<double>();
+    *loss = sum / static_cast<double>(std::max<size_t>(trainer->losses.size(), 1));
+  });
+}
+
+bool ps_trainer_apply(ps_trainer* trainer, double rate, double clip_norm, ps_error* error) {
+  const bool applied = guarded(error, PS_FAULT_MODEL, [&] {
+    const at::NoGradGuard no_grad;
+    auto groups = groups_of(trainer->parameters);
+    if (clip_norm > 0) clip(groups, clip_norm);
+    for (auto& group : groups) {
+      if (trainer->optimizer.kind == PS_OPTIMIZER_SGD) {
+        sgd(group, trainer->optimizer, rate);
+      } else {
+        adam(group, trainer->optimizer, rate);
+      }
+      for (auto* parameter : group.parameters) ++parameter->steps;
+    }
+    for (auto& [seen, home] : trainer->buffers) home.copy_(seen);
+  });
+  trainer->discard();
+  return applied;
+}
+
+void ps_trainer_discard(ps_trainer* trainer) {
+  trainer->discard();
+}
+}

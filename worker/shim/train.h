@@ -1,0 +1,59 @@
+// The seam for training: gradients, optimizers and the state that they change, over the table of values.
+#pragma once
+
+#include "shim.h"
+
+extern "C" {
+
+struct ps_trainer;
+struct ps_grad_guard;
+
+enum ps_optimizer_kind : int32_t {
+  PS_OPTIMIZER_SGD = 0,
+  PS_OPTIMIZER_ADAM = 1,
+  PS_OPTIMIZER_ADAMW = 2,
+};
+
+// What an optimizer is told beside the learning rate; those of the other kinds are not looked at.
+struct ps_optimizer {
+  int32_t kind;
+  bool nesterov;
+  double momentum;
+  double dampening;
+  double beta1;
+  double beta2;
+  double eps;
+  double weight_decay;
+};
+
+// While it lives, the calls of this thread record what gradients need.
+ps_grad_guard* ps_grad_guard_new();
+void ps_grad_guard_delete(ps_grad_guard* guard);
+// The same for single calls meanwhile: as inside of `torch.no_grad()` and `torch.enable_grad()`.
+void ps_grad_mode(bool records);
+
+ps_trainer* ps_trainer_new(const ps_optimizer* optimizer);
+void ps_trainer_delete(ps_trainer* trainer);
+// A parameter: a tensor entry that requires gradients. `first` and `second` are memory for the optimizer's state, as large as
+// the parameter is dense, null where the optimizer keeps none; `steps` says how many steps it already stands for.
+bool ps_trainer_add_parameter(ps_trainer* trainer, const ps_values* values, uint32_t id, void* first, void* second,
+                              int64_t steps, ps_error* error);
+// A buffer: the program works on the tensor entry, which is a copy of what lies at `home` between steps.
+bool ps_trainer_add_buffer(ps_trainer* trainer, const ps_values* values, uint32_t id, void* home, ps_error* error);
+// Number of steps that the optimizer has made for a parameter: those in which it had a gradient.
+int64_t ps_trainer_steps(const ps_trainer* trainer, size_t parameter);
+
+// Begins a step: seeds libtorch's generators and lets the program see the buffers as the last step left them.
+bool ps_trainer_begin(ps_trainer* trainer, uint64_t seed, ps_error* error);
+// Computes the gradients of `values[loss] / divisor`, added to those of this step so far. Looks at `*stop` ahead of every
+// operation: once it is not zero nothing more is computed, `*stopped` is set, and the gradients are of no use.
+bool ps_trainer_backward(ps_trainer* trainer, ps_values* values, uint32_t loss, double divisor, const uint32_t* stop,
+                         bool* stopped, ps_error* error);
+// The mean of the losses of this step so far; waits for a GPU to have computed them.
+bool ps_trainer_loss(const ps_trainer* trainer, double* loss, ps_error* error);
+// Ends a step: clips the gradients to a total norm (0: as they are), lets the optimizer change the parameters, and keeps the
+// buffers. After an error the parameters may be changed in part.
+bool ps_trainer_apply(ps_trainer* trainer, double rate, double clip_norm, ps_error* error);
+// Forgets a step that was begun.
+void ps_trainer_discard(ps_trainer* trainer);
+}

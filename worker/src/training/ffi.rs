@@ -1,0 +1,79 @@
+//! The functions of `shim/train.h`; their contracts stand there.
+
+use std::ffi::c_void;
+
+use crate::ffi::{RawError, RawValues};
+
+/// `ps_trainer`
+#[repr(C)]
+pub(super) struct RawTrainer {
+    _opaque: [u8; 0],
+}
+
+/// `ps_grad_guard`
+#[repr(C)]
+pub(super) struct RawGradGuard {
+    _opaque: [u8; 0],
+}
+
+/// `ps_optimizer`
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct RawOptimizer {
+    pub(super) kind: i32,
+    pub(super) nesterov: bool,
+    pub(super) momentum: f64,
+    pub(super) dampening: f64,
+    pub(super) beta1: f64,
+    pub(super) beta2: f64,
+    pub(super) eps: f64,
+    pub(super) weight_decay: f64,
+}
+
+pub(super) const OPTIMIZER_SGD: i32 = 0;
+pub(super) const OPTIMIZER_ADAM: i32 = 1;
+pub(super) const OPTIMIZER_ADAMW: i32 = 2;
+
+unsafe extern "C" {
+    pub(super) fn ps_grad_guard_new() -> *mut RawGradGuard;
+    pub(super) fn ps_grad_guard_delete(guard: *mut RawGradGuard);
+    pub(super) fn ps_grad_mode(records: bool);
+
+    pub(super) fn ps_trainer_new(optimizer: *const RawOptimizer) -> *mut RawTrainer;
+    pub(super) fn ps_trainer_delete(trainer: *mut RawTrainer);
+    pub(super) fn ps_trainer_add_parameter(
+        trainer: *mut RawTrainer,
+        values: *const RawValues,
+        id: u32,
+        first: *mut c_void,
+        second: *mut c_void,
+        steps: i64,
+        error: *mut RawError,
+    ) -> bool;
+    pub(super) fn ps_trainer_add_buffer(
+        trainer: *mut RawTrainer,
+        values: *const RawValues,
+        id: u32,
+        home: *mut c_void,
+        error: *mut RawError,
+    ) -> bool;
+    pub(super) fn ps_trainer_steps(trainer: *const RawTrainer, parameter: usize) -> i64;
+    pub(super) fn ps_trainer_begin(trainer: *mut RawTrainer, seed: u64, error: *mut RawError) -> bool;
+    pub(super) fn ps_trainer_backward(
+        trainer: *mut RawTrainer,
+        values: *mut RawValues,
+        loss: u32,
+        divisor: f64,
+        stop: *const u32,
+        stopped: *mut bool,
+        error: *mut RawError,
+    ) -> bool;
+    pub(super) fn ps_trainer_loss(trainer: *const RawTrainer, loss: *mut f64, error: *mut RawError) -> bool;
+    pub(super) fn ps_trainer_apply(
+        trainer: *mut RawTrainer,
+        rate: f64,
+        clip_norm: f64,
+        error: *mut RawError,
+    ) -> bool;
+    pub(super) fn ps_trainer_discard(trainer: *mut RawTrainer);
+}

@@ -1,0 +1,183 @@
+//! Where what a training task keeps between its steps lies: pure arithmetic.
+
+use pswitch_model::{DType, Program, Weight, WeightKind};
+
+use crate::error::BuildError;
+
+/// Every tensor begins at a multiple of this.
+const ALIGNMENT_BYTES: u64 = 512;
+
+/// The state of a training task as one range of bytes: the program's span as an archive has it, behind it what the
+/// optimizer keeps of every parameter, and last copies of the buffers, on which a step works until it is finished.
+///
+/// The copies are scratch: what has to be saved and brought back is the first [`state_bytes`](Self::state_bytes).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateLayout {
+    /// All tensors that are kept, parameters first, in the order in which the module has them.
+    pub tensors: Vec<StateTensor>,
+    /// Bytes of the program's span.
+    pub span_bytes: u64,
+    /// Bytes that are kept between steps; a multiple of 512.
+    pub state_bytes: u64,
+    /// Bytes in all; a multiple of 512.
+    pub bytes: u64,
+}
+
+/// A tensor of a training task's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateTensor {
+    /// The weight's name in the module: `layer1.0.conv1.weight`.
+    pub name: String,
+    /// What it is of the weight.
+    pub role: Role,
+    /// Element type.
+    pub dtype: DType,
+    /// Sizes, outermost first.
+    pub sizes: Vec<u64>,
+    /// Where it begins in the state.
+    pub offset_bytes: u64,
+    /// The weight's index in [`Program::weights`].
+    pub(crate) weight: usize,
+    /// Where the copy that steps work on begins, for a buffer.
+    pub(crate) copy_bytes: Option<u64>,
+}
+
+/// What a tensor of the state is of a weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The parameter itself, one that gradients flow to.
+    Parameter,
+    /// A buffer, or a parameter that no gradient flows to.
+    Buffer,
+    /// The first of what the optimizer keeps of a parameter: momentum, or the average of its gradients.
+    First,
+    /// The second: the average of the squares of its gradients.
+    Second,
+}
+
+impl StateTensor {
+    /// How many bytes it has, dense.
+    pub fn bytes(&self) -> u64 {
+        dense_bytes(self.dtype, &self.sizes)
+    }
+}
+
+impl StateLayout {
+    /// The state of a program under an optimizer that keeps so many tensors of every parameter (at most two).
+    ///
+    /// # Errors
+    /// [`BuildError::Training`] if there is nothing to train, or parameters overlap without being the same.
+    pub fn new(program: &Program, kept_of_each: usize) -> Result<Self, BuildError> {
+        let span = program.span();
+        let place = |weight: &Weight| span.offset(weight.storage) + weight.offset_bytes;
+        // Values are numbered in the order of the module's parameters and buffers.
+        let mut order: Vec<usize> = (0..program.weights.len()).collect();
+        order.sort_by_key(|&index| program.weights[index].value);
+        let tensor = |index: usize, role, offset_bytes| {
+            let weight = &program.weights[index];
+            StateTensor {
+                name: weight.name.clone(),
+                role,
+                dtype: weight.dtype,
+                sizes: weight.sizes.clone(),
+                offset_bytes,
+                weight: index,
+                copy_bytes: None,
+            }
+        };
+        let mut parameters: Vec<StateTensor> = Vec::new();
+        for &index in &order {
+            let weight = &program.weights[index];
+            if !weight.requires_grad || weight.first_use.is_none() {
+                continue;
+            }
+            let candidate = tensor(index, Role::Parameter, place(weight));
+            let end =
+                |tensor: &StateTensor| tensor.offset_bytes + extent_bytes(&program.weights[tensor.weight]);
+            let overlaps = |known: &&StateTensor| {
+                known.offset_bytes < end(&candidate) && candidate.offset_bytes < end(known)
+            };
+            match parameters.iter().find(overlaps) {
+                // One parameter under two names.
+                Some(known) if is_same(&program.weights[known.weight], weight) => {}
+                Some(known) => {
+                    return Err(BuildError::Training {
+                        reason: format!(
+                            "parameters '{}' and '{}' overlap without being the same tensor, which no optimizer is \
+                             made for",
+                            known.name, candidate.name
+                        ),
+                    });
+                }
+                None => parameters.push(candidate),
+            }
+        }
+        if parameters.is_empty() {
+            return Err(BuildError::Training {
+                reason: "the program uses no parameter that requires gradients: there is nothing to train; export \
+                         the module with `--train` and without `torch.no_grad()`"
+                    .to_owned(),
+            });
+        }
+        let mut end = span.bytes;
+        let mut take = |bytes: u64| {
+            let offset = end;
+            end += bytes.next_multiple_of(ALIGNMENT_BYTES);
+            offset
+        };
+        let mut tensors = parameters.clone();
+        for role in [Role::First, Role::Second].into_iter().take(kept_of_each) {
+            let kept =
+                parameters.iter().map(|parameter| tensor(parameter.weight, role, take(parameter.bytes())));
+            tensors.extend(kept.collect::<Vec<_>>());
+        }
+        let trained: Vec<usize> = parameters.iter().map(|parameter| parameter.weight).collect();
+        let is_tied = |weight: &Weight| {
+            weight.requires_grad && trained.iter().any(|&index| is_same(&program.weights[index], weight))
+        };
+        let others = order.iter().map(|&index| (index, &program.weights[index]));
+        let others: Vec<usize> = others
+            .filter(|(_, weight)| !matches!(weight.kind, WeightKind::Constant) && !is_tied(weight))
+            .map(|(index, _)| index)
+            .collect();
+        let state_bytes = {
+            let first_copy = take(0);
+            for &index in &others {
+                let weight = &program.weights[index];
+                let mut buffer = tensor(index, Role::Buffer, place(weight));
+                if matches!(weight.kind, WeightKind::Buffer { .. }) {
+                    buffer.copy_bytes = Some(take(extent_bytes(weight)));
+                }
+                tensors.push(buffer);
+            }
+            first_copy
+        };
+        Ok(Self { tensors, span_bytes: span.bytes, state_bytes, bytes: end })
+    }
+
+    /// Those in a role, in the order of the module.
+    pub fn in_role(&self, role: Role) -> impl Iterator<Item = &StateTensor> {
+        self.tensors.iter().filter(move |tensor| tensor.role == role)
+    }
+}
+
+/// Whether two weights are one tensor under two names.
+fn is_same(one: &Weight, other: &Weight) -> bool {
+    let tensor = |weight: &Weight| {
+        (weight.storage, weight.offset_bytes, weight.dtype, weight.sizes.clone(), weight.strides.clone())
+    };
+    tensor(one) == tensor(other)
+}
+
+fn dense_bytes(dtype: DType, sizes: &[u64]) -> u64 {
+    sizes.iter().product::<u64>() * dtype.size_bytes()
+}
+
+/// Bytes from a weight's first element to behind its last, in whatever order they lie.
+fn extent_bytes(weight: &Weight) -> u64 {
+    if weight.sizes.contains(&0) {
+        return 0;
+    }
+    let last = weight.sizes.iter().zip(&weight.strides).map(|(size, stride)| (size - 1) * stride);
+    (last.sum::<u64>() + 1) * weight.dtype.size_bytes()
+}

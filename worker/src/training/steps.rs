@@ -1,0 +1,199 @@
+//! Safe handles over the training half of the shim.
+
+use std::ffi::c_void;
+use std::marker::PhantomData;
+use std::ptr;
+use std::sync::atomic::AtomicU32;
+
+use pswitch_device::DeviceAddress;
+use pswitch_model::ValueId;
+use pswitch_train::Optimizer;
+
+use super::ffi::{self, RawGradGuard, RawOptimizer, RawTrainer};
+use crate::libtorch::{Raised, Values, checked};
+
+/// While it lives, the calls of this thread record what gradients need.
+pub(crate) struct GradMode {
+    raw: *mut RawGradGuard,
+    records: bool,
+    // The mode belongs to the thread that began it.
+    _not_send: PhantomData<*mut ()>,
+}
+
+impl GradMode {
+    pub(crate) fn begin() -> Self {
+        // SAFETY: no preconditions; the guard is deleted in `drop` on the same thread, since the type is not `Send`.
+        Self { raw: unsafe { ffi::ps_grad_guard_new() }, records: true, _not_send: PhantomData }
+    }
+
+    /// Lets the next calls record or not.
+    pub(crate) fn set(&mut self, records: bool) {
+        if self.records != records {
+            self.records = records;
+            // SAFETY: no preconditions; the guard puts back what was before it.
+            unsafe { ffi::ps_grad_mode(records) }
+        }
+    }
+}
+
+impl Drop for GradMode {
+    fn drop(&mut self) {
+        // SAFETY: made by `ps_grad_guard_new`, deleted here alone.
+        unsafe { ffi::ps_grad_guard_delete(self.raw) }
+    }
+}
+
+/// How a backward pass ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BackwardEnd {
+    Done,
+    Stopped,
+}
+
+/// The parameters of a program, what an optimizer keeps of them, and the buffers.
+pub(super) struct Steps {
+    raw: *mut RawTrainer,
+    parameters: usize,
+}
+
+impl Steps {
+    pub(super) fn new(optimizer: &Optimizer) -> Self {
+        let settings = settings(optimizer);
+        // SAFETY: the settings are copied.
+        Self { raw: unsafe { ffi::ps_trainer_new(&raw const settings) }, parameters: 0 }
+    }
+
+    /// Adds a parameter; the optimizer's state for it stands for `steps` steps.
+    ///
+    /// # Safety
+    /// The memory at the addresses must be as large as the parameter, mapped for as long as this lives, and nobody else's.
+    pub(super) unsafe fn add_parameter(
+        &mut self,
+        values: &Values,
+        id: ValueId,
+        kept: [Option<DeviceAddress>; 2],
+        steps: u64,
+    ) -> Result<(), Raised> {
+        let [first, second] = kept.map(|address| address.map_or(ptr::null_mut(), pointer));
+        let steps = i64::try_from(steps).unwrap_or(i64::MAX);
+        // SAFETY: both handles live, the number is inside of the table, and the caller promises the memory.
+        checked(|error| unsafe {
+            let id = values.index(id);
+            ffi::ps_trainer_add_parameter(self.raw, values.raw(), id, first, second, steps, error)
+        })?;
+        self.parameters += 1;
+        Ok(())
+    }
+
+    /// Adds a buffer that lies at `home` between steps.
+    ///
+    /// # Safety
+    /// As [`add_parameter`](Self::add_parameter).
+    pub(super) unsafe fn add_buffer(
+        &mut self,
+        values: &Values,
+        id: ValueId,
+        home: DeviceAddress,
+    ) -> Result<(), Raised> {
+        // SAFETY: as above.
+        checked(|error| unsafe {
+            ffi::ps_trainer_add_buffer(self.raw, values.raw(), values.index(id), pointer(home), error)
+        })
+    }
+
+    /// For every parameter in how many steps it had a gradient.
+    pub(super) fn counts(&self) -> Vec<u64> {
+        let count = |parameter| {
+            // SAFETY: there are that many parameters.
+            u64::try_from(unsafe { ffi::ps_trainer_steps(self.raw, parameter) }).unwrap_or(0)
+        };
+        (0..self.parameters).map(count).collect()
+    }
+
+    pub(super) fn begin(&mut self, seed: u64) -> Result<(), Raised> {
+        // SAFETY: the handle lives; so below.
+        checked(|error| unsafe { ffi::ps_trainer_begin(self.raw, seed, error) })
+    }
+
+    pub(super) fn backward(
+        &mut self,
+        values: &mut Values,
+        loss: ValueId,
+        micro_batches: u32,
+        stop: &AtomicU32,
+    ) -> Result<BackwardEnd, Raised> {
+        let mut stopped = false;
+        let done = checked(|error| {
+            let (id, divisor) = (values.index(loss), f64::from(micro_batches));
+            // SAFETY: the handles live and the number is inside of the table; both pointers outlive the call, in which
+            // the word is read as an atomic.
+            unsafe {
+                let (values, stop) = (values.raw(), stop.as_ptr().cast_const());
+                ffi::ps_trainer_backward(self.raw, values, id, divisor, stop, &raw mut stopped, error)
+            }
+        });
+        done.map(|()| if stopped { BackwardEnd::Stopped } else { BackwardEnd::Done })
+    }
+
+    /// The mean loss of the step under way.
+    pub(super) fn loss(&self) -> Result<f64, Raised> {
+        let mut loss = 0.0;
+        // SAFETY: the number is written during the call.
+        checked(|error| unsafe { ffi::ps_trainer_loss(self.raw, &raw mut loss, error) })?;
+        Ok(loss)
+    }
+
+    pub(super) fn apply(&mut self, rate: f64, clip_norm: Option<f64>) -> Result<(), Raised> {
+        let clip_norm = clip_norm.unwrap_or(0.0);
+        // SAFETY: as above.
+        checked(|error| unsafe { ffi::ps_trainer_apply(self.raw, rate, clip_norm, error) })
+    }
+
+    pub(super) fn discard(&mut self) {
+        // SAFETY: as above.
+        unsafe { ffi::ps_trainer_discard(self.raw) }
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        // SAFETY: made by `ps_trainer_new`, deleted here alone.
+        unsafe { ffi::ps_trainer_delete(self.raw) }
+    }
+}
+
+/// How many tensors an optimizer keeps of every parameter.
+pub(super) fn kept_tensors(optimizer: &Optimizer) -> usize {
+    match optimizer {
+        Optimizer::Sgd { momentum, .. } => usize::from(*momentum != 0.0),
+        Optimizer::Adam { .. } | Optimizer::AdamW { .. } => 2,
+    }
+}
+
+fn settings(optimizer: &Optimizer) -> RawOptimizer {
+    match *optimizer {
+        Optimizer::Sgd { lr: _, momentum, dampening, nesterov, weight_decay } => RawOptimizer {
+            kind: ffi::OPTIMIZER_SGD,
+            momentum,
+            dampening,
+            nesterov,
+            weight_decay,
+            ..RawOptimizer::default()
+        },
+        Optimizer::Adam { lr: _, betas: [beta1, beta2], eps, weight_decay } => {
+            let kind = ffi::OPTIMIZER_ADAM;
+            RawOptimizer { kind, beta1, beta2, eps, weight_decay, ..RawOptimizer::default() }
+        }
+        Optimizer::AdamW { lr: _, betas: [beta1, beta2], eps, weight_decay } => {
+            let kind = ffi::OPTIMIZER_ADAMW;
+            RawOptimizer { kind, beta1, beta2, eps, weight_decay, ..RawOptimizer::default() }
+        }
+    }
+}
+
+fn pointer(address: DeviceAddress) -> *mut c_void {
+    // An address is as wide as a pointer, on the host and on CUDA.
+    #[allow(clippy::cast_possible_truncation)]
+    let pointer = address.0 as usize as *mut c_void;
+    pointer
+}

@@ -1,0 +1,381 @@
+//! A whole task: a trainer, the rows that its steps are computed from, and what is written down of it.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use pswitch_device::DeviceAddress;
+use pswitch_model::{Archive, DType, Dim, InputKind, Program};
+use pswitch_protocol::FaultClass;
+use pswitch_train::{
+    ArrayInfo, Batches, Checkpoint, CheckpointState, DataConfig, Dataset, OptimizerKind, Position, RowSource,
+    SavedTensor, Synthetic, SyntheticArray, TaskConfig, TrainError, step_seed, write_checkpoint,
+};
+
+use super::{Role, StateLayout, StateTensor, StepEnd, StepOrder, Trainer};
+use crate::error::{RunError, TaskError};
+use crate::executable::Input;
+use crate::libtorch::TorchDevice;
+
+/// Name of the tensor that says for every parameter how many steps its optimizer's state stands for.
+const COUNTS: &str = "steps";
+
+/// Integers of synthetic data are below this where the program does not tell what they number: two classes are known to
+/// every classifier.
+const SYNTHETIC_BELOW: u64 = 2;
+
+/// A training task as its configuration describes it. Everything a step depends on follows from its number, so a task that
+/// goes on from a [checkpoint](Self::resume) computes what it would have computed anyway.
+pub struct TrainingTask {
+    config: TaskConfig,
+    trainer: Trainer,
+    source: Arc<dyn RowSource>,
+    batches: Batches,
+    inputs: Vec<Feed>,
+    total_steps: u64,
+    step: u64,
+    samples: u64,
+}
+
+/// One input of the program and the array whose rows it takes.
+struct Feed {
+    array: usize,
+    dtype: DType,
+    row_shape: Vec<u64>,
+    row_bytes: usize,
+    staging: Aligned,
+}
+
+/// How a step of a task ended.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum TaskStep {
+    /// It counts.
+    Finished {
+        /// Its number, from 0.
+        step: u64,
+        /// The mean loss of its batches.
+        loss: f64,
+        /// The learning rate.
+        rate: f64,
+        /// Rows that it was computed from.
+        samples: u64,
+    },
+    /// It was stopped; the same step comes next.
+    Stopped,
+}
+
+impl TrainingTask {
+    /// Prepares a task over its state at `base`, with nothing done yet.
+    ///
+    /// # Safety
+    /// That of [`Trainer::build`].
+    ///
+    /// # Errors
+    /// [`TaskError`]: for a program that cannot be trained, data that cannot be read, and data that are not what the program
+    /// takes.
+    pub unsafe fn build(
+        config: &TaskConfig,
+        archive: &Archive,
+        device: TorchDevice,
+        base: DeviceAddress,
+    ) -> Result<Self, TaskError> {
+        let program = archive.program();
+        // SAFETY: the caller's promises are those asked for.
+        let trainer = unsafe { Trainer::build(program, device, &config.optimizer, base, &[]) }?;
+        let source = open_source(config, program)?;
+        let (batch_size, seed) = (config.data.batch_size(), config.seed);
+        let (shuffle, drop_last) = match &config.data {
+            DataConfig::Files { shuffle, drop_last, .. } => (shuffle.then_some(seed), *drop_last),
+            DataConfig::Synthetic { .. } => (None, false),
+        };
+        let batches = Batches::new(source.rows(), batch_size, shuffle, drop_last)?;
+        let last = source.rows() % batch_size;
+        let sizes = if drop_last || last == 0 { vec![batch_size] } else { vec![batch_size, last] };
+        let inputs = feeds(program, source.as_ref(), &sizes)?;
+        let total_steps = config.total_steps(batches.per_epoch())?;
+        let config = config.clone();
+        Ok(Self { config, trainer, source, batches, inputs, total_steps, step: 0, samples: 0 })
+    }
+
+    /// Where its state lies.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::layout`].
+    pub fn layout(program: &Program, config: &TaskConfig) -> Result<StateLayout, TaskError> {
+        Ok(Trainer::layout(program, &config.optimizer)?)
+    }
+
+    /// Steps that are done.
+    pub fn steps_done(&self) -> u64 {
+        self.step
+    }
+
+    /// Steps that it has in all.
+    pub fn total_steps(&self) -> u64 {
+        self.total_steps
+    }
+
+    /// Whether all steps are done.
+    pub fn is_finished(&self) -> bool {
+        self.step >= self.total_steps
+    }
+
+    /// The next step. All that it allocates has to go to an arena that was begun.
+    ///
+    /// # Errors
+    /// Those of [`Trainer::step`]; the same step comes next.
+    pub fn step(&mut self, stop: &AtomicU32) -> Result<TaskStep, RunError> {
+        let step = self.step;
+        let micro_batches = self.config.accumulate.max(1);
+        let rate = self.config.schedule.rate(self.config.optimizer.learning_rate(), step, self.total_steps);
+        let order = StepOrder {
+            seed: step_seed(self.config.seed, step),
+            rate,
+            micro_batches,
+            clip_norm: self.config.clip_norm,
+        };
+        let (source, batches, inputs) = (&self.source, &mut self.batches, &mut self.inputs);
+        let mut samples = 0;
+        // SAFETY: rows are staged in memory of the task's own, which stays until the next ones are.
+        let end = unsafe {
+            self.trainer.step(&order, stop, |index| {
+                let batch = batches.batch(step * u64::from(micro_batches) + u64::from(index));
+                samples += batch.rows.len() as u64;
+                inputs.iter_mut().map(|feed| feed.stage(source.as_ref(), &batch.rows)).collect()
+            })
+        };
+        match end.map_err(|error| RunError { message: format!("step {step}: {}", error.message), ..error })? {
+            StepEnd::Stopped { .. } => Ok(TaskStep::Stopped),
+            StepEnd::Finished { loss } => {
+                self.step += 1;
+                self.samples += samples;
+                Ok(TaskStep::Finished { step, loss, rate, samples })
+            }
+        }
+    }
+
+    /// Copies the whole state to host memory, to be written while steps go on.
+    ///
+    /// # Errors
+    /// What libtorch raised.
+    pub fn snapshot(&self) -> Result<Snapshot, RunError> {
+        let tensors = self.trainer.state().tensors.clone();
+        let bytes = tensors.iter().map(|tensor| self.trainer.read(tensor)).collect::<Result<_, _>>()?;
+        Ok(Snapshot {
+            state: CheckpointState {
+                position: Position { step: self.step, samples: self.samples, seed: self.config.seed },
+                optimizer: self.config.optimizer.kind(),
+            },
+            tensors,
+            bytes,
+            counts: self.trainer.counts(),
+        })
+    }
+
+    /// Goes on from a checkpoint.
+    ///
+    /// # Errors
+    /// [`TaskError::Checkpoint`] for one of another program, optimizer or seed. The state is as before then.
+    pub fn resume(&mut self, checkpoint: &Checkpoint) -> Result<(), TaskError> {
+        let refused = |reason: String| TaskError::Checkpoint { path: checkpoint.path().to_owned(), reason };
+        let CheckpointState { position, optimizer } = checkpoint.state();
+        if *optimizer != self.config.optimizer.kind() || position.seed != self.config.seed {
+            return Err(refused(format!(
+                "it was made with optimizer {optimizer:?} and seed {}, the task has {:?} and {}",
+                position.seed,
+                self.config.optimizer.kind(),
+                self.config.seed
+            )));
+        }
+        let mut found = Vec::new();
+        for tensor in &self.trainer.state().tensors {
+            let name = saved_name(tensor, *optimizer);
+            let saved = match tensor.role {
+                Role::Parameter | Role::Buffer => checkpoint.model().find(|saved| saved.name == name),
+                Role::First | Role::Second => checkpoint.optimizer().find(|saved| saved.name == name),
+            };
+            let saved = saved.ok_or_else(|| refused(format!("it has no tensor '{name}'")))?;
+            if saved.dtype != tensor.dtype || saved.shape != tensor.sizes {
+                return Err(refused(format!(
+                    "'{name}' is {} of {:?} there and {} of {:?} in the program",
+                    saved.dtype, saved.shape, tensor.dtype, tensor.sizes
+                )));
+            }
+            found.push((tensor.clone(), saved.bytes));
+        }
+        let counts = checkpoint.optimizer().find(|saved| saved.name == COUNTS);
+        let counts = counts.ok_or_else(|| refused("it does not say how many steps were made".to_owned()))?;
+        let counts: Vec<u64> = counts.bytes.as_chunks::<8>().0.iter().map(|it| u64::from_le_bytes(*it)).collect();
+        if counts.len() != self.trainer.counts().len() {
+            return Err(refused("it counts the steps of other parameters".to_owned()));
+        }
+        for (tensor, bytes) in found {
+            self.trainer.write(&tensor, bytes).map_err(TaskError::Run)?;
+        }
+        self.trainer.set_counts(&counts);
+        (self.step, self.samples) = (position.step, position.samples);
+        Ok(())
+    }
+}
+
+/// The state of a task at the end of a step, in host memory.
+#[derive(Debug)]
+pub struct Snapshot {
+    state: CheckpointState,
+    tensors: Vec<StateTensor>,
+    bytes: Vec<Vec<u8>>,
+    counts: Vec<u64>,
+}
+
+impl Snapshot {
+    /// Steps that it stands for.
+    pub fn step(&self) -> u64 {
+        self.state.position.step
+    }
+
+    /// Writes it as a checkpoint; see [`write_checkpoint`].
+    ///
+    /// # Errors
+    /// Those of [`write_checkpoint`].
+    pub fn write(&self, folder: &Path, keep: u32) -> Result<PathBuf, TrainError> {
+        let counts: Vec<u8> = self.counts.iter().flat_map(|count| count.to_le_bytes()).collect();
+        let of_tensor = |(tensor, bytes): (&StateTensor, &'_ Vec<u8>)| {
+            let name = saved_name(tensor, self.state.optimizer);
+            let (dtype, shape) = (tensor.dtype, tensor.sizes.clone());
+            (tensor.role, name, dtype, shape, bytes.clone())
+        };
+        let parts: Vec<_> = self.tensors.iter().zip(&self.bytes).map(of_tensor).collect();
+        let tensors = parts.iter().map(|(role, name, dtype, shape, bytes)| {
+            let fetch = move || Ok(Cow::Borrowed(bytes.as_slice()));
+            match role {
+                Role::Parameter | Role::Buffer => SavedTensor::of_model(name, *dtype, shape, fetch),
+                Role::First | Role::Second => SavedTensor::of_optimizer(name, *dtype, shape, fetch),
+            }
+        });
+        let shape = [self.counts.len() as u64];
+        let counts = SavedTensor::of_optimizer(COUNTS, DType::I64, &shape, || Ok(Cow::Borrowed(counts.as_slice())));
+        write_checkpoint(folder, keep, &self.state, tensors.chain([counts]))
+    }
+}
+
+/// What a tensor of the state is called in a checkpoint: parameters and buffers as in the state dict, the rest as
+/// `torch.optim` calls it, behind the parameter's name.
+fn saved_name(tensor: &StateTensor, optimizer: OptimizerKind) -> String {
+    let name = &tensor.name;
+    match (tensor.role, optimizer) {
+        (Role::Parameter | Role::Buffer, _) => name.clone(),
+        (Role::First, OptimizerKind::Sgd) => format!("{name}.momentum_buffer"),
+        (Role::First, _) => format!("{name}.exp_avg"),
+        (Role::Second, _) => format!("{name}.exp_avg_sq"),
+    }
+}
+
+fn open_source(config: &TaskConfig, program: &Program) -> Result<Arc<dyn RowSource>, TaskError> {
+    Ok(match &config.data {
+        DataConfig::Files { files, .. } => Arc::new(Dataset::open(files)?),
+        DataConfig::Synthetic { rows, .. } => {
+            let bounds = program.index_bounds();
+            let arrays = program.inputs.iter().enumerate().map(|(index, input)| {
+                let InputKind::Tensor { dtype, shape, .. } = &input.kind else {
+                    return Err(unfit(&input.name, "it is no tensor, and rows of data are".to_owned()));
+                };
+                let row_shape: Vec<u64> = shape.iter().skip(1).map(Dim::example).collect();
+                let bound = bounds.iter().find(|bound| bound.input == index).map(|bound| bound.rows);
+                let info = ArrayInfo::new(&input.name, *dtype, &row_shape)?;
+                Ok(SyntheticArray { info, below: bound.unwrap_or(SYNTHETIC_BELOW) })
+            });
+            let arrays = arrays.collect::<Result<_, TaskError>>()?;
+            Arc::new(Synthetic::new(*rows, config.seed, arrays)?)
+        }
+    })
+}
+
+/// The array of every input: of the same name, with rows of its shape and type, in batches of sizes that it takes.
+fn feeds(program: &Program, source: &dyn RowSource, sizes: &[u64]) -> Result<Vec<Feed>, TaskError> {
+    let arrays = source.arrays();
+    let mut inputs = Vec::with_capacity(program.inputs.len());
+    for input in &program.inputs {
+        let name = &input.name;
+        let InputKind::Tensor { dtype, shape, .. } = &input.kind else {
+            return Err(unfit(name, "it is no tensor, and rows of data are".to_owned()));
+        };
+        let index = arrays.iter().position(|array| array.name() == name).ok_or_else(|| {
+            let known: Vec<&str> = arrays.iter().map(ArrayInfo::name).collect();
+            unfit(name, format!("the data have no array of this name, but {}", known.join(", ")))
+        })?;
+        let array = &arrays[index];
+        if array.dtype() != *dtype {
+            return Err(unfit(name, format!("the data are {}, the program takes {dtype}", array.dtype())));
+        }
+        let Some((rows, row)) = shape.split_first() else {
+            return Err(unfit(name, "the program takes one number, not a row for each sample".to_owned()));
+        };
+        let fits = |(dim, &found): (&Dim, &u64)| match dim {
+            Dim::Fixed(extent) => *extent == found,
+            Dim::Symbol { min, max, .. } => *min <= found && max.is_none_or(|max| found <= max),
+            Dim::Derived { .. } | Dim::Unknown { .. } => true,
+        };
+        if row.len() != array.row_shape().len() || !row.iter().zip(array.row_shape()).all(fits) {
+            let wanted: Vec<u64> = row.iter().map(Dim::example).collect();
+            return Err(unfit(
+                name,
+                format!("rows of the data have shape {:?}, the program was exported for {wanted:?}", array.row_shape()),
+            ));
+        }
+        if let Some(size) = sizes.iter().find(|size| !fits((rows, size))) {
+            return Err(unfit(
+                name,
+                format!(
+                    "a batch has {size} rows, which the program does not take: export it with `--batch MIN:MAX`, or \
+                     choose batch_size and drop_last so that all batches have {} rows",
+                    rows.example()
+                ),
+            ));
+        }
+        let row_bytes = usize::try_from(array.row_bytes()).map_err(|_| unfit(name, "a row is too long".to_owned()))?;
+        inputs.push(Feed {
+            array: index,
+            dtype: *dtype,
+            row_shape: array.row_shape().to_vec(),
+            row_bytes,
+            staging: Aligned::default(),
+        });
+    }
+    Ok(inputs)
+}
+
+fn unfit(input: &str, reason: String) -> TaskError {
+    TaskError::Data { input: input.to_owned(), reason }
+}
+
+impl Feed {
+    /// Gathers rows into a place of their own.
+    fn stage(&mut self, source: &dyn RowSource, rows: &[u64]) -> Result<Input, RunError> {
+        let out = self.staging.take(self.row_bytes * rows.len());
+        source.gather(self.array, rows, out).map_err(|error| RunError {
+            class: FaultClass::Input,
+            message: format!("the data cannot be read: {error}"),
+        })?;
+        let at = DeviceAddress(out.as_ptr().expose_provenance() as u64);
+        let shape = [&[rows.len() as u64], self.row_shape.as_slice()].concat();
+        Ok(Input::Tensor { at, dtype: self.dtype, shape })
+    }
+}
+
+/// Memory that begins where tensors of PyTorch's own do.
+#[derive(Default)]
+struct Aligned(Vec<Line>);
+
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line([u8; 64]);
+
+impl Aligned {
+    /// So many bytes, with whatever was there.
+    fn take(&mut self, bytes: usize) -> &mut [u8] {
+        self.0.resize(bytes.div_ceil(64).max(1), Line([0; 64]));
+        // SAFETY: lines are plain bytes that follow each other without gaps, at least as many as asked for.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast::<u8>(), bytes) }
+    }
+}
