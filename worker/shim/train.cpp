@@ -33,6 +33,7 @@ struct Parameter {
 };
 
 struct Buffer {
+  // Undefined for what is frozen.
   at::Tensor seen;
   at::Tensor home;
 };
@@ -176,6 +177,19 @@ struct ps_trainer {
   // Of the step under way.
   std::vector<at::Tensor> losses;
 
+  const at::Tensor& state(int32_t role, size_t index) const {
+    switch (role) {
+      case PS_ROLE_PARAMETER:
+        return parameters.at(index).tensor;
+      case PS_ROLE_FIRST:
+        return parameters.at(index).first;
+      case PS_ROLE_SECOND:
+        return parameters.at(index).second;
+      default:
+        return buffers.at(index).home;
+    }
+  }
+
   void discard() {
     for (auto& parameter : parameters) parameter.tensor.mutable_grad().reset();
     losses.clear();
@@ -221,8 +235,41 @@ bool ps_trainer_add_buffer(ps_trainer* trainer, const ps_values* values, uint32_
   });
 }
 
+bool ps_trainer_add_frozen(ps_trainer* trainer, void* home, int8_t dtype, const int64_t* sizes, const int64_t* strides,
+                           size_t dimensions, const char* device, int32_t device_index, ps_error* error) {
+  return guarded(error, PS_FAULT_MODEL, [&] {
+    const auto place = c10::Device(device);
+    const auto options = at::TensorOptions()
+                             .dtype(static_cast<at::ScalarType>(dtype))
+                             .device(device_index < 0 ? place : c10::Device(place.type(), device_index));
+    const at::IntArrayRef shape(sizes, dimensions);
+    trainer->buffers.push_back({{}, at::from_blob(home, shape, at::IntArrayRef(strides, dimensions), options)});
+  });
+}
+
 int64_t ps_trainer_steps(const ps_trainer* trainer, size_t parameter) {
   return trainer->parameters[parameter].steps;
+}
+
+void ps_trainer_set_steps(ps_trainer* trainer, size_t parameter, int64_t steps) {
+  trainer->parameters[parameter].steps = steps;
+}
+
+bool ps_trainer_read(const ps_trainer* trainer, int32_t role, size_t index, void* to, ps_error* error) {
+  return guarded(error, PS_FAULT_MODEL, [&] {
+    const at::NoGradGuard no_grad;
+    const auto& tensor = trainer->state(role, index);
+    at::from_blob(to, tensor.sizes(), at::TensorOptions().dtype(tensor.scalar_type())).copy_(tensor);
+  });
+}
+
+bool ps_trainer_write(ps_trainer* trainer, int32_t role, size_t index, const void* from, ps_error* error) {
+  return guarded(error, PS_FAULT_MODEL, [&] {
+    const at::NoGradGuard no_grad;
+    auto tensor = trainer->state(role, index);
+    const auto options = at::TensorOptions().dtype(tensor.scalar_type());
+    tensor.copy_(at::from_blob(const_cast<void*>(from), tensor.sizes(), options));
+  });
 }
 
 bool ps_trainer_begin(ps_trainer* trainer, uint64_t seed, ps_error* error) {
@@ -230,7 +277,9 @@ bool ps_trainer_begin(ps_trainer* trainer, uint64_t seed, ps_error* error) {
     trainer->discard();
     at::manual_seed(seed);
     const at::NoGradGuard no_grad;
-    for (auto& [seen, home] : trainer->buffers) seen.copy_(home);
+    for (auto& [seen, home] : trainer->buffers) {
+      if (seen.defined()) seen.copy_(home);
+    }
   });
 }
 
@@ -269,7 +318,9 @@ bool ps_trainer_apply(ps_trainer* trainer, double rate, double clip_norm, ps_err
       }
       for (auto* parameter : group.parameters) ++parameter->steps;
     }
-    for (auto& [seen, home] : trainer->buffers) home.copy_(seen);
+    for (auto& [seen, home] : trainer->buffers) {
+      if (seen.defined()) home.copy_(seen);
+    }
   });
   trainer->discard();
   return applied;

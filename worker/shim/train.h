@@ -40,8 +40,24 @@ bool ps_trainer_add_parameter(ps_trainer* trainer, const ps_values* values, uint
                               int64_t steps, ps_error* error);
 // A buffer: the program works on the tensor entry, which is a copy of what lies at `home` between steps.
 bool ps_trainer_add_buffer(ps_trainer* trainer, const ps_values* values, uint32_t id, void* home, ps_error* error);
+// Something that never changes: it is only read and written as a whole.
+bool ps_trainer_add_frozen(ps_trainer* trainer, void* home, int8_t dtype, const int64_t* sizes, const int64_t* strides,
+                           size_t dimensions, const char* device, int32_t device_index, ps_error* error);
 // Number of steps that the optimizer has made for a parameter: those in which it had a gradient.
 int64_t ps_trainer_steps(const ps_trainer* trainer, size_t parameter);
+void ps_trainer_set_steps(ps_trainer* trainer, size_t parameter, int64_t steps);
+
+enum ps_role : int32_t {
+  PS_ROLE_PARAMETER = 0,
+  PS_ROLE_FIRST = 1,
+  PS_ROLE_SECOND = 2,
+  // Buffers and what is frozen, in the order in which they were added.
+  PS_ROLE_BUFFER = 3,
+};
+
+// Copies a tensor of the state to host memory, dense and in row-major order, or from there.
+bool ps_trainer_read(const ps_trainer* trainer, int32_t role, size_t index, void* to, ps_error* error);
+bool ps_trainer_write(ps_trainer* trainer, int32_t role, size_t index, const void* from, ps_error* error);
 
 // Begins a step: seeds libtorch's generators and lets the program see the buffers as the last step left them.
 bool ps_trainer_begin(ps_trainer* trainer, uint64_t seed, ps_error* error);

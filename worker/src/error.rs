@@ -67,6 +67,36 @@ pub enum BuildError {
     },
 }
 
+/// Why a training task cannot begin, or go on from a checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskError {
+    /// The program cannot be trained.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// Configuration or data cannot be read, or mean nothing.
+    #[error(transparent)]
+    Train(#[from] pswitch_train::TrainError),
+    /// The data are not what the program takes.
+    #[error("input '{input}': {reason}")]
+    Data {
+        /// The program's input.
+        input: String,
+        /// What was found, what is needed.
+        reason: String,
+    },
+    /// The checkpoint is another task's.
+    #[error("checkpoint '{}' is another task's: {reason}", path.display())]
+    Checkpoint {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What differs.
+        reason: String,
+    },
+    /// libtorch refused to copy the state.
+    #[error(transparent)]
+    Run(RunError),
+}
+
 /// Why an execution gave no outputs. The executable is ready for the next.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]

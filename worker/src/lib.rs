@@ -6,7 +6,8 @@
 //!   place, weights as views of a span. It runs any ATen operator and knows none.
 //! - [`ExecutionArena`] points libtorch's allocator at the arena of the execution under way.
 //! - On a GPU, executions are CUDA graphs, captured when a model is loaded.
-//! - [`Trainer`] is a program that is trained: steps under autograd that are done wholly or not at all.
+//! - [`Trainer`] is a program that is trained: steps under autograd that are done wholly or not at all;
+//!   [`TrainingTask`] is that with data, schedule and checkpoints, as a configuration describes it.
 //!
 //! This is the only library here that reaches libtorch. Its kernels are PyTorch's own and are called with the
 //! arguments of the graph, so outputs are bit-identical to eager PyTorch on the same machine with as many threads.
@@ -27,10 +28,12 @@ mod work;
 mod zygote;
 
 pub use arena::ExecutionArena;
-pub use error::{BuildError, RunError, WorkerError};
+pub use error::{BuildError, RunError, TaskError, WorkerError};
 pub use executable::{Executable, Input, OutputShape, Watch};
 pub use libtorch::TorchDevice;
 pub use process::serve;
 pub use pswitch_protocol::Channel;
-pub use training::{Phase, Role, StateLayout, StateTensor, StepEnd, StepOrder, Trainer};
+pub use training::{
+    Phase, Role, Snapshot, StateLayout, StateTensor, StepEnd, StepOrder, TaskStep, Trainer, TrainingTask,
+};
 pub use zygote::Zygote;

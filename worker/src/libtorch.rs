@@ -20,7 +20,7 @@ pub enum TorchDevice {
 }
 
 impl TorchDevice {
-    fn name(self) -> (&'static CStr, i32) {
+    pub(crate) fn name(self) -> (&'static CStr, i32) {
         match self {
             Self::Cpu => (c"cpu", -1),
             // Ordinals of GPUs are far below i32::MAX.

@@ -1,6 +1,6 @@
 //! The functions of `shim/train.h`; their contracts stand there.
 
-use std::ffi::c_void;
+use std::ffi::{c_char, c_void};
 
 use crate::ffi::{RawError, RawValues};
 
@@ -30,6 +30,11 @@ pub(super) struct RawOptimizer {
     pub(super) weight_decay: f64,
 }
 
+pub(super) const ROLE_PARAMETER: i32 = 0;
+pub(super) const ROLE_FIRST: i32 = 1;
+pub(super) const ROLE_SECOND: i32 = 2;
+pub(super) const ROLE_BUFFER: i32 = 3;
+
 pub(super) const OPTIMIZER_SGD: i32 = 0;
 pub(super) const OPTIMIZER_ADAM: i32 = 1;
 pub(super) const OPTIMIZER_ADAMW: i32 = 2;
@@ -55,6 +60,32 @@ unsafe extern "C" {
         values: *const RawValues,
         id: u32,
         home: *mut c_void,
+        error: *mut RawError,
+    ) -> bool;
+    pub(super) fn ps_trainer_add_frozen(
+        trainer: *mut RawTrainer,
+        home: *mut c_void,
+        dtype: i8,
+        sizes: *const i64,
+        strides: *const i64,
+        dimensions: usize,
+        device: *const c_char,
+        device_index: i32,
+        error: *mut RawError,
+    ) -> bool;
+    pub(super) fn ps_trainer_set_steps(trainer: *mut RawTrainer, parameter: usize, steps: i64);
+    pub(super) fn ps_trainer_read(
+        trainer: *const RawTrainer,
+        role: i32,
+        index: usize,
+        to: *mut c_void,
+        error: *mut RawError,
+    ) -> bool;
+    pub(super) fn ps_trainer_write(
+        trainer: *mut RawTrainer,
+        role: i32,
+        index: usize,
+        from: *const c_void,
         error: *mut RawError,
     ) -> bool;
     pub(super) fn ps_trainer_steps(trainer: *const RawTrainer, parameter: usize) -> i64;

@@ -3,6 +3,7 @@
 mod ffi;
 mod state;
 mod steps;
+mod task;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -17,6 +18,7 @@ use crate::libtorch::{Raised, TorchDevice};
 pub use state::{Role, StateLayout, StateTensor};
 pub(crate) use steps::GradMode;
 use steps::{BackwardEnd, Steps};
+pub use task::{Snapshot, TaskStep, TrainingTask};
 
 /// A training program over its state.
 ///
@@ -136,13 +138,16 @@ impl Trainer {
                 .map_err(|raised| refused(&parameter.name, raised))?;
         }
         for buffer in layout.in_role(Role::Buffer) {
-            if buffer.copy_bytes.is_some() && program.weights[buffer.weight].first_use.is_some() {
-                // SAFETY: as above.
-                unsafe {
-                    steps.add_buffer(executable.values(), value(buffer.weight), at(buffer.offset_bytes))
+            let (weight, home) = (&program.weights[buffer.weight], at(buffer.offset_bytes));
+            // SAFETY: as above.
+            unsafe {
+                if buffer.copy_bytes.is_some() && weight.first_use.is_some() {
+                    steps.add_buffer(executable.values(), weight.value, home)
+                } else {
+                    steps.add_frozen(weight, home, device)
                 }
-                .map_err(|raised| refused(&buffer.name, raised))?;
             }
+            .map_err(|raised| refused(&buffer.name, raised))?;
         }
         Ok(Self { executable, steps, loss, layout })
     }
@@ -155,6 +160,47 @@ impl Trainer {
     /// For every parameter, in the order of the layout, in how many steps the optimizer has changed it.
     pub fn counts(&self) -> Vec<u64> {
         self.steps.counts()
+    }
+
+    /// Says for every parameter how many steps its optimizer's state stands for, when that was [written](Self::write).
+    pub fn set_counts(&mut self, counts: &[u64]) {
+        self.steps.set_counts(counts);
+    }
+
+    /// Copies a tensor of the [state](Self::state) to host memory, dense and in row-major order. Between steps.
+    ///
+    /// # Errors
+    /// What libtorch raised.
+    pub fn read(&self, tensor: &StateTensor) -> Result<Vec<u8>, RunError> {
+        let mut bytes = vec![0; usize::try_from(tensor.bytes()).unwrap_or(usize::MAX)];
+        let index = self.index(tensor)?;
+        // SAFETY: there are as many bytes as the tensor has.
+        unsafe { self.steps.read(tensor.role, index, &mut bytes) }
+            .map_err(|raised| fault(&tensor.name, raised))?;
+        Ok(bytes)
+    }
+
+    /// Copies it from there.
+    ///
+    /// # Errors
+    /// What libtorch raised; [`FaultClass::Input`] for bytes of another length.
+    pub fn write(&mut self, tensor: &StateTensor, bytes: &[u8]) -> Result<(), RunError> {
+        let index = self.index(tensor)?;
+        if bytes.len() as u64 != tensor.bytes() {
+            let message =
+                format!("'{}' has {} bytes, {} were given", tensor.name, tensor.bytes(), bytes.len());
+            return Err(RunError { class: FaultClass::Input, message });
+        }
+        // SAFETY: there are as many bytes as the tensor has.
+        unsafe { self.steps.write(tensor.role, index, bytes) }.map_err(|raised| fault(&tensor.name, raised))
+    }
+
+    /// A tensor's place among those of its role.
+    fn index(&self, tensor: &StateTensor) -> Result<usize, RunError> {
+        self.layout.in_role(tensor.role).position(|known| known == tensor).ok_or_else(|| RunError {
+            class: FaultClass::Input,
+            message: format!("'{}' is no tensor of this state", tensor.name),
+        })
     }
 
     /// One step. `batch` gives the inputs of micro-batch after micro-batch; those before are not looked at any more. Ends

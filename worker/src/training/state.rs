@@ -36,6 +36,10 @@ pub struct StateTensor {
     pub sizes: Vec<u64>,
     /// Where it begins in the state.
     pub offset_bytes: u64,
+    /// Whether the module's state dict has it: parameters and persistent buffers.
+    pub in_state_dict: bool,
+    /// Other names that the same tensor has in the state dict.
+    pub also_named: Vec<String>,
     /// The weight's index in [`Program::weights`].
     pub(crate) weight: usize,
     /// Where the copy that steps work on begins, for a buffer.
@@ -81,6 +85,12 @@ impl StateLayout {
                 dtype: weight.dtype,
                 sizes: weight.sizes.clone(),
                 offset_bytes,
+                in_state_dict: match role {
+                    Role::Parameter => true,
+                    Role::Buffer => !matches!(weight.kind, WeightKind::Buffer { persistent: false }),
+                    Role::First | Role::Second => false,
+                },
+                also_named: Vec::new(),
                 weight: index,
                 copy_bytes: None,
             }
@@ -97,15 +107,17 @@ impl StateLayout {
             let overlaps = |known: &&StateTensor| {
                 known.offset_bytes < end(&candidate) && candidate.offset_bytes < end(known)
             };
-            match parameters.iter().find(overlaps) {
+            match parameters.iter().position(|known| overlaps(&known)) {
                 // One parameter under two names.
-                Some(known) if is_same(&program.weights[known.weight], weight) => {}
+                Some(known) if is_same(&program.weights[parameters[known].weight], weight) => {
+                    parameters[known].also_named.push(candidate.name);
+                }
                 Some(known) => {
                     return Err(BuildError::Training {
                         reason: format!(
                             "parameters '{}' and '{}' overlap without being the same tensor, which no optimizer is \
                              made for",
-                            known.name, candidate.name
+                            parameters[known].name, candidate.name
                         ),
                     });
                 }

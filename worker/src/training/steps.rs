@@ -6,11 +6,12 @@ use std::ptr;
 use std::sync::atomic::AtomicU32;
 
 use pswitch_device::DeviceAddress;
-use pswitch_model::ValueId;
+use pswitch_model::{ValueId, Weight};
 use pswitch_train::Optimizer;
 
+use super::Role;
 use super::ffi::{self, RawGradGuard, RawOptimizer, RawTrainer};
-use crate::libtorch::{Raised, Values, checked};
+use crate::libtorch::{Raised, TorchDevice, Values, checked};
 
 /// While it lives, the calls of this thread record what gradients need.
 pub(crate) struct GradMode {
@@ -101,6 +102,67 @@ impl Steps {
         })
     }
 
+    /// Adds what never changes and no gradient flows to.
+    ///
+    /// # Safety
+    /// As [`add_parameter`](Self::add_parameter).
+    pub(super) unsafe fn add_frozen(
+        &mut self,
+        weight: &Weight,
+        home: DeviceAddress,
+        device: TorchDevice,
+    ) -> Result<(), Raised> {
+        let signed = |numbers: &[u64]| -> Vec<i64> { numbers.iter().map(|&n| n.cast_signed()).collect() };
+        let (sizes, strides) = (signed(&weight.sizes), signed(&weight.strides));
+        let (kind, index) = device.name();
+        // SAFETY: the lists have the length that is told and outlive the call; the caller promises the memory.
+        checked(|error| unsafe {
+            ffi::ps_trainer_add_frozen(
+                self.raw,
+                pointer(home),
+                weight.dtype.c10_code(),
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                sizes.len(),
+                kind.as_ptr(),
+                index,
+                error,
+            )
+        })
+    }
+
+    /// Copies a tensor of the state, the `index`th in its role, to host memory.
+    ///
+    /// # Safety
+    /// `to` must have the bytes of the tensor, dense.
+    pub(super) unsafe fn read(&self, role: Role, index: usize, to: &mut [u8]) -> Result<(), Raised> {
+        // SAFETY: the caller promises the room.
+        checked(|error| unsafe {
+            ffi::ps_trainer_read(self.raw, number(role), index, to.as_mut_ptr().cast(), error)
+        })
+    }
+
+    /// Copies one from host memory.
+    ///
+    /// # Safety
+    /// `from` must have the bytes of the tensor, dense.
+    pub(super) unsafe fn write(&mut self, role: Role, index: usize, from: &[u8]) -> Result<(), Raised> {
+        // SAFETY: the caller promises the bytes.
+        checked(|error| unsafe {
+            ffi::ps_trainer_write(self.raw, number(role), index, from.as_ptr().cast(), error)
+        })
+    }
+
+    /// Says for every parameter how many steps its optimizer's state stands for.
+    pub(super) fn set_counts(&mut self, counts: &[u64]) {
+        for (parameter, &count) in counts.iter().enumerate().take(self.parameters) {
+            // SAFETY: there are that many parameters.
+            unsafe {
+                ffi::ps_trainer_set_steps(self.raw, parameter, i64::try_from(count).unwrap_or(i64::MAX));
+            }
+        }
+    }
+
     /// For every parameter in how many steps it had a gradient.
     pub(super) fn counts(&self) -> Vec<u64> {
         let count = |parameter| {
@@ -159,6 +221,15 @@ impl Drop for Steps {
     fn drop(&mut self) {
         // SAFETY: made by `ps_trainer_new`, deleted here alone.
         unsafe { ffi::ps_trainer_delete(self.raw) }
+    }
+}
+
+fn number(role: Role) -> i32 {
+    match role {
+        Role::Parameter => ffi::ROLE_PARAMETER,
+        Role::First => ffi::ROLE_FIRST,
+        Role::Second => ffi::ROLE_SECOND,
+        Role::Buffer => ffi::ROLE_BUFFER,
     }
 }
 

@@ -21,6 +21,9 @@ use crate::libtorch::TorchDevice;
 /// Name of the tensor that says for every parameter how many steps its optimizer's state stands for.
 const COUNTS: &str = "steps";
 
+/// PyTorch's own tensors on the CPU begin at multiples of this, and the last bits of some kernels' sums depend on it.
+const ALIGNMENT_BYTES: usize = 64;
+
 /// Integers of synthetic data are below this where the program does not tell what they number: two classes are known to
 /// every classifier.
 const SYNTHETIC_BELOW: u64 = 2;
@@ -191,9 +194,10 @@ impl TrainingTask {
         let mut found = Vec::new();
         for tensor in &self.trainer.state().tensors {
             let name = saved_name(tensor, *optimizer);
-            let saved = match tensor.role {
-                Role::Parameter | Role::Buffer => checkpoint.model().find(|saved| saved.name == name),
-                Role::First | Role::Second => checkpoint.optimizer().find(|saved| saved.name == name),
+            let saved = if tensor.in_state_dict {
+                checkpoint.model().find(|saved| saved.name == name)
+            } else {
+                checkpoint.optimizer().find(|saved| saved.name == name)
             };
             let saved = saved.ok_or_else(|| refused(format!("it has no tensor '{name}'")))?;
             if saved.dtype != tensor.dtype || saved.shape != tensor.sizes {
@@ -206,7 +210,8 @@ impl TrainingTask {
         }
         let counts = checkpoint.optimizer().find(|saved| saved.name == COUNTS);
         let counts = counts.ok_or_else(|| refused("it does not say how many steps were made".to_owned()))?;
-        let counts: Vec<u64> = counts.bytes.as_chunks::<8>().0.iter().map(|it| u64::from_le_bytes(*it)).collect();
+        let counts: Vec<u64> =
+            counts.bytes.as_chunks::<8>().0.iter().map(|it| u64::from_le_bytes(*it)).collect();
         if counts.len() != self.trainer.counts().len() {
             return Err(refused("it counts the steps of other parameters".to_owned()));
         }
@@ -240,30 +245,32 @@ impl Snapshot {
     /// Those of [`write_checkpoint`].
     pub fn write(&self, folder: &Path, keep: u32) -> Result<PathBuf, TrainError> {
         let counts: Vec<u8> = self.counts.iter().flat_map(|count| count.to_le_bytes()).collect();
-        let of_tensor = |(tensor, bytes): (&StateTensor, &'_ Vec<u8>)| {
-            let name = saved_name(tensor, self.state.optimizer);
-            let (dtype, shape) = (tensor.dtype, tensor.sizes.clone());
-            (tensor.role, name, dtype, shape, bytes.clone())
-        };
-        let parts: Vec<_> = self.tensors.iter().zip(&self.bytes).map(of_tensor).collect();
-        let tensors = parts.iter().map(|(role, name, dtype, shape, bytes)| {
-            let fetch = move || Ok(Cow::Borrowed(bytes.as_slice()));
-            match role {
-                Role::Parameter | Role::Buffer => SavedTensor::of_model(name, *dtype, shape, fetch),
-                Role::First | Role::Second => SavedTensor::of_optimizer(name, *dtype, shape, fetch),
-            }
+        let optimizer = self.state.optimizer;
+        let tensors = self.tensors.iter().zip(&self.bytes).flat_map(|(tensor, bytes)| {
+            let names =
+                std::iter::once(saved_name(tensor, optimizer)).chain(tensor.also_named.iter().cloned());
+            names.map(move |name| {
+                let fetch = move || Ok(Cow::Borrowed(bytes.as_slice()));
+                if tensor.in_state_dict {
+                    SavedTensor::of_model(&name, tensor.dtype, &tensor.sizes, fetch)
+                } else {
+                    SavedTensor::of_optimizer(&name, tensor.dtype, &tensor.sizes, fetch)
+                }
+            })
         });
         let shape = [self.counts.len() as u64];
-        let counts = SavedTensor::of_optimizer(COUNTS, DType::I64, &shape, || Ok(Cow::Borrowed(counts.as_slice())));
+        let counts =
+            SavedTensor::of_optimizer(COUNTS, DType::I64, &shape, || Ok(Cow::Borrowed(counts.as_slice())));
         write_checkpoint(folder, keep, &self.state, tensors.chain([counts]))
     }
 }
 
-/// What a tensor of the state is called in a checkpoint: parameters and buffers as in the state dict, the rest as
-/// `torch.optim` calls it, behind the parameter's name.
+/// What a tensor of the state is called in a checkpoint: parameters and buffers as in the state dict, what the optimizer keeps
+/// as `torch.optim` calls it, behind the parameter's name.
 fn saved_name(tensor: &StateTensor, optimizer: OptimizerKind) -> String {
     let name = &tensor.name;
     match (tensor.role, optimizer) {
+        (Role::Buffer, _) if !tensor.in_state_dict => format!("{name}.buffer"),
         (Role::Parameter | Role::Buffer, _) => name.clone(),
         (Role::First, OptimizerKind::Sgd) => format!("{name}.momentum_buffer"),
         (Role::First, _) => format!("{name}.exp_avg"),
@@ -320,7 +327,10 @@ fn feeds(program: &Program, source: &dyn RowSource, sizes: &[u64]) -> Result<Vec
             let wanted: Vec<u64> = row.iter().map(Dim::example).collect();
             return Err(unfit(
                 name,
-                format!("rows of the data have shape {:?}, the program was exported for {wanted:?}", array.row_shape()),
+                format!(
+                    "rows of the data have shape {:?}, the program was exported for {wanted:?}",
+                    array.row_shape()
+                ),
             ));
         }
         if let Some(size) = sizes.iter().find(|size| !fits((rows, size))) {
@@ -333,7 +343,8 @@ fn feeds(program: &Program, source: &dyn RowSource, sizes: &[u64]) -> Result<Vec
                 ),
             ));
         }
-        let row_bytes = usize::try_from(array.row_bytes()).map_err(|_| unfit(name, "a row is too long".to_owned()))?;
+        let row_bytes =
+            usize::try_from(array.row_bytes()).map_err(|_| unfit(name, "a row is too long".to_owned()))?;
         inputs.push(Feed {
             array: index,
             dtype: *dtype,
@@ -365,17 +376,13 @@ impl Feed {
 
 /// Memory that begins where tensors of PyTorch's own do.
 #[derive(Default)]
-struct Aligned(Vec<Line>);
-
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line([u8; 64]);
+struct Aligned(Vec<u8>);
 
 impl Aligned {
     /// So many bytes, with whatever was there.
     fn take(&mut self, bytes: usize) -> &mut [u8] {
-        self.0.resize(bytes.div_ceil(64).max(1), Line([0; 64]));
-        // SAFETY: lines are plain bytes that follow each other without gaps, at least as many as asked for.
-        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast::<u8>(), bytes) }
+        self.0.resize(bytes + ALIGNMENT_BYTES - 1, 0);
+        let start = self.0.as_ptr().align_offset(ALIGNMENT_BYTES);
+        &mut self.0[start..start + bytes]
     }
 }
