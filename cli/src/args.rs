@@ -1,14 +1,17 @@
 //! Flags, each declared here and nowhere else.
 
+mod train;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use pswitch_controller::{Bandwidth, ConfigOverrides, DeviceChoice, SizeSetting};
+use pswitch_controller::{Bandwidth, ByteSize, ConfigOverrides, DeviceChoice, SizeSetting};
 use pswitch_transfer::Algorithm;
 
-use crate::commands::plan_groups::PlotFile;
+pub(crate) use self::train::{Train, TrainCommand};
+use crate::commands::plot::PlotFile;
 
 /// Time-shares a device between many PyTorch models.
 #[derive(Debug, Parser)]
@@ -38,6 +41,7 @@ pub(crate) enum Command {
     /// Divides a model's transfer into groups and predicts what that gives.
     #[command(name = "plan-groups")]
     PlanGroups(PlanGroups),
+    Train(Train),
     Bench(pswitch_bench::Args),
     /// Prints a completion script for a shell.
     Completions {
@@ -56,6 +60,7 @@ Examples:
   pswitch serve models
   pswitch serve models --pool-size 8GiB --http 127.0.0.1:9000
   pswitch serve --config server.yaml
+  pswitch serve models --training-size 4GiB --train resnet=tasks/resnet.yaml
   pswitch serve models --device host --link-bandwidth 1GB/s    # see switching without a GPU")]
 pub(crate) struct Serve {
     /// Folder of the models.
@@ -65,6 +70,12 @@ pub(crate) struct Serve {
     pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceFlags,
+    /// Part of a device's pool for training: states, and activations of one step, as in 4GiB. With 0 no task can be trained.
+    #[arg(long, value_name = "SIZE")]
+    training_size: Option<ByteSize>,
+    /// A task that is trained beside serving, with the file of its configuration; may be given more than once.
+    #[arg(long, value_name = "NAME=FILE.yaml", value_parser = task)]
+    train: Vec<(String, PathBuf)>,
     /// Worker processes of a device: one executes, the others stand by.
     #[arg(long, value_name = "N")]
     workers: Option<u32>,
@@ -87,6 +98,8 @@ impl Serve {
     pub(crate) fn overrides(&self) -> ConfigOverrides {
         ConfigOverrides {
             repository: self.repository.clone(),
+            training_size: self.training_size,
+            training_tasks: self.train.clone(),
             workers: self.workers,
             http_address: self.http,
             plan: self.plan,
@@ -94,6 +107,13 @@ impl Serve {
             log: self.log.clone(),
             ..self.device.overrides()
         }
+    }
+}
+
+fn task(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => Ok((name.to_owned(), file.into())),
+        _ => Err("write NAME=FILE.yaml".to_owned()),
     }
 }
 

@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Command::Models(models) => commands::models::run(&models),
         Command::Profile(profile) => commands::profile::run(&profile),
         Command::PlanGroups(plan) => commands::plan_groups::run(&plan),
+        Command::Train(train) => commands::train::run(&train.command),
         Command::Bench(bench) => bench.run(),
         Command::Completions { shell } => {
             commands::completions(shell);

@@ -1,6 +1,6 @@
 //! What the server is told: one validated type, from a YAML file and from flags.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use pswitch_transfer::Algorithm;
 use serde::Deserialize;
 
 use crate::error::ControllerError;
+use crate::repository::ModelName;
 use crate::scheduler::SchedulerOptions;
 use crate::yaml;
 
@@ -58,6 +59,8 @@ pub struct Config {
     /// Whether layer times are kept in `NAME/profiles`, so that the next start need not take them. A folder that cannot
     /// be written to keeps none. Default: `true`.
     pub profile_cache: bool,
+    /// What is trained beside serving.
+    pub training: TrainingConfig,
     /// What is logged, as in `info` or `warn,pswitch_controller=debug`. Default: `info`.
     #[serde(deserialize_with = "fields::text")]
     pub log: String,
@@ -73,8 +76,10 @@ pub struct DeviceConfig {
     /// half of the host's memory; of a GPU's, what is free, less 1 GiB for every worker and for one more.
     pub pool_size: SizeSetting,
     /// Part of the pool for the activations of one execution. Default: `auto`, a tenth of the device's memory, at
-    /// most `2GiB`, and at most a quarter of a `pool_size` that is given.
+    /// most `2GiB`, and at most a quarter of what `training_size` leaves of a `pool_size` that is given.
     pub arena_size: SizeSetting,
+    /// Part of the pool for training: states, and activations of one step. Default: 0, no task can be trained.
+    pub training_size: ByteSize,
     /// Executions at a time, each with an arena of its own: 1 to 16. Default: 1.
     #[serde(deserialize_with = "fields::number::<_, _, 1, 16>")]
     pub arenas: u32,
@@ -142,6 +147,16 @@ pub struct LimitsConfig {
     pub attempts: u32,
 }
 
+/// What is trained beside serving.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainingConfig {
+    /// Tasks that are submitted when the server starts: `NAME: FILE.yaml`, the file of the task's configuration, relative
+    /// to the working directory. Names are as those of models. Default: none.
+    #[serde(deserialize_with = "fields::tasks")]
+    pub tasks: BTreeMap<String, PathBuf>,
+}
+
 /// Which device to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum DeviceChoice {
@@ -163,6 +178,8 @@ pub struct ConfigOverrides {
     pub pool_size: Option<SizeSetting>,
     /// Replaces [`DeviceConfig::arena_size`] of every device.
     pub arena_size: Option<SizeSetting>,
+    /// Replaces [`DeviceConfig::training_size`] of every device.
+    pub training_size: Option<ByteSize>,
     /// Replaces [`DeviceConfig::workers`] of every device.
     pub workers: Option<u32>,
     /// Replaces [`DeviceConfig::threads`] of every device.
@@ -177,6 +194,8 @@ pub struct ConfigOverrides {
     pub plan: Option<Algorithm>,
     /// Replaces [`Config::profile_cache`].
     pub profile_cache: Option<bool>,
+    /// Tasks with their files, beside those of [`Config::training`]; a task that is there already gets this file.
+    pub training_tasks: Vec<(String, PathBuf)>,
     /// Replaces [`Config::log`].
     pub log: Option<String>,
 }
@@ -191,6 +210,7 @@ impl Default for Config {
             limits: LimitsConfig::default(),
             plan: Algorithm::Optimal,
             profile_cache: true,
+            training: TrainingConfig::default(),
             log: "info".to_owned(),
         }
     }
@@ -202,6 +222,7 @@ impl Default for DeviceConfig {
             id: DeviceChoice::Auto,
             pool_size: SizeSetting::Auto,
             arena_size: SizeSetting::Auto,
+            training_size: ByteSize::from_bytes(0),
             arenas: 1,
             workers: 2,
             threads: 0,
@@ -272,6 +293,7 @@ impl Config {
             device,
             pool_size,
             arena_size,
+            training_size,
             workers,
             threads,
             link_bandwidth,
@@ -279,6 +301,7 @@ impl Config {
             http_address,
             plan,
             profile_cache,
+            training_tasks,
             log,
         } = overrides;
         replace(&mut self.repository, repository);
@@ -286,6 +309,11 @@ impl Config {
         replace(&mut self.plan, plan);
         replace(&mut self.profile_cache, profile_cache);
         replace(&mut self.log, log);
+        let mut given = BTreeSet::new();
+        for (name, file) in training_tasks {
+            ensure(given.insert(name.clone()), "training.tasks", || format!("{name:?} is given twice"))?;
+            self.training.tasks.insert(name, file);
+        }
         if let Some(id) = device {
             let configured = self.devices.iter().find(|device| device.id == id).cloned();
             self.devices = vec![configured.unwrap_or(DeviceConfig { id, ..DeviceConfig::default() })];
@@ -293,12 +321,18 @@ impl Config {
         for device in &mut self.devices {
             replace(&mut device.pool_size, pool_size);
             replace(&mut device.arena_size, arena_size);
+            replace(&mut device.training_size, training_size);
             replace(&mut device.workers, workers);
             replace(&mut device.threads, threads);
             replace(&mut device.link.per_copy, link_per_copy);
             device.link.bandwidth = link_bandwidth.or(device.link.bandwidth);
         }
         self.check()?;
+        // Not before: the tasks may come from the file and the size from a flag.
+        let no_room = self.devices.iter().all(|device| device.training_size.bytes() == 0);
+        ensure(self.training.tasks.is_empty() || !no_room, "training.tasks", || {
+            "no device has a training_size, so that no task can be trained".to_owned()
+        })?;
         Ok(self)
     }
 
@@ -312,6 +346,16 @@ impl Config {
                 format!("{} is there already", device.id)
             })?;
             device.check(key)?;
+        }
+        for (name, file) in &self.training.tasks {
+            let key = || format!("training.tasks.{}", name.escape_debug());
+            name.parse::<ModelName>().map_err(|error| match error {
+                ControllerError::ModelName { reason, .. } => {
+                    ControllerError::InvalidConfig { key: key(), reason: reason.to_owned() }
+                }
+                other => other,
+            })?;
+            ensure(!file.as_os_str().is_empty(), key(), || "there is no file".to_owned())?;
         }
         let (body, slots) = (self.http.max_body_size, self.slot_memory_size);
         ensure(body.bytes() > 0, "http.max_body_size", || "it must be more than 0".to_owned())?;
@@ -331,15 +375,22 @@ impl DeviceConfig {
             format!("{workers} given; {arenas} at work and at least one on standby make {} to 64", arenas + 1)
         })?;
         ensure(self.threads <= 1024, key("threads"), || format!("{} given, at most 1024", self.threads))?;
-        if let (SizeSetting::Fixed(pool), SizeSetting::Fixed(arena)) = (self.pool_size, self.arena_size) {
-            let together = arena.bytes().saturating_mul(u64::from(arenas));
-            ensure(together < pool.bytes(), key("arena_size"), || {
-                format!("{arenas} of {arena} leave nothing of a pool of {pool} for weights")
-            })?;
-        }
         for (name, size) in [("pool_size", self.pool_size), ("arena_size", self.arena_size)] {
             let zero = size == SizeSetting::Fixed(ByteSize::from_bytes(0));
             ensure(!zero, key(name), || "it must be more than 0".to_owned())?;
+        }
+        if let SizeSetting::Fixed(pool) = self.pool_size {
+            let mut left_bytes = pool.bytes();
+            if let SizeSetting::Fixed(arena) = self.arena_size {
+                left_bytes = left_bytes.saturating_sub(arena.bytes().saturating_mul(u64::from(arenas)));
+                ensure(left_bytes > 0, key("arena_size"), || {
+                    format!("{arenas} of {arena} leave nothing of a pool of {pool} for weights")
+                })?;
+            }
+            let training = self.training_size;
+            ensure(training.bytes() < left_bytes, key("training_size"), || {
+                format!("{training} beside the arenas leaves nothing of a pool of {pool} for weights")
+            })?;
         }
         let throttled = self.link != LinkConfig::default();
         ensure(!throttled || !matches!(self.id, DeviceChoice::Id(DeviceId::Cuda(_))), key("link"), || {
@@ -364,7 +415,8 @@ impl DeviceConfig {
         match (self.arena_size, self.pool_size) {
             (SizeSetting::Fixed(size), _) => size.bytes(),
             (SizeSetting::Auto, SizeSetting::Fixed(pool)) => {
-                auto.min(pool.bytes() / 4 / u64::from(self.arenas))
+                let left_bytes = pool.bytes().saturating_sub(self.training_size.bytes());
+                auto.min(left_bytes / 4 / u64::from(self.arenas))
             }
             (SizeSetting::Auto, SizeSetting::Auto) => auto,
         }

@@ -1,5 +1,5 @@
 //! Open Inference Protocol v2 over HTTP/1.1, with the extensions of Triton that clients rely on: binary tensor data,
-//! model repository, statistics, parameters; and metrics for Prometheus.
+//! model repository, statistics, parameters; training tasks, an extension of our own; and metrics for Prometheus.
 //!
 //! | verb and path | answer |
 //! | --- | --- |
@@ -11,6 +11,9 @@
 //! | `GET /v2/models[/M[/versions/V]]/stats` | statistics |
 //! | `GET` or `POST /v2/repository/index` | every model and its state |
 //! | `POST /v2/repository/models/M/load`, `.../unload` | where the service offers it |
+//! | `GET /v2/training/tasks`, `GET /v2/training/tasks/T` | every training task, or one: state, steps, account |
+//! | `POST /v2/training/tasks/T` | takes the task whose configuration, YAML or JSON, is the body: 201 |
+//! | `POST /v2/training/tasks/T/pause`, `.../resume`, `.../stop` | tells the task, and answers with its state |
 //! | `GET /metrics` | Prometheus text |
 //!
 //! # Data
@@ -29,10 +32,10 @@
 //! `compute_us` and `switched`; the same times stand in the header `Server-Timing`, in milliseconds.
 //!
 //! # Errors
-//! `{"error": "..."}` with 400 for a wrong request, 404 for an unknown model, 408 for a body that stops arriving,
-//! 413 for one that is too large, 415 for a compressed one, 429 (with `Retry-After`) when the server has too much to
-//! do, 500 when the model or the server fails, 501 for what is not offered, 503 when server, model or worker are not
-//! there, 504 when the request's time ran out.
+//! `{"error": "..."}` with 400 for a wrong request, 404 for an unknown model or task, 408 for a body that stops
+//! arriving, 413 for one that is too large, 415 for a compressed one, 429 (with `Retry-After`) when the server has
+//! too much to do, 500 when the model or the server fails, 501 for what is not offered, 503 when server, model or
+//! worker are not there, 504 when the request's time ran out.
 //!
 //! # Copies
 //! The bytes of binary inputs go from the socket's buffer into the slot as they arrive; a body is never collected.
@@ -47,5 +50,6 @@ mod reject;
 mod request;
 mod routes;
 mod server;
+mod training;
 
 pub use server::{HttpOptions, HttpServer};

@@ -25,11 +25,12 @@ mod server;
 mod service;
 mod slots;
 mod supervisor;
+mod training;
 mod yaml;
 
 pub use config::{
     Bandwidth, ByteSize, Config, ConfigOverrides, DeviceChoice, DeviceConfig, HttpConfig, LimitsConfig,
-    LinkConfig, ParseSizeError, SizeSetting,
+    LinkConfig, ParseSizeError, SizeSetting, TrainingConfig,
 };
 pub use error::ControllerError;
 pub use http::{HttpOptions, HttpServer};
@@ -39,9 +40,10 @@ pub use server::{
     DeviceProfile, LinkFit, LoadEvent, LoadObserver, PendingModels, Server, describe, profile_yaml,
 };
 pub use service::{
-    Answer, Datatype, DimensionSignature, ErrorClass, InferOptions, InferenceService, ModelSignature,
-    ModelSnapshot, ModelState, ModelStatus, OutputTensor, PlacedTensor, ServiceError, ServiceFuture,
-    ServiceSnapshot, Submission, TensorSignature, TensorSpec, Timings,
+    Answer, CheckpointStatus, Datatype, DimensionSignature, ErrorClass, InferOptions, InferenceService,
+    ModelSignature, ModelSnapshot, ModelState, ModelStatus, OutputTensor, PlacedTensor, ServiceError,
+    ServiceFuture, ServiceSnapshot, Submission, TaskCommand, TaskState, TaskStatus, TensorSignature,
+    TensorSpec, Timings,
 };
 pub use slots::{FrozenSlot, Slot, SlotMemory};
 pub use yaml::YamlError;

@@ -21,11 +21,13 @@ mod datatype;
 mod error;
 mod signature;
 mod submission;
+mod training;
 
 pub use datatype::Datatype;
 pub use error::{ErrorClass, ServiceError};
 pub use signature::{DimensionSignature, ModelSignature, TensorSignature, TensorSpec};
 pub use submission::{PlacedTensor, Submission};
+pub use training::{CheckpointStatus, TaskCommand, TaskState, TaskStatus};
 
 /// What the service returns where it has to wait.
 pub type ServiceFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, ServiceError>> + Send + 'a>>;
@@ -94,6 +96,33 @@ pub trait InferenceService: Send + Sync + 'static {
     fn unload(&self, name: &str) -> ServiceFuture<'_, ()> {
         let model = name.to_owned();
         Box::pin(async move { Err(ServiceError::Unsupported { what: format!("unloading model '{model}'") }) })
+    }
+
+    /// Takes a training task: `config` is the text of its configuration, in which relative paths are those of the server's
+    /// working directory. Resolves when the task is known; it is prepared meanwhile.
+    ///
+    /// # Errors
+    /// [`ServiceError::Unsupported`] unless the service overrides this; [`ServiceError::InvalidRequest`] for a
+    /// configuration that means nothing, or a name that another task has that is not over.
+    fn submit_training(&self, name: &str, config: &str) -> ServiceFuture<'_, TaskStatus> {
+        let _ = config;
+        let task = name.to_owned();
+        Box::pin(async move { Err(ServiceError::Unsupported { what: format!("training task '{task}'") }) })
+    }
+
+    /// Every training task since the server's start, those that are over too, sorted by name.
+    fn training(&self) -> Vec<TaskStatus> {
+        Vec::new()
+    }
+
+    /// Tells a training task to do something. Resolves when it does, or is over.
+    ///
+    /// # Errors
+    /// [`ServiceError::UnknownTask`]; [`ServiceError::InvalidRequest`] for a task that is over.
+    fn command_training(&self, name: &str, command: TaskCommand) -> ServiceFuture<'_, TaskStatus> {
+        let _ = command;
+        let name = name.to_owned();
+        Box::pin(async move { Err(ServiceError::UnknownTask { name }) })
     }
 
     /// The numbers of this moment that only the service knows, for the metrics.

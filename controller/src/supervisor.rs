@@ -1,19 +1,18 @@
 //! The controller's side of the zygote: workers are forked, killed and reported lost through it.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use pswitch_protocol::{Channel, FromZygote, ProtocolError, ToZygote};
+use pswitch_protocol::{Channel, ExitCause, FromZygote, ProtocolError, ToZygote};
 use tokio::sync::watch;
 
-use crate::driver::{Mail, Mailbox};
 use crate::scheduler::WorkerId;
 
 /// One a server; all drivers share it.
-#[derive(Debug)]
 pub(crate) struct Supervisor {
     channel: Arc<Channel>,
     routes: Routes,
@@ -21,8 +20,24 @@ pub(crate) struct Supervisor {
     failure: watch::Sender<bool>,
 }
 
-/// Whose worker is whose.
-type Routes = Arc<Mutex<HashMap<WorkerId, Mailbox>>>;
+impl fmt::Debug for Supervisor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Supervisor").field("channel", &self.channel).finish_non_exhaustive()
+    }
+}
+
+/// Told once of a worker, when it is gone and reaped or could not be forked: how.
+pub(crate) type OnLoss = Box<dyn FnOnce(WorkerId, Loss) + Send>;
+
+/// How a worker was lost.
+#[derive(Debug)]
+pub(crate) enum Loss {
+    Exited(ExitCause),
+    NotForked(String),
+}
+
+/// Whom the loss of a worker is told.
+type Routes = Arc<Mutex<HashMap<WorkerId, OnLoss>>>;
 
 impl Supervisor {
     /// Starts listening to the zygote. When it is gone, its workers are dead and no new one can be forked: then the
@@ -51,11 +66,11 @@ impl Supervisor {
     }
 
     /// Has a worker forked; the answer is its number and this side's end of its connection. Its loss, or that it could
-    /// not be forked, comes to `mailbox`.
-    pub(crate) fn fork(&self, mailbox: &Mailbox) -> Result<(WorkerId, Channel), ProtocolError> {
+    /// not be forked, is told by `lost`, from another thread.
+    pub(crate) fn fork(&self, lost: OnLoss) -> Result<(WorkerId, Channel), ProtocolError> {
         let worker = WorkerId(self.next.fetch_add(1, Ordering::Relaxed));
         let (ours, theirs) = Channel::pair()?;
-        lock(&self.routes).insert(worker, mailbox.clone());
+        lock(&self.routes).insert(worker, lost);
         if let Err(error) = self.channel.send(&ToZygote::Fork { worker: worker.0 }, &[theirs.as_fd()]) {
             lock(&self.routes).remove(&worker);
             return Err(error);
@@ -63,7 +78,7 @@ impl Supervisor {
         Ok((worker, ours))
     }
 
-    /// Kills a worker, unless it has ended by itself. Its loss comes to its mailbox once it is reaped.
+    /// Kills a worker, unless it has ended by itself. Its loss is told once it is reaped.
     pub(crate) fn kill(&self, worker: WorkerId) {
         if let Err(error) = self.channel.send(&ToZygote::Kill { worker: worker.0 }, &[]) {
             // The zygote is gone, and all workers with it: `lost` has been called.
@@ -72,7 +87,7 @@ impl Supervisor {
     }
 }
 
-fn lock(routes: &Routes) -> MutexGuard<'_, HashMap<WorkerId, Mailbox>> {
+fn lock(routes: &Routes) -> MutexGuard<'_, HashMap<WorkerId, OnLoss>> {
     routes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -95,21 +110,18 @@ impl Listener {
             match message {
                 FromZygote::Forked { worker, pid } => tracing::debug!(worker, pid, "worker forked"),
                 FromZygote::ForkFailed { worker, reason } => {
-                    let worker = WorkerId(worker);
-                    self.route(worker, Mail::ForkFailed { worker, reason });
+                    self.route(WorkerId(worker), Loss::NotForked(reason));
                 }
-                FromZygote::Exited { worker, cause } => {
-                    let worker = WorkerId(worker);
-                    self.route(worker, Mail::Exited { worker, cause });
-                }
+                FromZygote::Exited { worker, cause } => self.route(WorkerId(worker), Loss::Exited(cause)),
             }
         }
     }
 
     /// Both messages that are routed are a worker's last.
-    fn route(&self, worker: WorkerId, mail: Mail) {
-        if let Some(mailbox) = lock(&self.routes).remove(&worker) {
-            mailbox.put(mail);
+    fn route(&self, worker: WorkerId, loss: Loss) {
+        let lost = lock(&self.routes).remove(&worker);
+        if let Some(lost) = lost {
+            lost(worker, loss);
         }
     }
 }

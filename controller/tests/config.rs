@@ -27,6 +27,7 @@ fn the_example_shows_the_defaults() {
     assert_eq!(device.id, DeviceChoice::Id(DeviceId::Host(0)));
     assert_eq!(device.pool_bytes(DeviceId::Host(0), 1 << 40, 1 << 40, 1 << 40), 2 << 30);
     assert_eq!(device.arena_bytes(1 << 40), 512 << 20);
+    assert_eq!(device.training_size, DeviceConfig::default().training_size);
     assert_eq!(device.link.throttle().bandwidth_bytes_per_s, Some(4e9));
     assert_eq!(device.link.throttle().per_copy, Duration::from_nanos(2500));
     let defaults = Config::default();
@@ -42,11 +43,16 @@ fn the_example_names_every_key() {
         let keys = expected.unwrap_or_else(|| message.split_once("expected ").unwrap().1.to_owned());
         keys.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>()
     };
-    for text in
-        ["x: 1", "devices:\n  - x: 1", "devices:\n  - link:\n      x: 1", "http:\n  x: 1", "limits:\n  x: 1"]
-    {
+    for (text, least) in [
+        ("x: 1", 2),
+        ("devices:\n  - x: 1", 2),
+        ("devices:\n  - link:\n      x: 1", 2),
+        ("http:\n  x: 1", 2),
+        ("limits:\n  x: 1", 2),
+        ("training:\n  x: 1", 1),
+    ] {
         let keys = keys(text);
-        assert!(keys.len() >= 2, "{text}: {keys:?}");
+        assert!(keys.len() >= least, "{text}: {keys:?}");
         for key in keys {
             let shown = EXAMPLE
                 .lines()
@@ -80,6 +86,10 @@ fn mistakes_are_told_with_their_place_and_what_is_allowed() {
         ),
         ("devices:\n  - pool_size: -5", "at line 2 column 16"),
         (
+            "devices:\n  - training_size: auto",
+            "devices[0].training_size: invalid value: string \"auto\", expected a size such as 8GiB",
+        ),
+        (
             "devices:\n  - link: {bandwidth: 0GB/s}",
             "expected a bandwidth such as 1GB/s, 55.5GB/s or 800MiB/s at line 2 column 23",
         ),
@@ -105,6 +115,19 @@ fn mistakes_are_told_with_their_place_and_what_is_allowed() {
             "profile_cache: often",
             "profile_cache: invalid type: string \"often\", expected a boolean at line 1 column 16",
         ),
+        (
+            "training:\n  tasks:\n    ../etc: a.yaml",
+            "training.tasks: invalid value: string \"../etc\", expected a name of a task: letters, digits, '.', '_' and \
+             '-' at line 3 column 5",
+        ),
+        (
+            "training:\n  tasks: {bert: ''}",
+            "training.tasks.bert: invalid value: string \"\", expected the file of a task's configuration at line 2 \
+             column 17",
+        ),
+        ("training:\n  tasks:\n    - a.yaml", "expected a map of names of tasks to files"),
+        ("training: {tasks: {bert: a.yaml, bert: b.yaml}}", "duplicate task `bert`"),
+        ("training:\n  task: 1", "unknown field `task`, expected `tasks` at line 2 column 3"),
         ("log: ''", "expected a text at line 1 column 6"),
         ("\n\nport: 80", "unknown field `port`, expected one of `repository`, `devices`, `http`"),
         ("\n\nport: 80", "at line 3 column 1"),
@@ -130,6 +153,15 @@ fn contradictions_are_told_with_their_keys() {
             "devices: [{pool_size: 1GiB, arena_size: 512MiB, arenas: 2, workers: 3}]",
             "devices[0].arena_size: 2 of 512MiB leave nothing of a pool of 1GiB",
         ),
+        (
+            "devices: [{pool_size: 1GiB, arena_size: 256MiB, training_size: 768MiB}]",
+            "devices[0].training_size: 768MiB beside the arenas leaves nothing of a pool of 1GiB",
+        ),
+        (
+            "devices: [{pool_size: 1GiB, training_size: 2GiB}]",
+            "devices[0].training_size: 2GiB beside the arenas leaves nothing of a pool of 1GiB",
+        ),
+        ("devices: [{pool_size: 0}]", "devices[0].pool_size: it must be more than 0"),
         ("devices: [{arena_size: 0}]", "devices[0].arena_size: it must be more than 0"),
         (
             "devices: [{id: \"cuda:0\", link: {bandwidth: 1GB/s}}]",
@@ -177,6 +209,33 @@ fn flags_go_before_the_file() {
 }
 
 #[test]
+fn tasks_come_from_the_file_and_from_flags() {
+    let text = "training:\n  tasks:\n    bert: tasks/bert.yaml\n    resnet: tasks/resnet.yaml\n";
+    let config = parse(text).unwrap();
+    let flags = |training_size: &str, tasks: &[(&str, &str)]| ConfigOverrides {
+        training_size: Some(training_size.parse().unwrap()),
+        training_tasks: tasks.iter().map(|(name, file)| ((*name).to_owned(), file.into())).collect(),
+        ..ConfigOverrides::default()
+    };
+    let with = config.clone().with(flags("1GiB", &[("resnet", "other.yaml"), ("vit", "vit.yaml")])).unwrap();
+    assert_eq!(with.devices[0].training_size.bytes(), 1 << 30);
+    let tasks: Vec<_> =
+        with.training.tasks.iter().map(|(name, file)| (name.as_str(), file.to_str().unwrap())).collect();
+    assert_eq!(tasks, [("bert", "tasks/bert.yaml"), ("resnet", "other.yaml"), ("vit", "vit.yaml")]);
+
+    for (overrides, expected) in [
+        (ConfigOverrides::default(), "training.tasks: no device has a training_size"),
+        (flags("0", &[]), "training.tasks: no device has a training_size"),
+        (flags("1GiB", &[("vit", "a"), ("vit", "b")]), "training.tasks: \"vit\" is given twice"),
+        (flags("1GiB", &[("-vit", "a")]), "training.tasks.-vit: it must begin with a letter or a digit"),
+        (flags("1GiB", &[("vit", "")]), "training.tasks.vit: there is no file"),
+    ] {
+        let error = config.clone().with(overrides).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[test]
 fn a_device_flag_leaves_that_device_alone() {
     let config = parse("devices: [{id: host, workers: 3}, {id: \"host:1\"}]").unwrap();
     let only = |text: &str| {
@@ -202,6 +261,8 @@ fn auto_sizes_follow_device_and_models() {
     let gib = 1_u64 << 30;
     assert_eq!(device.arena_bytes(80 * gib), 2 * gib);
     assert_eq!(device.arena_bytes(10 * gib), gib);
+    let config = parse("devices: [{pool_size: 4GiB, training_size: 3GiB}]").unwrap();
+    assert_eq!(config.devices[0].arena_bytes(80 * gib), gib / 4, "a quarter of what training leaves");
     assert_eq!(device.pool_bytes(DeviceId::Host(0), 64 * gib, 60 * gib, 5 * gib), 5 * gib);
     assert_eq!(device.pool_bytes(DeviceId::Host(0), 64 * gib, 60 * gib, 50 * gib), 32 * gib);
     // Two workers, and one that starts while another still ends.

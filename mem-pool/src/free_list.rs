@@ -86,6 +86,11 @@ impl FreeList {
         Ok(Range::new(offset, bytes))
     }
 
+    /// The allocated range that begins at `offset`, if one does.
+    pub fn allocated(&self, offset: u64) -> Option<Range> {
+        self.used.get(&offset).map(|&bytes| Range::new(offset, bytes))
+    }
+
     /// Bytes in all.
     pub fn capacity_bytes(&self) -> u64 {
         self.bytes

@@ -10,7 +10,8 @@ const LEAST_DOORBELL_BYTES: u64 = 4096;
 /// ... and no more: 65,536 words.
 const MOST_DOORBELL_BYTES: u64 = 256 * 1024;
 
-/// What each part of a pool is for: doorbell words, then the homes of spans, then the arenas.
+/// What each part of a pool is for: doorbell words, then the homes of spans, then the arenas, then what belongs to
+/// training.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolLayout {
     /// The words that announce groups.
@@ -19,11 +20,14 @@ pub struct PoolLayout {
     pub homes: Range,
     /// One range for each execution that can run at a time.
     pub arenas: Vec<Range>,
+    /// The states and arenas of training tasks, which [`TrainingMemory`](crate::TrainingMemory) hands out; empty where
+    /// nothing is trained.
+    pub training: Range,
 }
 
 impl PoolLayout {
     /// Divides a pool of `pool_bytes` into doorbells, homes and `arenas` arenas of `arena_bytes` (rounded up to
-    /// [`TENSOR_ALIGNMENT_BYTES`]).
+    /// [`TENSOR_ALIGNMENT_BYTES`]), with nothing for training.
     ///
     /// # Errors
     /// [`PoolError::NeverFits`] if nothing would be left for homes.
@@ -48,14 +52,45 @@ impl PoolLayout {
             return Err(never(fixed_bytes.saturating_add(TENSOR_ALIGNMENT_BYTES)));
         }
         let homes = Range::new(doorbell_bytes, homes_bytes);
-        let arenas =
+        let arenas: Vec<Range> =
             (0..arenas as u64).map(|i| Range::new(homes.end() + i * arena_bytes, arena_bytes)).collect();
-        Ok(Self { doorbells: Range::new(0, doorbell_bytes), homes, arenas })
+        let training = Range::new(arenas.last().unwrap_or(&homes).end(), 0);
+        Ok(Self { doorbells: Range::new(0, doorbell_bytes), homes, arenas, training })
+    }
+
+    /// Takes `bytes` (rounded up to [`TENSOR_ALIGNMENT_BYTES`]) from the homes for training, in place of what it had; the
+    /// arenas keep their sizes and move to the homes' new end.
+    ///
+    /// # Errors
+    /// [`PoolError::NeverFits`] if nothing would be left for homes.
+    pub fn with_training(mut self, bytes: u64) -> Result<Self, PoolError> {
+        let pool_bytes = self.bytes();
+        let room_bytes = self.homes.bytes + self.training.bytes;
+        let training_bytes = align_up(bytes, TENSOR_ALIGNMENT_BYTES).unwrap_or(u64::MAX);
+        if training_bytes >= room_bytes {
+            let fixed_bytes = (pool_bytes - room_bytes).saturating_add(TENSOR_ALIGNMENT_BYTES);
+            return Err(PoolError::NeverFits {
+                what: format!(
+                    "a part for training of {bytes} bytes beside the doorbells, the arenas and at least one tensor"
+                ),
+                asked_bytes: training_bytes.saturating_add(fixed_bytes),
+                capacity_bytes: pool_bytes,
+                advice: "make the pool larger, or the part for training or the arenas smaller",
+            });
+        }
+        let old_end = self.homes.end();
+        self.homes.bytes = room_bytes - training_bytes;
+        for arena in &mut self.arenas {
+            arena.offset = arena.offset - old_end + self.homes.end();
+        }
+        self.training = Range::new(pool_bytes - training_bytes, training_bytes);
+        Ok(self)
     }
 
     /// Bytes of pool that it needs.
     pub fn bytes(&self) -> u64 {
-        self.arenas.iter().chain([&self.doorbells, &self.homes]).map(Range::end).max().unwrap_or(0)
+        let parts = [&self.doorbells, &self.homes, &self.training];
+        self.arenas.iter().chain(parts).map(Range::end).max().unwrap_or(0)
     }
 }
 
@@ -73,19 +108,52 @@ mod tests {
             "2 arenas of 524288 bytes beside the doorbells and at least one tensor needs 1053184 bytes and can never \
              fit: there are 1048576 bytes in all; make the pool larger, or the arenas smaller or fewer"
         );
+        let error = PoolLayout::new(1 << 20, 1, 512 * 1024).unwrap().with_training(512 * 1024).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "a part for training of 524288 bytes beside the doorbells, the arenas and at least one tensor needs 1053184 \
+             bytes and can never fit: there are 1048576 bytes in all; make the pool larger, or the part for training \
+             or the arenas smaller"
+        );
+    }
+
+    #[test]
+    fn training_takes_from_the_homes_alone() {
+        let without = PoolLayout::new(1 << 20, 2, 64 * 1024).unwrap();
+        assert_eq!(without.training, Range::new(1 << 20, 0));
+        let with = without.clone().with_training(1000).unwrap();
+        assert_eq!(with.training, Range::new((1 << 20) - 1024, 1024));
+        assert_eq!(with.homes, Range::new(without.homes.offset, without.homes.bytes - 1024));
+        assert_eq!(with.arenas[1], Range::new(without.arenas[1].offset - 1024, 64 * 1024));
+        assert_eq!((with.doorbells, with.bytes()), (without.doorbells, 1 << 20));
+        // Anew, not on top.
+        assert_eq!(with.with_training(0), Ok(without));
     }
 
     proptest! {
         #[test]
-        fn parts_are_aligned_and_apart(pool in any::<u64>(), arenas in 0_usize..20, arena in any::<u64>(), shift in 0..60) {
+        fn parts_are_aligned_and_apart(
+            pool in any::<u64>(),
+            arenas in 0_usize..20,
+            arena in any::<u64>(),
+            training in any::<u64>(),
+            shift in 0..60,
+        ) {
             // Small and large ones alike.
-            let (pool, arena) = (pool >> shift, arena >> shift >> 3);
-            let Ok(layout) = PoolLayout::new(pool, arenas, arena) else { return Ok(()) };
+            let (pool, arena, training) = (pool >> shift, arena >> shift >> 3, training >> shift >> 1);
+            let Ok(without) = PoolLayout::new(pool, arenas, arena) else { return Ok(()) };
+            let fits = training <= without.homes.bytes - TENSOR_ALIGNMENT_BYTES;
+            let layout = without.clone().with_training(training);
+            prop_assert_eq!(layout.is_ok(), fits);
+            let layout = layout.unwrap_or(without);
             prop_assert!(layout.bytes() <= pool);
             prop_assert_eq!(layout.arenas.len(), arenas);
             prop_assert!(layout.homes.bytes > 0 && layout.doorbells.bytes >= LEAST_DOORBELL_BYTES);
             prop_assert!(layout.arenas.iter().all(|range| range.bytes >= arena));
-            let parts: Vec<Range> = [layout.doorbells, layout.homes].into_iter().chain(layout.arenas).collect();
+            prop_assert!(!fits || (training..training + TENSOR_ALIGNMENT_BYTES).contains(&layout.training.bytes));
+            let parts: Vec<Range> =
+                [layout.doorbells, layout.homes].into_iter().chain(layout.arenas).chain([layout.training]).collect();
+            prop_assert!(parts.windows(2).all(|pair| pair[0].end() == pair[1].offset));
             for (index, part) in parts.iter().enumerate() {
                 prop_assert_eq!(part.offset % TENSOR_ALIGNMENT_BYTES, 0);
                 prop_assert!(parts[index + 1..].iter().all(|other| !part.overlaps(other)));

@@ -1,10 +1,10 @@
 //! Unified device memory: one pool, allocated once, and an account of every byte in it.
 //!
-//! A [`PoolLayout`] divides a pool into doorbell words, homes and arenas. Each model's span (its weights, one contiguous
-//! range) has a fixed home; homes overlap when not all models fit. The [`Ledger`] decides who is in the pool: a model
+//! A [`PoolLayout`] divides a pool into doorbell words, homes, arenas and a part for training. Each model's span (its
+//! weights, one contiguous range) has a fixed home; homes overlap when not all models fit. The [`Ledger`] decides who is in the pool: a model
 //! that moves in evicts what lies in its place, unless that is leased or moving itself. An execution holds a [`Lease`] on
 //! a span and on an arena, from which an [`Arena`] allocates its activations. A [`HostStore`] keeps every span in pinned
-//! host memory.
+//! host memory. [`TrainingMemory`] divides the part for training among tasks.
 //!
 //! [`FreeList`] and [`Ledger`] are pure: they count offsets and touch no memory, so that random histories can be driven
 //! against their invariants. Errors tell what does not fit *now* from what can *never* fit, with the numbers.
@@ -43,6 +43,7 @@ mod layout;
 mod ledger;
 mod pool;
 mod range;
+mod training;
 
 pub use arena::{Arena, ArenaStats};
 pub use division::ArenaDivision;
@@ -54,6 +55,7 @@ pub use layout::PoolLayout;
 pub use ledger::{ArenaReport, Home, Lease, Ledger, LedgerReport, ModelReport, Residency};
 pub use pool::Pool;
 pub use range::{Range, TENSOR_ALIGNMENT_BYTES};
+pub use training::TrainingMemory;
 
 /// The README's example runs as a test.
 #[cfg(doctest)]

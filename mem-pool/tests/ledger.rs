@@ -14,7 +14,7 @@ const ARENAS: u32 = 3;
 fn layout(homes_bytes: u64) -> PoolLayout {
     let homes = Range::new(512, homes_bytes);
     let arenas = (0..u64::from(ARENAS)).map(|index| Range::new(homes.end() + index * 512, 512)).collect();
-    PoolLayout { doorbells: Range::new(0, 64), homes, arenas }
+    PoolLayout { doorbells: Range::new(0, 64), homes, arenas, training: Range::default() }
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Raised with every change of a message; both ends come from one build, so only equal versions talk.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// Bytes in a mapping that both processes know; which mapping the field's name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,6 +110,19 @@ pub struct Execute {
     pub doorbell_timeout_ms: u64,
 }
 
+/// Prepare a training task: its state is filled from the archive, or from its latest checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrepareTask {
+    /// Name, for logs and messages.
+    pub name: String,
+    /// The text of its configuration, with the archive's path.
+    pub config: String,
+    /// Digest of the archive that the controller has read: the file must not have changed since.
+    pub digest: u64,
+    /// Place in the pool for its state.
+    pub state: Region,
+}
+
 /// Controller to worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToWorker {
@@ -133,8 +146,59 @@ pub enum ToWorker {
     },
     /// Run a model; answered by [`FromWorker::Finished`].
     Execute(Execute),
+    /// Prepare a training task, the only one of this worker; answered by [`FromWorker::TaskReady`].
+    PrepareTask(PrepareTask),
+    /// Train until the stop flag is set or all steps are done: [`FromWorker::TaskStep`] for every step, and at last
+    /// [`FromWorker::TaskPaused`]. Messages wait meanwhile.
+    Train {
+        /// Place in the pool for all that a step allocates.
+        arena: Region,
+    },
+    /// Write a checkpoint now, if the task has a place for them; answered by [`FromWorker::TaskSaved`].
+    SaveTask,
     /// End in good order.
     Shutdown,
+}
+
+/// How far a training task is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskExtent {
+    /// Steps that count already, from a checkpoint.
+    pub steps_done: u64,
+    /// Steps that it has in all.
+    pub total_steps: u64,
+}
+
+/// A step that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskStep {
+    /// Its number, from 0.
+    pub step: u64,
+    /// The mean loss of its batches.
+    pub loss: f64,
+    /// The learning rate.
+    pub rate: f64,
+    /// Rows that it was computed from.
+    pub samples: u64,
+    /// How long it took, in nanoseconds.
+    pub took_ns: u64,
+}
+
+/// Why a task computes no more for now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TaskPause {
+    /// The stop flag was set.
+    Stopped {
+        /// How long a step that was thrown away had taken, in nanoseconds; none if it stopped between two.
+        discarded_ns: Option<u64>,
+    },
+    /// All steps are done.
+    Finished,
+    /// It cannot go on. Its state is as before the step that failed.
+    Failed {
+        /// One line.
+        reason: String,
+    },
 }
 
 /// Why an execution gave no output, as far as the answer to the client depends on it.
@@ -180,7 +244,7 @@ pub struct Executed {
 }
 
 /// Worker to controller.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum FromWorker {
     /// Pool, slots and control page are mapped.
     Attached,
@@ -201,6 +265,22 @@ pub enum FromWorker {
         /// this one until the worker is gone.
         ends: bool,
     },
+    /// A training task is prepared, or why it cannot be.
+    TaskReady {
+        /// How far it is.
+        result: Result<TaskExtent, String>,
+    },
+    /// A step counts.
+    TaskStep(TaskStep),
+    /// A checkpoint was written, or why it could not be.
+    TaskSaved {
+        /// Steps that it stands for.
+        step: u64,
+        /// Its file.
+        result: Result<String, String>,
+    },
+    /// The task computes no more until it is told to.
+    TaskPaused(TaskPause),
 }
 
 /// Controller to zygote.

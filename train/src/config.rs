@@ -128,6 +128,11 @@ impl TaskConfig {
         Ok(config)
     }
 
+    /// The archive of the program: the file that it names, or `model.pt2` in the folder.
+    pub fn archive(&self) -> PathBuf {
+        if self.program.is_dir() { self.program.join("model.pt2") } else { self.program.clone() }
+    }
+
     fn paths_mut(&mut self) -> impl Iterator<Item = &mut PathBuf> {
         let files: &mut [PathBuf] = match &mut self.data {
             DataConfig::Files { files, .. } => files,

@@ -9,6 +9,13 @@ use crate::NpyError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
+    /// The program cannot be trained.
+    #[error("{reason}")]
+    Program {
+        /// What is missing or too much, and what to do.
+        reason: String,
+    },
+
     /// The file system refused.
     #[error("cannot {action} {}", path.display())]
     Io {

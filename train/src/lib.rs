@@ -50,6 +50,7 @@ mod error;
 mod progress;
 mod schedule;
 mod seed;
+mod state;
 
 pub use batches::{BatchRows, Batches};
 pub use checkpoint::{
@@ -62,6 +63,7 @@ pub use error::TrainError;
 pub use progress::{InterruptionReason, Progress, ProgressEvent, ProgressLine, ProgressReport, ReasonReport};
 pub use schedule::Schedule;
 pub use seed::step_seed;
+pub use state::{Role, StateLayout, StateTensor};
 
 /// The README's example runs as a test.
 #[cfg(doctest)]

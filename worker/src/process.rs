@@ -12,8 +12,8 @@ use pswitch_device::{
 };
 use pswitch_model::{Archive, Input, InputKind, Weight};
 use pswitch_protocol::{
-    Attach, Channel, Execute, Executed, ExecutionFault, FaultClass, FromWorker, LoadModel, ProtocolError,
-    ToWorker, control,
+    Attach, Channel, Execute, Executed, ExecutionFault, FaultClass, FromWorker, LoadModel, PrepareTask,
+    ProtocolError, TaskExtent, ToWorker, control,
 };
 
 use crate::arena::ExecutionArena;
@@ -22,6 +22,7 @@ use crate::error::WorkerError;
 use crate::executable::Executable;
 use crate::host;
 use crate::libtorch::TorchDevice;
+use crate::training::ServedTask;
 use crate::work::{Example, Model, Shared, Work};
 
 /// Serves a controller until it says [`ToWorker::Shutdown`] or closes the connection. The process should end then, by
@@ -57,10 +58,25 @@ pub fn serve(channel: &Channel) -> Result<(), WorkerError> {
                 channel.send(&FromWorker::Finished { execution, result, ends }, &[])?;
                 then?;
             }
+            ToWorker::PrepareTask(order) => {
+                let result = worker.prepare_task(&order)?;
+                channel.send(&FromWorker::TaskReady { result }, &[])?;
+            }
+            ToWorker::Train { arena } => {
+                let Worker { task, shared, .. } = &mut *worker;
+                let task = task.as_mut().ok_or_else(no_task)?;
+                let pause = task.train(shared, arena, channel)?;
+                channel.send(&FromWorker::TaskPaused(pause), &[])?;
+            }
+            ToWorker::SaveTask => worker.task.as_mut().ok_or_else(no_task)?.save(channel)?,
             ToWorker::Shutdown => break,
         }
     }
     Ok(())
+}
+
+fn no_task() -> WorkerError {
+    WorkerError::Order("to train, and no task is prepared".to_owned())
 }
 
 /// The end of an execution.
@@ -81,6 +97,7 @@ struct Worker {
     executor: Executor,
     torch: TorchDevice,
     models: HashMap<u32, Model>,
+    task: Option<ServedTask>,
 }
 
 impl Worker {
@@ -117,7 +134,7 @@ impl Worker {
                 (Executor::Cuda(Box::new(executor)), TorchDevice::Cuda(ordinal))
             }
         };
-        Ok(Self { shared, executor, torch, models: HashMap::new() })
+        Ok(Self { shared, executor, torch, models: HashMap::new(), task: None })
     }
 
     /// Builds a model over its home; the inner error is a line for the registry, the outer one ends the worker.
@@ -198,6 +215,12 @@ impl Worker {
         };
         let span = SharedMemory::from_fd(descriptor, bytes)?;
         Ok(Some(self.shared.device.pin(Arc::new(span))?))
+    }
+
+    /// Prepares the task of this worker; the inner error is a line for the controller.
+    fn prepare_task(&mut self, order: &PrepareTask) -> Result<Result<TaskExtent, String>, WorkerError> {
+        let prepared = ServedTask::prepare(order, &self.shared, self.torch)?;
+        Ok(prepared.map(|task| self.task.insert(task).extent()))
     }
 
     fn unload(&mut self, model: u32) {

@@ -8,10 +8,8 @@ use std::time::Duration;
 use pswitch_device::{DeviceAddress, SharedMemory};
 use pswitch_model::{Archive, DType, InputKind, StorageId};
 use pswitch_protocol::FaultClass;
-use pswitch_train::{Optimizer, step_seed};
-use pswitch_worker::{
-    ExecutionArena, Input, Phase, Role, RunError, StepEnd, StepOrder, TorchDevice, Trainer,
-};
+use pswitch_train::{Optimizer, Role, StateLayout, step_seed};
+use pswitch_worker::{ExecutionArena, Input, Phase, RunError, StepEnd, StepOrder, TorchDevice, Trainer};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -83,7 +81,7 @@ impl Task {
         let program = archive.program();
         let facts = &manifest["runs"][run];
         let (optimizer, rate) = optimizer(facts);
-        let layout = Trainer::layout(program, &optimizer).unwrap();
+        let layout = StateLayout::new(program, &optimizer).unwrap();
         let state = SharedMemory::create("state", layout.bytes).unwrap();
         let span = program.span();
         for (storage, &offset) in (0..).map(StorageId).zip(&span.offsets) {
@@ -368,7 +366,7 @@ fn a_program_that_returns_no_loss_is_refused() {
     let archive = Archive::open(&path).unwrap();
     let optimizer =
         Optimizer::Sgd { lr: 0.1, momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: 0.0 };
-    let layout = Trainer::layout(archive.program(), &optimizer).unwrap();
+    let layout = StateLayout::new(archive.program(), &optimizer).unwrap();
     let state = SharedMemory::create("state", layout.bytes).unwrap();
     let base = DeviceAddress(state.as_ptr() as u64);
     // SAFETY: the state outlives the trainer, which is never built.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use pswitch_device::{DeviceAddress, SharedMemory};
 use pswitch_model::{Archive, StorageId};
-use pswitch_train::{TaskConfig, latest_checkpoint};
+use pswitch_train::{StateLayout, TaskConfig, latest_checkpoint};
 use pswitch_worker::{ExecutionArena, TaskError, TaskStep, TorchDevice, TrainingTask};
 use safetensors::SafeTensors;
 
@@ -67,7 +67,7 @@ impl Rig {
     fn new(config: &TaskConfig) -> Result<Self, TaskError> {
         let archive = Archive::open(&config.program).unwrap();
         let program = archive.program();
-        let layout = TrainingTask::layout(program, config)?;
+        let layout = StateLayout::new(program, &config.optimizer)?;
         let state = SharedMemory::create("state", layout.bytes).unwrap();
         for (storage, &offset) in (0..).map(StorageId).zip(&program.span().offsets) {
             state.write(offset, archive.storage_bytes(storage)).unwrap();
@@ -147,7 +147,7 @@ fn a_task_goes_on_from_any_checkpoint_as_if_it_had_never_stopped() {
         let rest = next.losses();
         assert_eq!(rest, losses[stop_at..], "from step {stop_at}");
         let kept = usize::try_from(
-            TrainingTask::layout(Archive::open(&config.program).unwrap().program(), &config)
+            StateLayout::new(Archive::open(&config.program).unwrap().program(), &config.optimizer)
                 .unwrap()
                 .state_bytes,
         )

@@ -20,7 +20,14 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ),
     (
         "pswitch-controller",
-        &["pswitch-device", "pswitch-mem-pool", "pswitch-model", "pswitch-protocol", "pswitch-transfer"],
+        &[
+            "pswitch-device",
+            "pswitch-mem-pool",
+            "pswitch-model",
+            "pswitch-protocol",
+            "pswitch-train",
+            "pswitch-transfer",
+        ],
     ),
     (
         "pswitch",
@@ -31,6 +38,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "pswitch-mem-pool",
             "pswitch-model",
             "pswitch-protocol",
+            "pswitch-train",
             "pswitch-transfer",
             "pswitch-worker",
         ],

@@ -4,9 +4,11 @@ pub(crate) mod infer;
 mod measure;
 pub(crate) mod models;
 pub(crate) mod plan_groups;
+pub(crate) mod plot;
 pub(crate) mod profile;
 pub(crate) mod serve;
 mod text;
+pub(crate) mod train;
 
 use clap::CommandFactory as _;
 

@@ -1,6 +1,5 @@
 //! `pswitch plan-groups`.
 
-mod plot;
 mod timeline;
 
 use std::fs::File;
@@ -15,9 +14,9 @@ use pswitch_transfer::{
 };
 use serde::Serialize;
 
-pub(crate) use self::plot::PlotFile;
 use self::timeline::Timeline;
 use super::measure::measure;
+use super::plot::PlotFile;
 use super::profile::summary;
 use super::text::{above, count, megabytes, microseconds, printable};
 use crate::args::{Format, PlanGroups};

@@ -10,6 +10,11 @@ pub(super) fn milliseconds(us: f64) -> String {
     format!("{} ms", short(us / 1e3))
 }
 
+/// A time in seconds.
+pub(super) fn seconds(us: u64) -> String {
+    format!("{} s", short(us as f64 / 1e6))
+}
+
 /// A time in microseconds, as the tables have it.
 pub(super) fn microseconds(us: f64) -> String {
     if us < 1e9 { format!("{us:.1} us") } else { format!("{us:.3e} us") }
@@ -30,6 +35,15 @@ pub(super) fn above(us: f64, other_us: f64) -> String {
 /// A name from a file, without characters that steer a terminal or that no XML may hold.
 pub(super) fn printable(name: &str) -> String {
     name.replace(|c: char| c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}'), "\u{fffd}")
+}
+
+/// A name from a file that a title has room for.
+pub(super) fn title(name: &str) -> String {
+    let mut name = printable(name);
+    if let Some((end, _)) = name.char_indices().nth(40) {
+        name.replace_range(end.., "\u{2026}");
+    }
+    name
 }
 
 /// A number that is not negative, in few characters and to three digits or more.

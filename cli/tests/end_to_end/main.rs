@@ -14,3 +14,4 @@ mod serving;
 mod shutdown;
 mod support;
 mod switching;
+mod training;

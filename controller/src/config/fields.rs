@@ -1,16 +1,19 @@
 //! How single values are read. Every check sits inside a visitor, so that its error carries line and column.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use pswitch_device::DeviceId;
 use pswitch_transfer::Algorithm;
-use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Unexpected, Visitor};
 
 use super::DeviceChoice;
+use crate::repository::ModelName;
 
 /// The longest time that can be configured: a day.
 pub(crate) const LONGEST_MS: u64 = 24 * 60 * 60 * 1000;
@@ -155,6 +158,56 @@ pub(crate) fn algorithm<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Al
 pub(crate) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let parse = |text: &str| (!text.trim().is_empty()).then(|| text.to_owned());
     deserializer.deserialize_str(TextVisitor { allowed: "a text", parse })
+}
+
+/// Training tasks with their files.
+pub(crate) fn tasks<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, PathBuf>, D::Error> {
+    deserializer.deserialize_map(TasksVisitor)
+}
+
+struct TasksVisitor;
+
+impl<'de> Visitor<'de> for TasksVisitor {
+    type Value = BTreeMap<String, PathBuf>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map of names of tasks to files, as in `resnet: tasks/resnet.yaml`")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut tasks = BTreeMap::new();
+        while let Some(TaskName(name)) = map.next_key()? {
+            let TaskFile(file) = map.next_value()?;
+            if tasks.contains_key(&name) {
+                return Err(A::Error::custom(format_args!("duplicate task `{name}`")));
+            }
+            tasks.insert(name, file);
+        }
+        Ok(tasks)
+    }
+}
+
+/// The name of a task, under the rule for names of models.
+struct TaskName(String);
+
+impl<'de> Deserialize<'de> for TaskName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let parse = |text: &str| text.parse::<ModelName>().is_ok().then(|| Self(text.to_owned()));
+        let allowed = "a name of a task: letters, digits, '.', '_' and '-'";
+        deserializer.deserialize_str(TextVisitor { allowed, parse })
+    }
+}
+
+/// The file of a task's configuration.
+struct TaskFile(PathBuf);
+
+impl<'de> Deserialize<'de> for TaskFile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let parse = |text: &str| (!text.is_empty()).then(|| Self(text.into()));
+        deserializer.deserialize_str(TextVisitor { allowed: "the file of a task's configuration", parse })
+    }
 }
 
 impl FromStr for DeviceChoice {

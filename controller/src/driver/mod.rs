@@ -29,7 +29,8 @@ use tokio::sync::oneshot;
 use crate::error::ControllerError;
 use crate::scheduler::{Event, ExecutionId, Outcome, RequestId, Scheduler, SchedulerOptions, WorkerId};
 use crate::service::ServiceError;
-use crate::supervisor::Supervisor;
+use crate::supervisor::{Loss, Supervisor};
+use crate::training::Gate;
 use home::HomedModel;
 pub(crate) use links::OutsideUse;
 use links::{Attachment, Links};
@@ -63,6 +64,8 @@ pub(crate) struct DriverParts {
     pub(crate) threads: u32,
     /// How long the driver and its workers look for what comes next before they sleep.
     pub(crate) spin: Duration,
+    /// Closed while there are requests, where tasks train in between.
+    pub(crate) gate: Option<Arc<Gate>>,
 }
 
 /// A driver that runs; dropping it ends it and its workers.
@@ -173,6 +176,7 @@ struct Driver {
     mailbox: Mailbox,
     receiver: mpsc::Receiver<Mail>,
     view: SharedView,
+    gate: Option<Arc<Gate>>,
     stopped: bool,
 }
 
@@ -184,8 +188,9 @@ impl Driver {
         receiver: mpsc::Receiver<Mail>,
         view: SharedView,
     ) -> Result<Self, ControllerError> {
-        let DriverParts { device, pool, store, slots, supervisor, options, workers, threads, spin, .. } =
-            parts;
+        let DriverParts {
+            device, pool, store, slots, supervisor, options, workers, threads, spin, gate, ..
+        } = parts;
         let landed = mailbox.clone();
         let engine = Engine::new(
             Arc::clone(&device),
@@ -237,6 +242,7 @@ impl Driver {
             mailbox,
             receiver,
             view,
+            gate,
             stopped: false,
         };
         driver.fork_missing();
@@ -318,7 +324,14 @@ impl Driver {
     /// Forks as many workers as are missing.
     fn fork_missing(&mut self) {
         while self.links.len() < self.workers && !self.stopped {
-            let forked = self.supervisor.fork(&self.mailbox).and_then(|(worker, channel)| {
+            let mailbox = self.mailbox.clone();
+            let lost = Box::new(move |worker, loss| {
+                mailbox.put(match loss {
+                    Loss::Exited(cause) => Mail::Exited { worker, cause },
+                    Loss::NotForked(reason) => Mail::ForkFailed { worker, reason },
+                });
+            });
+            let forked = self.supervisor.fork(lost).and_then(|(worker, channel)| {
                 self.links.add(worker, channel, self.poll.registry(), &self.attachment, &self.models)?;
                 Ok(worker)
             });
@@ -380,6 +393,10 @@ impl Driver {
                 self.note_built(model, error);
                 self.check_ready(worker);
             }
+            FromWorker::TaskReady { .. }
+            | FromWorker::TaskStep(_)
+            | FromWorker::TaskSaved { .. }
+            | FromWorker::TaskPaused(_) => self.break_with(worker, "it trains, and was not told to"),
             FromWorker::Finished { execution, result, ends } => {
                 let execution = ExecutionId(execution);
                 match self.running.get_mut(&execution) {
@@ -558,6 +575,9 @@ impl Driver {
             return;
         }
         let (request, model, deadline) = (job.request, job.model, job.deadline);
+        if let Some(gate) = &self.gate {
+            gate.close();
+        }
         self.jobs.insert(request, job);
         self.feed(Event::Submitted { request, model, deadline });
     }
@@ -634,6 +654,11 @@ impl Driver {
         }
         if !self.plans.is_empty() {
             self.apply_plans();
+        }
+        if let Some(gate) = &self.gate
+            && self.jobs.is_empty()
+        {
+            gate.open();
         }
         if self.scheduler.is_idle()
             && let Some(done) = self.draining.take()

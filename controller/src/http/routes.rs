@@ -18,10 +18,11 @@ use super::body::BodyReader;
 use super::infer::infer;
 use super::reject::Reject;
 use super::server::HttpOptions;
+use super::training;
 use crate::metrics::{Metrics, StatisticsReport};
 use crate::service::{DimensionSignature, ErrorClass, InferenceService, ModelState, TensorSignature};
 
-/// Longest body of a request to the repository.
+/// Longest body of a request that is no inference: to the repository, or with a training task's configuration.
 const MAX_CONTROL_BYTES: u64 = 64 << 10;
 
 /// What all requests share.
@@ -57,7 +58,11 @@ pub(super) fn router(app: App) -> Router {
         let (unversioned, versioned) = model(tail);
         router = router.route(&unversioned, endpoint.clone()).route(&versioned, endpoint);
     }
-    router.fallback(unknown_path).method_not_allowed_fallback(wrong_method).with_state(app)
+    router
+        .merge(training::router())
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(app)
 }
 
 /// The model that a path names.
@@ -90,7 +95,7 @@ async fn server_metadata() -> Json<Value> {
     Json(json!({
         "name": "pswitch",
         "version": env!("CARGO_PKG_VERSION"),
-        "extensions": ["binary_tensor_data", "model_repository", "parameters", "statistics"],
+        "extensions": ["binary_tensor_data", "model_repository", "parameters", "statistics", "training"],
     }))
 }
 
@@ -191,10 +196,17 @@ async fn unload(
     Ok(app.service.unload(&target.model).await?)
 }
 
-async fn control_body(app: &App, headers: &HeaderMap, body: Body) -> Result<bytes::Bytes, Reject> {
+/// All of a body that is no inference request's.
+pub(super) async fn control_body(app: &App, headers: &HeaderMap, body: Body) -> Result<bytes::Bytes, Reject> {
     let mut reader = BodyReader::new(headers, body, MAX_CONTROL_BYTES, app.options.body_idle_timeout);
-    reader.check_declared()?;
-    reader.take_rest(MAX_CONTROL_BYTES).await
+    let collected = match reader.check_declared() {
+        Ok(()) => reader.take_rest(MAX_CONTROL_BYTES).await,
+        Err(reject) => Err(reject),
+    };
+    if collected.is_err() {
+        reader.linger();
+    }
+    collected
 }
 
 /// A load may bring a configuration in Triton's format; to ignore it would load something else than was asked for.

@@ -12,6 +12,7 @@ use crate::driver::{DriverHandle, DriverParts, HostTables, ModelSpec};
 use crate::error::ControllerError;
 use crate::slots::SlotMemory;
 use crate::supervisor::Supervisor;
+use crate::training::{Training, TrainingParts};
 
 /// What an automatic pool has more than it needs.
 const SPARE_BYTES: u64 = 256 << 20;
@@ -25,6 +26,8 @@ pub(crate) struct ServedDevice {
     pub(crate) driver: DriverHandle,
     pub(crate) device: Arc<dyn Device>,
     pub(crate) link: LinkFit,
+    /// Where tasks train, if there is room for any.
+    pub(crate) training: Option<Training>,
     /// Threads that one operator may use on the CPU; 0 leaves it to libtorch.
     pub(crate) threads: u32,
     pub(crate) pool_bytes: u64,
@@ -83,18 +86,31 @@ impl OpenedDevice {
         let total_bytes = self.device.properties().total_memory_bytes;
         let arena_bytes = self.config.arena_bytes(total_bytes);
         let arenas = self.config.arenas as usize;
+        let training_bytes = self.config.training_size.bytes();
         let spans: u64 = span_bytes.iter().sum();
-        // Beside the models and the arenas: doorbells, and some room for models that are added later.
+        // Beside the models, the arenas and training: doorbells, and some room for models that are added later.
         let wanted = spans + spans / 4 + arena_bytes * arenas as u64 + SPARE_BYTES;
+        let wanted = wanted.saturating_add(training_bytes);
         let pool_bytes = self.config.pool_bytes(id, total_bytes, self.device.free_bytes()?, wanted);
-        let layout = PoolLayout::new(pool_bytes, arenas, arena_bytes)?;
+        let layout = PoolLayout::new(pool_bytes, arenas, arena_bytes)?.with_training(training_bytes)?;
         let pool = Pool::new(self.device.allocate(pool_bytes)?, layout)?;
         let link = self.measure(&pool)?;
         tracing::info!(
-            device = %id, pool_bytes, arena_bytes,
+            device = %id, pool_bytes, arena_bytes, training_bytes,
             gigabytes_per_s = link.bandwidth_bytes_per_s / 1e9, per_copy_us = link.per_copy_us,
             off_percent = link.rms_percent, "pool allocated"
         );
+        let training = (training_bytes > 0).then(|| {
+            Training::start(TrainingParts {
+                device: Arc::clone(&self.device),
+                pool: Arc::clone(pool.memory()),
+                region: pool.layout().training,
+                slots: Arc::clone(slots.shared()),
+                supervisor: Arc::clone(supervisor),
+                threads: self.config.threads,
+            })
+        });
+        let training = training.transpose()?;
         let driver = DriverHandle::start(DriverParts {
             name: id.to_string(),
             slots: self.device.pin(Arc::clone(slots.shared()))?,
@@ -106,11 +122,13 @@ impl OpenedDevice {
             workers: self.config.workers as usize,
             threads: self.config.threads,
             spin: self.config.spin(id),
+            gate: training.as_ref().map(|training| Arc::clone(training.gate())),
         })?;
         Ok(ServedDevice {
             driver,
             device: self.device,
             link,
+            training,
             threads: self.config.threads,
             pool_bytes,
             timing: tokio::sync::Mutex::default(),

@@ -9,13 +9,13 @@ use pswitch_protocol::monotonic_ns;
 use tokio::sync::oneshot;
 
 use super::model::{ServedModel, SlotLayout, datatype_of_code};
-use super::{Server, profiling};
+use super::{Server, profiling, training};
 use crate::driver::{Finished, Job, JobTimes, Mail, Mailbox, PROFILE_ALIGNMENT_BYTES};
 use crate::scheduler::RequestId;
 use crate::service::{
     Answer, InferOptions, InferenceService, ModelSignature, ModelSnapshot, ModelState, ModelStatus,
-    OutputTensor, PlacedTensor, ServiceError, ServiceFuture, ServiceSnapshot, Submission, TensorSpec,
-    Timings,
+    OutputTensor, PlacedTensor, ServiceError, ServiceFuture, ServiceSnapshot, Submission, TaskCommand,
+    TaskStatus, TensorSpec, Timings,
 };
 use crate::slots::Slot;
 
@@ -119,6 +119,20 @@ impl InferenceService for Server {
             let task = tokio::spawn(async move { server.retire(&name, ModelState::Unavailable).await });
             task.await.map_err(|error| ServiceError::Internal { message: error.to_string() })?
         })
+    }
+
+    fn submit_training(&self, name: &str, config: &str) -> ServiceFuture<'_, TaskStatus> {
+        let (name, config) = (name.to_owned(), training::parse(config));
+        Box::pin(async move { self.take_task(&name, config?).await })
+    }
+
+    fn training(&self) -> Vec<TaskStatus> {
+        self.tasks()
+    }
+
+    fn command_training(&self, name: &str, command: TaskCommand) -> ServiceFuture<'_, TaskStatus> {
+        let name = name.to_owned();
+        Box::pin(async move { self.command_task(&name, command).await })
     }
 
     fn snapshot(&self) -> ServiceSnapshot {

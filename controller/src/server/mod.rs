@@ -7,6 +7,7 @@ mod model;
 mod planning;
 mod profile_file;
 mod profiling;
+mod training;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -219,8 +220,8 @@ impl Server {
     }
 
     /// Loads the models that [`start`](Self::start) has found: copies their weights to the host store, has the workers
-    /// build them, times their layers (unless the times were kept) and plans their transfers. One that fails does not stop
-    /// the others.
+    /// build them, times their layers (unless the times were kept) and plans their transfers; then takes the training tasks of
+    /// the configuration. One that fails does not stop the others.
     pub async fn load_all(self: &Arc<Self>, pending: PendingModels) {
         // Weights are copied one model after the other, while workers build those before: both go at memory speed.
         let mut building = tokio::task::JoinSet::new();
@@ -244,10 +245,11 @@ impl Server {
         }
         while building.join_next().await.is_some() {}
         self.loaded.store(true, Ordering::Release);
+        self.take_configured_tasks().await;
     }
 
     /// Refuses what is new and resolves when everything that was accepted has been answered, or the time is over.
-    /// Returns whether it was.
+    /// Returns whether it was. Training tasks write a last checkpoint, from which they go on when they are submitted again.
     pub async fn drain(&self, timeout: Duration) -> bool {
         self.draining.store(true, Ordering::Release);
         let drained = self.devices.iter().map(|device| {
@@ -259,6 +261,7 @@ impl Server {
             for drained in drained.collect::<Vec<_>>() {
                 let _ = drained.await;
             }
+            self.stop_training().await;
         };
         tokio::time::timeout(timeout, all).await.is_ok()
     }

@@ -69,6 +69,12 @@ pub enum ServiceError {
         /// As asked for.
         model: String,
     },
+    /// There is no training task of this name.
+    #[error("unknown training task '{name}'")]
+    UnknownTask {
+        /// As asked for.
+        name: String,
+    },
     /// The model has no such version.
     #[error("model '{model}' has no version '{version}', only '{available}'")]
     UnknownVersion {
@@ -192,7 +198,9 @@ impl ServiceError {
     #[must_use]
     pub const fn class(&self) -> ErrorClass {
         match self {
-            Self::UnknownModel { .. } | Self::UnknownVersion { .. } => ErrorClass::NotFound,
+            Self::UnknownModel { .. } | Self::UnknownVersion { .. } | Self::UnknownTask { .. } => {
+                ErrorClass::NotFound
+            }
             Self::InvalidInput { .. } | Self::InvalidRequest { .. } => ErrorClass::InvalidRequest,
             Self::TooLarge { .. } => ErrorClass::TooLarge,
             Self::NoSlotMemory { .. } | Self::QueueFull { .. } => ErrorClass::Busy,

@@ -14,7 +14,7 @@ fn server_metadata_names_the_extensions() {
     assert_eq!(body["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(
         body["extensions"],
-        json!(["binary_tensor_data", "model_repository", "parameters", "statistics"])
+        json!(["binary_tensor_data", "model_repository", "parameters", "statistics", "training"])
     );
 }
 

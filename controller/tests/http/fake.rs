@@ -1,14 +1,20 @@
 //! An inference service without models: it echoes, adds, waits and fails, over real slot memory.
 
+// Benchmarks and examples take this file from elsewhere, and look for its modules there.
+#[path = "fake/tasks.rs"]
+mod tasks;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pswitch_controller::{
     Answer, Datatype, DimensionSignature, InferOptions, InferenceService, ModelSignature, ModelSnapshot,
     ModelState, ModelStatus, OutputTensor, PlacedTensor, ServiceError, ServiceFuture, ServiceSnapshot, Slot,
-    SlotMemory, Submission, TensorSignature, TensorSpec, Timings,
+    SlotMemory, Submission, TaskCommand, TaskStatus, TensorSignature, TensorSpec, Timings,
 };
 use pswitch_device::SharedMemory;
+
+use self::tasks::Tasks;
 
 /// Room for outputs that are not inputs.
 const OUTPUT_BYTES: u64 = 128 << 10;
@@ -39,15 +45,18 @@ const FAILING: [&str; 9] = [
 /// | `lies` | `x` FP32 `[0..]` | `y`, shorter than its shape |
 /// | `broken` | not loaded | |
 /// | one for every kind of failure | `x` FP32 `[0..]` | |
+///
+/// Training tasks are taken and commanded, but train nothing: see [`Tasks`].
 pub(crate) struct FakeService {
     slots: Arc<SlotMemory>,
+    tasks: Tasks,
 }
 
 impl FakeService {
     /// A service whose requests share so much slot memory.
     pub(crate) fn new(slot_bytes: u64) -> Arc<Self> {
         let shared = SharedMemory::create("fake-slots", slot_bytes).expect("the test machine has memory");
-        Arc::new(Self { slots: SlotMemory::new(Arc::new(shared)) })
+        Arc::new(Self { slots: SlotMemory::new(Arc::new(shared)), tasks: Tasks::default() })
     }
 
     fn names() -> Vec<String> {
@@ -234,6 +243,20 @@ impl InferenceService for FakeService {
     fn load(&self, name: &str) -> ServiceFuture<'_, ()> {
         let found = self.signature(name, None).map(|_| ());
         Box::pin(async move { found })
+    }
+
+    fn submit_training(&self, name: &str, config: &str) -> ServiceFuture<'_, TaskStatus> {
+        let taken = self.tasks.submit(name, config);
+        Box::pin(async move { taken })
+    }
+
+    fn training(&self) -> Vec<TaskStatus> {
+        self.tasks.all()
+    }
+
+    fn command_training(&self, name: &str, command: TaskCommand) -> ServiceFuture<'_, TaskStatus> {
+        let obeyed = self.tasks.command(name, command);
+        Box::pin(async move { obeyed })
     }
 
     fn snapshot(&self) -> ServiceSnapshot {

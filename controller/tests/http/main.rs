@@ -11,3 +11,4 @@ mod hostile;
 mod json;
 mod metrics;
 mod properties;
+mod training;

@@ -17,7 +17,7 @@ pub(crate) const UNIT_BYTES: u64 = 512;
 pub(crate) fn layout(home_units: u64, arenas: u64) -> PoolLayout {
     let homes = Range::new(4096, home_units * UNIT_BYTES);
     let arenas = (0..arenas).map(|index| Range::new(homes.end() + index * UNIT_BYTES, UNIT_BYTES)).collect();
-    PoolLayout { doorbells: Range::new(0, 4096), homes, arenas }
+    PoolLayout { doorbells: Range::new(0, 4096), homes, arenas, training: Range::default() }
 }
 
 pub(crate) fn options() -> SchedulerOptions {

@@ -1,7 +1,7 @@
 //! Training: steps of an exported program under autograd, with state that stays in the pool.
 
 mod ffi;
-mod state;
+mod served;
 mod steps;
 mod task;
 
@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use pswitch_device::DeviceAddress;
 use pswitch_model::{OutputKind, Program, ValueId};
 use pswitch_protocol::FaultClass;
-use pswitch_train::Optimizer;
+use pswitch_train::{Optimizer, Role, StateLayout, StateTensor};
 
 use crate::error::{BuildError, RunError};
 use crate::executable::{Executable, Input, Purpose, Watch};
 use crate::libtorch::{Raised, TorchDevice};
-pub use state::{Role, StateLayout, StateTensor};
+pub(crate) use served::ServedTask;
 pub(crate) use steps::GradMode;
 use steps::{BackwardEnd, Steps};
 pub use task::{Snapshot, TaskStep, TrainingTask};
@@ -73,21 +73,13 @@ pub enum Phase {
 }
 
 impl Trainer {
-    /// The state of a program under an optimizer.
-    ///
-    /// # Errors
-    /// Those of [`StateLayout::new`].
-    pub fn layout(program: &Program, optimizer: &Optimizer) -> Result<StateLayout, BuildError> {
-        StateLayout::new(program, steps::kept_tensors(optimizer))
-    }
-
     /// Prepares a program to be trained, with its state at `base`. `counts` says for every parameter how many steps the
     /// optimizer's state stands for, all none at the start.
     ///
     /// # Safety
     /// The [`bytes`](StateLayout::bytes) of the layout from `base` on must be mapped for as long as the trainer lives, and
-    /// nobody else's while it steps. Before the first step they must hold the program's weights and, where counts are not
-    /// zero, what the optimizer keeps.
+    /// nobody else's while it steps. Before the first step they must hold the program's weights and what the optimizer
+    /// keeps: zeros, where it has made no step.
     ///
     /// # Errors
     /// [`BuildError`], for a program that is none to be trained with [`BuildError::Training`].
@@ -98,7 +90,8 @@ impl Trainer {
         base: DeviceAddress,
         counts: &[u64],
     ) -> Result<Self, BuildError> {
-        let layout = Self::layout(program, optimizer)?;
+        let layout = StateLayout::new(program, optimizer)
+            .map_err(|error| BuildError::Training { reason: error.to_string() })?;
         let loss = loss_of(program)?;
         let span = program.span();
         let at = |offset: u64| DeviceAddress(base.0 + offset);

@@ -7,9 +7,8 @@ use std::sync::atomic::AtomicU32;
 
 use pswitch_device::DeviceAddress;
 use pswitch_model::{ValueId, Weight};
-use pswitch_train::Optimizer;
+use pswitch_train::{Optimizer, Role};
 
-use super::Role;
 use super::ffi::{self, RawGradGuard, RawOptimizer, RawTrainer};
 use crate::libtorch::{Raised, TorchDevice, Values, checked};
 
@@ -230,14 +229,6 @@ fn number(role: Role) -> i32 {
         Role::First => ffi::ROLE_FIRST,
         Role::Second => ffi::ROLE_SECOND,
         Role::Buffer => ffi::ROLE_BUFFER,
-    }
-}
-
-/// How many tensors an optimizer keeps of every parameter.
-pub(super) fn kept_tensors(optimizer: &Optimizer) -> usize {
-    match optimizer {
-        Optimizer::Sgd { momentum, .. } => usize::from(*momentum != 0.0),
-        Optimizer::Adam { .. } | Optimizer::AdamW { .. } => 2,
     }
 }
 

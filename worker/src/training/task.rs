@@ -9,11 +9,12 @@ use pswitch_device::DeviceAddress;
 use pswitch_model::{Archive, DType, Dim, InputKind, Program};
 use pswitch_protocol::FaultClass;
 use pswitch_train::{
-    ArrayInfo, Batches, Checkpoint, CheckpointState, DataConfig, Dataset, OptimizerKind, Position, RowSource,
-    SavedTensor, Synthetic, SyntheticArray, TaskConfig, TrainError, step_seed, write_checkpoint,
+    ArrayInfo, Batches, Checkpoint, CheckpointState, DataConfig, Dataset, OptimizerKind, Position, Role,
+    RowSource, SavedTensor, StateTensor, Synthetic, SyntheticArray, TaskConfig, TrainError, step_seed,
+    write_checkpoint,
 };
 
-use super::{Role, StateLayout, StateTensor, StepEnd, StepOrder, Trainer};
+use super::{StepEnd, StepOrder, Trainer};
 use crate::error::{RunError, TaskError};
 use crate::executable::Input;
 use crate::libtorch::TorchDevice;
@@ -99,14 +100,6 @@ impl TrainingTask {
         let total_steps = config.total_steps(batches.per_epoch())?;
         let config = config.clone();
         Ok(Self { config, trainer, source, batches, inputs, total_steps, step: 0, samples: 0 })
-    }
-
-    /// Where its state lies.
-    ///
-    /// # Errors
-    /// Those of [`Trainer::layout`].
-    pub fn layout(program: &Program, config: &TaskConfig) -> Result<StateLayout, TaskError> {
-        Ok(Trainer::layout(program, &config.optimizer)?)
     }
 
     /// Steps that are done.

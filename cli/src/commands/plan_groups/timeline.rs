@@ -1,13 +1,10 @@
 //! A plan as a picture: what link and device do over time, where computation stalls, and how long other plans take.
 
-use std::error::Error;
-
-use plotters::coord::Shift;
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
 use pswitch_transfer::{Algorithm, Group, GroupTimes, Plan, Prediction};
 
-use super::super::text::{count, megabytes, milliseconds, printable};
+use super::super::plot::{Drawn, FAINT, GRID, INK, Picture, Sheet, Style, label, round_step};
+use super::super::text::{count, megabytes, milliseconds, title};
 
 /// What is drawn.
 pub(super) struct Timeline<'a> {
@@ -21,18 +18,10 @@ pub(super) struct Timeline<'a> {
     pub(super) remark: &'a str,
 }
 
-/// Width and height of the canvas, in pixels as everything here.
-pub(super) const SIZE: (u32, u32) = (1600, 720);
-/// A family that every viewer of SVG knows; for bitmaps a font is registered under this name.
-pub(super) const FONT: &str = "sans-serif";
-
-/// From left to right: the margin, where time begins, where it ends.
-const MARGIN: i32 = 32;
+/// From left to right: where time begins, where it ends.
 const LEFT: i32 = 190;
 const RIGHT: i32 = 1560;
 /// From top to bottom; of lanes top and bottom.
-const TITLE: i32 = 44;
-const REMARK: i32 = 86;
 const LEGEND: (i32, i32) = (120, 140);
 const LINK: (i32, i32) = (180, 250);
 const COMPUTE: (i32, i32) = (262, 332);
@@ -41,9 +30,6 @@ const BETWEEN_BARS: i32 = 12;
 const AXIS: i32 = 668;
 const TICK_LABEL: i32 = 690;
 
-const INK: RGBColor = RGBColor(34, 34, 34);
-const FAINT: RGBColor = RGBColor(100, 100, 100);
-const GRID: RGBColor = RGBColor(228, 228, 228);
 /// Neighbours have different shades.
 const COPIES: [RGBColor; 2] = [RGBColor(45, 98, 160), RGBColor(92, 143, 200)];
 const LAYERS: [RGBColor; 2] = [RGBColor(40, 120, 76), RGBColor(88, 162, 118)];
@@ -58,25 +44,22 @@ const LONGEST_BAR: f64 = 3.0;
 /// The axis goes on so far behind the longest bar, for its label.
 const BEHIND_BARS: f64 = 1.18;
 
-type Drawn = Result<(), Box<dyn Error + Send + Sync>>;
-
-/// Draws a timeline on a canvas of [`SIZE`].
-pub(super) fn draw<B: DrawingBackend>(timeline: &Timeline<'_>, canvas: &DrawingArea<B, Shift>) -> Drawn
-where
-    B::ErrorType: 'static,
-{
-    let bars = timeline.bars();
-    let whole = bars.iter().map(|bar| bar.us).filter(|us| *us <= timeline.plan.predicted_us * LONGEST_BAR);
-    let longest = whole.fold(0.0, f64::max) * BEHIND_BARS;
-    let pen = Pen { canvas, full_us: if longest > 0.0 { longest } else { 1.0 } };
-    canvas.fill(&WHITE)?;
-    pen.text(&timeline.title(), (MARGIN, TITLE), Style::new(34).bold())?;
-    pen.text(timeline.remark, (MARGIN, REMARK), Style::new(22).color(FAINT))?;
-    pen.legend(timeline.prediction.stall_us)?;
-    pen.axis()?;
-    pen.lanes(timeline.prediction)?;
-    pen.bars(&bars, timeline.plan.predicted_us)?;
-    pen.lower_bound(timeline.plan.lower_bound_us)
+impl Picture for Timeline<'_> {
+    fn draw<B: DrawingBackend>(&self, sheet: Sheet<'_, B>) -> Drawn
+    where
+        B::ErrorType: 'static,
+    {
+        let bars = self.bars();
+        let whole = bars.iter().map(|bar| bar.us).filter(|us| *us <= self.plan.predicted_us * LONGEST_BAR);
+        let longest = whole.fold(0.0, f64::max) * BEHIND_BARS;
+        let pen = Pen { sheet, full_us: if longest > 0.0 { longest } else { 1.0 } };
+        pen.sheet.head(&self.title(), self.remark)?;
+        pen.legend(self.prediction.stall_us)?;
+        pen.axis()?;
+        pen.lanes(self.prediction)?;
+        pen.bars(&bars, self.plan.predicted_us)?;
+        pen.lower_bound(self.plan.lower_bound_us)
+    }
 }
 
 /// How long something takes, for comparison.
@@ -90,10 +73,7 @@ impl Timeline<'_> {
     fn title(&self) -> String {
         let Plan { model, algorithm, groups, predicted_us, .. } = self.plan;
         let groups = count(groups.len(), "group");
-        let mut model = printable(model);
-        if let Some((end, _)) = model.char_indices().nth(40) {
-            model.replace_range(end.., "\u{2026}");
-        }
+        let model = title(model);
         format!("{model}, {groups} by \u{201c}{algorithm}\u{201d}: {}", milliseconds(*predicted_us))
     }
 
@@ -119,7 +99,7 @@ impl Timeline<'_> {
 
 /// A canvas with an axis of time.
 struct Pen<'a, B: DrawingBackend> {
-    canvas: &'a DrawingArea<B, Shift>,
+    sheet: Sheet<'a, B>,
     /// The time at the right end.
     full_us: f64,
 }
@@ -137,22 +117,6 @@ where
         LEFT + right
     }
 
-    fn text(&self, text: &str, at: (i32, i32), style: Style) -> Drawn {
-        let Style { size, bold, color, align } = style;
-        let face = if bold { FontStyle::Bold } else { FontStyle::Normal };
-        let font = FontDesc::new(FontFamily::Name(FONT), size.into(), face);
-        let style = font.color(&color).pos(Pos::new(align, VPos::Center));
-        Ok(self.canvas.draw(&Text::new(text, at, style))?)
-    }
-
-    fn line(&self, points: [(i32, i32); 2], color: RGBColor, width: u32) -> Drawn {
-        Ok(self.canvas.draw(&PathElement::new(points.to_vec(), color.stroke_width(width)))?)
-    }
-
-    fn rectangle(&self, (left, right): (i32, i32), (top, bottom): (i32, i32), style: ShapeStyle) -> Drawn {
-        Ok(self.canvas.draw(&Rectangle::new([(left, top), (right, bottom)], style))?)
-    }
-
     fn legend(&self, stall_us: f64) -> Drawn {
         let stall = format!("stall: bytes have not landed ({} in all)", milliseconds(stall_us));
         let mut left = LEFT;
@@ -163,29 +127,29 @@ where
         ] {
             let box_ = (left, left + 28);
             match color {
-                Some(color) => self.rectangle(box_, LEGEND, color.filled())?,
+                Some(color) => self.sheet.rectangle(box_, LEGEND, color.filled())?,
                 None => self.hatched(box_, LEGEND)?,
             }
-            self.text(name, (left + 38, middle(LEGEND)), Style::new(21))?;
+            self.sheet.text(name, (left + 38, middle(LEGEND)), Style::new(21))?;
             left += width;
         }
         self.dashes(left, LEGEND)?;
-        self.text("lower bound", (left + 12, middle(LEGEND)), Style::new(21))
+        self.sheet.text("lower bound", (left + 12, middle(LEGEND)), Style::new(21))
     }
 
     fn axis(&self) -> Drawn {
         for (us, label) in ticks(self.full_us) {
             let x = self.x(us);
-            self.line([(x, LINK.0 - 10), (x, AXIS)], GRID, 1)?;
-            self.text(&label, (x, TICK_LABEL), Style::new(20).centred())?;
+            self.sheet.line([(x, LINK.0 - 10), (x, AXIS)], GRID, 1)?;
+            self.sheet.text(&label, (x, TICK_LABEL), Style::new(20).centred())?;
         }
-        self.line([(LEFT, AXIS), (RIGHT, AXIS)], INK, 1)?;
-        self.text("ms", (RIGHT, TICK_LABEL), Style::new(20).right())
+        self.sheet.line([(LEFT, AXIS), (RIGHT, AXIS)], INK, 1)?;
+        self.sheet.text("ms", (RIGHT, TICK_LABEL), Style::new(20).right())
     }
 
     fn lanes(&self, prediction: &Prediction) -> Drawn {
         for (name, lane) in [("link", LINK), ("compute", COMPUTE)] {
-            self.text(name, (LEFT - 16, middle(lane)), Style::new(24).right())?;
+            self.sheet.text(name, (LEFT - 16, middle(lane)), Style::new(24).right())?;
         }
         self.group((0.0, prediction.lead_us), COMPUTE, LAYERS[1], None)?;
         let mut landed_us = 0.0;
@@ -215,15 +179,15 @@ where
         if left == right {
             return Ok(());
         }
-        self.rectangle((left, right), lane, color.filled())?;
+        self.sheet.rectangle((left, right), lane, color.filled())?;
         let Some([number, explanation]) = label else { return Ok(()) };
         let center = left + (right - left) / 2;
         let style = Style::new(21).centred().color(WHITE);
         if fits(explanation, right - left) {
-            self.text(number, (center, middle(lane) - 13), style.bold())?;
-            self.text(explanation, (center, middle(lane) + 15), style)?;
+            self.sheet.text(number, (center, middle(lane) - 13), style.bold())?;
+            self.sheet.text(explanation, (center, middle(lane) + 15), style)?;
         } else if fits(number, right - left) {
-            self.text(number, (center, middle(lane)), style.bold())?;
+            self.sheet.text(number, (center, middle(lane)), style.bold())?;
         }
         Ok(())
     }
@@ -239,23 +203,27 @@ where
             let center = left + (right - left) / 2;
             let half = i32::try_from(label.chars().count())? * 6 + 4;
             let (top, bottom) = (middle(COMPUTE) - 14, middle(COMPUTE) + 14);
-            self.rectangle((center - half, center + half), (top, bottom), STALL_FILL.filled())?;
-            self.text(&label, (center, middle(COMPUTE)), Style::new(21).centred().color(STALL).bold())?;
+            self.sheet.rectangle((center - half, center + half), (top, bottom), STALL_FILL.filled())?;
+            self.sheet.text(
+                &label,
+                (center, middle(COMPUTE)),
+                Style::new(21).centred().color(STALL).bold(),
+            )?;
         }
         Ok(())
     }
 
     /// A frame with slanting lines in it.
     fn hatched(&self, (left, right): (i32, i32), (top, bottom): (i32, i32)) -> Drawn {
-        self.rectangle((left, right), (top, bottom), STALL_FILL.filled())?;
+        self.sheet.rectangle((left, right), (top, bottom), STALL_FILL.filled())?;
         let height = bottom - top;
         // Each line holds the points of one sum of both coordinates, counted from the corner at the top left.
         for sum in (0..right - left + height).step_by(10) {
             let from = (left + sum.min(right - left), top + (sum - (right - left)).max(0));
             let to = (left + (sum - height).max(0), top + sum.min(height));
-            self.line([from, to], STALL, 1)?;
+            self.sheet.line([from, to], STALL, 1)?;
         }
-        self.rectangle((left, right), (top, bottom), STALL.into())
+        self.sheet.rectangle((left, right), (top, bottom), STALL.into())
     }
 
     fn bars(&self, bars: &[Bar<'_>], plan_us: f64) -> Drawn {
@@ -264,8 +232,8 @@ where
             let lane = (top, top + pitch - BETWEEN_BARS);
             let style = Style::new(21);
             let style = if *color == THIS_PLAN { style.bold() } else { style };
-            self.text(name, (LEFT - 16, middle(lane)), style.right())?;
-            self.rectangle((LEFT, self.x(*us)), lane, color.filled())?;
+            self.sheet.text(name, (LEFT - 16, middle(lane)), style.right())?;
+            self.sheet.rectangle((LEFT, self.x(*us)), lane, color.filled())?;
             let mut value = milliseconds(*us);
             let more_percent = (us / plan_us - 1.0) * 100.0;
             if more_percent.abs() >= 0.05 {
@@ -273,9 +241,9 @@ where
             }
             if *us > self.full_us {
                 let value = format!("{value} \u{2192}");
-                self.text(&value, (RIGHT - 10, middle(lane)), style.right())?;
+                self.sheet.text(&value, (RIGHT - 10, middle(lane)), style.right())?;
             } else {
-                self.text(&value, (self.x(*us) + 10, middle(lane)), style)?;
+                self.sheet.text(&value, (self.x(*us) + 10, middle(lane)), style)?;
             }
         }
         Ok(())
@@ -287,40 +255,9 @@ where
 
     fn dashes(&self, x: i32, (top, bottom): (i32, i32)) -> Drawn {
         for y in (top..bottom).step_by(10) {
-            self.rectangle((x - 1, x + 1), (y, (y + 6).min(bottom)), BOUND.filled())?;
+            self.sheet.rectangle((x - 1, x + 1), (y, (y + 6).min(bottom)), BOUND.filled())?;
         }
         Ok(())
-    }
-}
-
-/// How a text looks; to the left and in ink unless told otherwise.
-#[derive(Clone, Copy)]
-struct Style {
-    size: i32,
-    bold: bool,
-    color: RGBColor,
-    align: HPos,
-}
-
-impl Style {
-    fn new(size: i32) -> Self {
-        Self { size, bold: false, color: INK, align: HPos::Left }
-    }
-
-    fn bold(self) -> Self {
-        Self { bold: true, ..self }
-    }
-
-    fn color(self, color: RGBColor) -> Self {
-        Self { color, ..self }
-    }
-
-    fn centred(self) -> Self {
-        Self { align: HPos::Center, ..self }
-    }
-
-    fn right(self) -> Self {
-        Self { align: HPos::Right, ..self }
     }
 }
 
@@ -335,28 +272,10 @@ fn fits(text: &str, width: i32) -> bool {
 
 /// Round times from zero up, some eight of them, each with its label in milliseconds.
 fn ticks(full_us: f64) -> Vec<(f64, String)> {
-    let about = full_us / 1e3 / 8.0;
-    let magnitude = 10_f64.powf(about.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * magnitude);
-    let step = step.into_iter().find(|step| *step >= about).unwrap_or(about);
+    let step = round_step(full_us / 1e3 / 8.0);
     (0..=8)
         .map(|tick| f64::from(tick) * step)
         .filter(|ms| ms * 1e3 <= full_us * 0.97)
         .map(|ms| (ms * 1e3, label(ms, step)))
         .collect()
-}
-
-/// A number with as many decimals as its step needs.
-fn label(ms: f64, step: f64) -> String {
-    if ms == 0.0 {
-        "0".to_owned()
-    } else if (1e-3..1e6).contains(&step) {
-        let decimals = (0..4).find(|decimals| {
-            let scaled = step * 10_f64.powi(*decimals);
-            (scaled - scaled.round()).abs() < 1e-6 * scaled
-        });
-        format!("{ms:.*}", decimals.map_or(4, |decimals| usize::try_from(decimals).unwrap_or(0)))
-    } else {
-        format!("{ms:.0e}")
-    }
 }

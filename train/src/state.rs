@@ -2,7 +2,8 @@
 
 use pswitch_model::{DType, Program, Weight, WeightKind};
 
-use crate::error::BuildError;
+use crate::TrainError;
+use crate::config::Optimizer;
 
 /// Every tensor begins at a multiple of this.
 const ALIGNMENT_BYTES: u64 = 512;
@@ -41,9 +42,9 @@ pub struct StateTensor {
     /// Other names that the same tensor has in the state dict.
     pub also_named: Vec<String>,
     /// The weight's index in [`Program::weights`].
-    pub(crate) weight: usize,
+    pub weight: usize,
     /// Where the copy that steps work on begins, for a buffer.
-    pub(crate) copy_bytes: Option<u64>,
+    pub copy_bytes: Option<u64>,
 }
 
 /// What a tensor of the state is of a weight.
@@ -67,11 +68,12 @@ impl StateTensor {
 }
 
 impl StateLayout {
-    /// The state of a program under an optimizer that keeps so many tensors of every parameter (at most two).
+    /// The state of a program under an optimizer.
     ///
     /// # Errors
-    /// [`BuildError::Training`] if there is nothing to train, or parameters overlap without being the same.
-    pub fn new(program: &Program, kept_of_each: usize) -> Result<Self, BuildError> {
+    /// [`TrainError::Program`] if there is nothing to train, or parameters overlap without being the same.
+    pub fn new(program: &Program, optimizer: &Optimizer) -> Result<Self, TrainError> {
+        let kept_of_each = kept_tensors(optimizer);
         let span = program.span();
         let place = |weight: &Weight| span.offset(weight.storage) + weight.offset_bytes;
         // Values are numbered in the order of the module's parameters and buffers.
@@ -113,7 +115,7 @@ impl StateLayout {
                     parameters[known].also_named.push(candidate.name);
                 }
                 Some(known) => {
-                    return Err(BuildError::Training {
+                    return Err(TrainError::Program {
                         reason: format!(
                             "parameters '{}' and '{}' overlap without being the same tensor, which no optimizer is \
                              made for",
@@ -125,7 +127,7 @@ impl StateLayout {
             }
         }
         if parameters.is_empty() {
-            return Err(BuildError::Training {
+            return Err(TrainError::Program {
                 reason: "the program uses no parameter that requires gradients: there is nothing to train; export \
                          the module with `--train` and without `torch.no_grad()`"
                     .to_owned(),
@@ -170,6 +172,14 @@ impl StateLayout {
     /// Those in a role, in the order of the module.
     pub fn in_role(&self, role: Role) -> impl Iterator<Item = &StateTensor> {
         self.tensors.iter().filter(move |tensor| tensor.role == role)
+    }
+}
+
+/// How many tensors an optimizer keeps of every parameter.
+fn kept_tensors(optimizer: &Optimizer) -> usize {
+    match optimizer {
+        Optimizer::Sgd { momentum, .. } => usize::from(*momentum != 0.0),
+        Optimizer::Adam { .. } | Optimizer::AdamW { .. } => 2,
     }
 }
 

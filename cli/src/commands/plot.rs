@@ -1,13 +1,29 @@
-//! Files with a picture of a plan.
+//! Files with a picture.
+
+mod sheet;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context as _, anyhow};
+use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::register_font;
 
-use super::timeline::{FONT, SIZE, Timeline, draw};
+pub(super) use self::sheet::{Drawn, FAINT, GRID, INK, Sheet, Style, label, round_step};
+
+/// Width and height of a canvas, in pixels as everything that is drawn.
+const SIZE: (u32, u32) = (1600, 720);
+/// A family that every viewer of SVG knows; for bitmaps a font is registered under this name.
+const FONT: &str = "sans-serif";
+
+/// What can be drawn.
+pub(super) trait Picture {
+    /// Draws it on a white canvas of [`SIZE`].
+    fn draw<B: DrawingBackend>(&self, sheet: Sheet<'_, B>) -> Drawn
+    where
+        B::ErrorType: 'static;
+}
 
 /// Where a picture goes, and in which format.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,31 +54,32 @@ impl FromStr for PlotFile {
 }
 
 impl PlotFile {
-    /// Draws a timeline and writes it.
-    pub(super) fn write(&self, timeline: &Timeline<'_>) -> anyhow::Result<()> {
+    /// Draws a picture and writes it.
+    pub(super) fn write(&self, picture: &impl Picture) -> anyhow::Result<()> {
         let path: &Path = &self.path;
         let bytes = match self.format {
-            Format::Svg => svg(timeline),
-            Format::Png => png(timeline),
+            Format::Svg => svg(picture).map(String::into_bytes),
+            Format::Png => png(picture),
         };
         let bytes = bytes.with_context(|| format!("cannot draw {}", path.display()))?;
         std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
-fn svg(timeline: &Timeline<'_>) -> anyhow::Result<Vec<u8>> {
+/// A picture as SVG.
+pub(super) fn svg(picture: &impl Picture) -> anyhow::Result<String> {
     let mut text = String::new();
     let canvas = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
-    draw_with_font(timeline, &canvas)?;
+    draw_with_font(picture, &canvas)?;
     drop(canvas);
-    Ok(text.into_bytes())
+    Ok(text)
 }
 
-fn png(timeline: &Timeline<'_>) -> anyhow::Result<Vec<u8>> {
+fn png(picture: &impl Picture) -> anyhow::Result<Vec<u8>> {
     let (width, height) = SIZE;
     let mut pixels = vec![0; usize::try_from(width * height * 3)?];
     let canvas = BitMapBackend::with_buffer(&mut pixels, SIZE).into_drawing_area();
-    draw_with_font(timeline, &canvas)?;
+    draw_with_font(picture, &canvas)?;
     drop(canvas);
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, width, height);
@@ -73,8 +90,8 @@ fn png(timeline: &Timeline<'_>) -> anyhow::Result<Vec<u8>> {
 
 /// Draws with a font that is part of the binary: no font of the system is asked for.
 fn draw_with_font<B: DrawingBackend>(
-    timeline: &Timeline<'_>,
-    canvas: &DrawingArea<B, plotters::coord::Shift>,
+    picture: &impl Picture,
+    canvas: &DrawingArea<B, Shift>,
 ) -> anyhow::Result<()>
 where
     B::ErrorType: 'static,
@@ -84,7 +101,8 @@ where
     {
         register_font(FONT, style, font).map_err(|_| anyhow!("the font is not valid"))?;
     }
-    draw(timeline, canvas).map_err(anyhow::Error::from_boxed)?;
+    canvas.fill(&WHITE).context("the canvas cannot be filled")?;
+    picture.draw(Sheet::new(canvas)).map_err(anyhow::Error::from_boxed)?;
     canvas.present().context("the picture cannot be finished")
 }
 

@@ -1,0 +1,184 @@
+//! `pswitch train`.
+
+mod curve;
+mod log;
+mod text;
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use pswitch_train::TaskConfig;
+use serde::Serialize;
+
+use self::curve::Curve;
+use self::log::Log;
+use crate::args::{Format, ServerAddress, TrainCommand};
+use crate::client::{Client, Task};
+use crate::exit::{Classify as _, Failure, print};
+
+pub(crate) fn run(command: &TrainCommand) -> anyhow::Result<()> {
+    match command {
+        TrainCommand::Submit(args) => {
+            let config = configuration(&args.config).class(Failure::Input)?;
+            print(&text::told(&client(&args.server).submit_task(&args.name, &config)?))
+        }
+        TrainCommand::List(args) => {
+            let tasks = client(&args.server).tasks()?;
+            print_as(args.format, &tasks, || text::table(&tasks))
+        }
+        TrainCommand::Show(args) => {
+            let task = client(&args.task.server).task(&args.task.name)?;
+            print_as(args.format, &task, || text::facts(&task))
+        }
+        TrainCommand::Pause(args) => tell(&args.name, &args.server, "pause"),
+        TrainCommand::Resume(args) => tell(&args.name, &args.server, "resume"),
+        TrainCommand::Stop(args) => tell(&args.name, &args.server, "stop"),
+        TrainCommand::Plot(args) => {
+            let log = Log::open(&args.log).class(Failure::Input)?;
+            args.out.write(&Curve::new(&args.log, &log))
+        }
+    }
+}
+
+fn client(address: &ServerAddress) -> Client {
+    Client::new(&address.server, None)
+}
+
+fn tell(name: &str, server: &ServerAddress, command: &str) -> anyhow::Result<()> {
+    let task: Task = client(server).command_task(name, command)?;
+    print(&text::told(&task))
+}
+
+fn print_as(format: Format, value: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+    match format {
+        Format::Json => print(&format!("{}\n", serde_json::to_string_pretty(value)?)),
+        Format::Table => print(&text()),
+    }
+}
+
+/// What a server is sent: the configuration in a file, with every path absolute, as the server's folder is another.
+fn configuration(path: &Path) -> anyhow::Result<String> {
+    let shown = path.display();
+    // Paths in it are taken from the file's folder: from an absolute one they are absolute.
+    let absolute = std::path::absolute(path).with_context(|| format!("{shown} is no path"))?;
+    let config = TaskConfig::open(&absolute).with_context(|| format!("{shown} is no training task"))?;
+    serde_json::to_string(&config).with_context(|| format!("{shown} cannot be sent"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+    use std::thread;
+
+    use pswitch_train::DataConfig;
+
+    use super::*;
+
+    const CONFIG: &str = "
+program: models/step
+optimizer: {kind: adamw, lr: 1e-3, eps: 1e-12}
+data: {files: [x.npy, /data/y.npy], batch_size: 8}
+length: {steps: 100}
+checkpoint: {folder: ../kept, every_steps: 10}
+seed: 18446744073709551615
+";
+
+    #[test]
+    fn a_configuration_is_sent_with_absolute_paths() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("task.yaml");
+        fs::write(&path, CONFIG).unwrap();
+        let sent = TaskConfig::from_yaml(&configuration(&path).unwrap()).unwrap();
+        let at = |name: &str| folder.path().join(name);
+        assert_eq!(sent.program, at("models/step"));
+        let DataConfig::Files { files, .. } = &sent.data else { panic!("{:?}", sent.data) };
+        assert_eq!(*files, [at("x.npy"), "/data/y.npy".into()]);
+        assert_eq!(sent.checkpoint.as_ref().unwrap().folder, at("../kept"));
+        // Nothing else changes on the way.
+        let mut expected = TaskConfig::from_yaml(CONFIG).unwrap();
+        expected.program.clone_from(&sent.program);
+        expected.data = sent.data.clone();
+        expected.checkpoint.clone_from(&sent.checkpoint);
+        assert_eq!(sent, expected);
+    }
+
+    #[test]
+    fn what_is_no_configuration_is_told_before_anything_is_sent() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("task.yaml");
+        for (text, says) in [
+            ("{", "line 2 column 1"),
+            ("program: a", "missing field `optimizer`"),
+            (&CONFIG.replace("1e-3", "-1"), "`optimizer.lr` is -1"),
+        ] {
+            fs::write(&path, text).unwrap();
+            let error = format!("{:#}", configuration(&path).unwrap_err());
+            assert!(error.contains("task.yaml is no training task: ") && error.contains(says), "{error}");
+        }
+        let error = format!("{:#}", configuration(Path::new("/nowhere.yaml")).unwrap_err());
+        assert!(error.contains("cannot read /nowhere.yaml"), "{error}");
+    }
+
+    /// A server that answers one request, and what it was asked.
+    fn answers(status: &str, body: &str) -> (String, thread::JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}/", listener.local_addr().unwrap());
+        let answer = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let asked = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let (mut asked, mut piece) = (Vec::new(), [0; 4096]);
+            // The bodies of these tests end with a brace, and a request without one with its empty line.
+            while !asked.ends_with(b"}") && !asked.ends_with(b"\r\n\r\n") {
+                let read = stream.read(&mut piece).unwrap();
+                assert!(read > 0, "the request broke off");
+                asked.extend_from_slice(&piece[..read]);
+            }
+            stream.write_all(answer.as_bytes()).unwrap();
+            String::from_utf8(asked).unwrap()
+        });
+        (address, asked)
+    }
+
+    #[test]
+    fn every_request_has_its_path() {
+        type Ask = fn(&Client) -> anyhow::Result<Task>;
+        let asks: [(&str, Ask); 4] = [
+            ("GET /v2/training/tasks/t HTTP/1.1", |client| client.task("t")),
+            ("POST /v2/training/tasks/t HTTP/1.1", |client| client.submit_task("t", "{\"seed\": {}}")),
+            ("POST /v2/training/tasks/t/pause HTTP/1.1", |client| client.command_task("t", "pause")),
+            ("POST /v2/training/tasks/t/stop HTTP/1.1", |client| client.command_task("t", "stop")),
+        ];
+        let task = serde_json::to_string(&text::example()).unwrap();
+        for (line, ask) in asks {
+            let (address, asked) = answers("200 OK", &task);
+            let answer = ask(&Client::new(&address, None)).unwrap();
+            assert_eq!(serde_json::to_string(&answer).unwrap(), task);
+            let asked = asked.join().unwrap();
+            assert!(asked.starts_with(line), "{asked}");
+            assert_eq!(
+                asked.ends_with("{\"seed\": {}}"),
+                line.contains("tasks/t HTTP") && line.starts_with("POST")
+            );
+        }
+        let (address, asked) = answers("200 OK", &format!("[{task}]"));
+        assert_eq!(Client::new(&address, None).tasks().unwrap().len(), 1);
+        assert!(asked.join().unwrap().starts_with("GET /v2/training/tasks HTTP/1.1"));
+    }
+
+    #[test]
+    fn refusals_say_why() {
+        let (address, asked) = answers("404 Not Found", r#"{"error": "unknown training task 't'"}"#);
+        let error = format!("{:#}", Client::new(&address, None).task("t").unwrap_err());
+        assert_eq!(error, "the server refused: 404 Not Found: unknown training task 't'");
+        asked.join().unwrap();
+        let (address, asked) = answers("200 OK", "{}");
+        let error = format!("{:#}", Client::new(&address, None).task("t").unwrap_err());
+        assert!(error.starts_with("the training task is not what was expected: "), "{error}");
+        asked.join().unwrap();
+    }
+}

@@ -1,0 +1,250 @@
+//! Training beside serving: tasks give way to requests, survive kills and restarts, and lose nothing by it.
+
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::{
+    Client, Fixture, Models, Process, Serve, Server, assert_says, eventually, pswitch, run,
+};
+
+fn program() -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/training/perceptron");
+    assert!(folder.join("model.pt2").exists(), "{} is missing: run `cargo xtask fixtures`", folder.display());
+    folder.canonicalize().unwrap()
+}
+
+/// A place for configurations and checkpoints.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    /// Writes the configuration of a task of so many steps, with a folder for its checkpoints.
+    fn task(&self, name: &str, steps: u32) -> PathBuf {
+        let program = program();
+        let text = format!(
+            "program: {0}\noptimizer: {{kind: adamw, lr: 1e-3}}\nschedule: {{kind: cosine, warm_up: 10}}\n\
+             length: {{steps: {steps}}}\ndata: {{files: [{0}/data.safetensors], batch_size: 5}}\n\
+             checkpoint: {{folder: {1}, every_steps: 50}}\n",
+            program.display(),
+            self.0.path().join(name).display()
+        );
+        let path = self.0.path().join(format!("{name}.yaml"));
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// The checkpoint of a step.
+    fn checkpoint(&self, name: &str, step: u32) -> Vec<u8> {
+        let path = self.0.path().join(name).join(format!("step-{step:08}.safetensors"));
+        std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+}
+
+fn serve(fixture: &Fixture) -> Serve {
+    Serve::new(Models::of([fixture])).host(1).flag("--training-size", "64MiB")
+}
+
+fn submit(client: &Client, name: &str, config: &Path) -> (u16, Value) {
+    let text = std::fs::read(config).unwrap();
+    let reply = client.post(&format!("/v2/training/tasks/{name}"), &[], &text).unwrap();
+    (reply.status, serde_json::from_slice(&reply.body).unwrap())
+}
+
+fn command(client: &Client, name: &str, command: &str) -> Value {
+    let reply = client.post(&format!("/v2/training/tasks/{name}/{command}"), &[], b"").unwrap();
+    let body: Value = serde_json::from_slice(&reply.body).unwrap();
+    assert_eq!(reply.status, 200, "{command}: {body}");
+    body
+}
+
+fn status(client: &Client, name: &str) -> Value {
+    let reply = client.get(&format!("/v2/training/tasks/{name}")).unwrap();
+    assert_eq!(reply.status, 200);
+    serde_json::from_slice(&reply.body).unwrap()
+}
+
+fn await_state(client: &Client, name: &str, wanted: &str) -> Value {
+    eventually(&format!("task {name} is {wanted}"), || {
+        let status = status(client, name);
+        if status["state"] == wanted { Ok(status) } else { Err(status.to_string()) }
+    })
+}
+
+fn await_steps(client: &Client, name: &str, steps: u64) -> Value {
+    eventually(&format!("task {name} has {steps} steps"), || {
+        let status = status(client, name);
+        if status["steps_done"].as_u64().unwrap() >= steps { Ok(status) } else { Err(status.to_string()) }
+    })
+}
+
+/// The worker that trains: it is none of those that execute.
+fn training_worker(server: &Server, others: &[Process]) -> Process {
+    eventually("a training worker is there", || {
+        let found = server.workers().into_iter().find(|worker| others.iter().all(|it| it.pid != worker.pid));
+        found.ok_or_else(|| "there is none".to_owned())
+    })
+}
+
+#[test]
+fn a_task_gives_way_to_requests_and_loses_nothing_by_it() {
+    let (fixture, place) = (Fixture::load("resnet18"), Place::new());
+    let server = serve(&fixture).start();
+    let (code, taken) = submit(&server.client, "disturbed", &place.task("disturbed", 1500));
+    assert_eq!((code, &taken["name"]), (201, &"disturbed".into()), "{taken}");
+    await_steps(&server.client, "disturbed", 5);
+    let mut interruptions = 0;
+    let mut requests = 0;
+    while interruptions < 20 {
+        server.client.check(&fixture.name, &fixture.cases[requests % fixture.cases.len()]);
+        requests += 1;
+        let status = status(&server.client, "disturbed");
+        interruptions = status["progress"]["interruptions"].as_u64().unwrap();
+        assert!(status["state"] != "finished", "it ends before it was disturbed enough: {status}");
+    }
+    let disturbed = await_state(&server.client, "disturbed", "finished");
+    assert_eq!(disturbed["steps_done"], 1500);
+    submit(&server.client, "undisturbed", &place.task("undisturbed", 1500));
+    let undisturbed = await_state(&server.client, "undisturbed", "finished");
+    assert_eq!(undisturbed["progress"]["interruptions"], 0);
+    assert_eq!(undisturbed["progress"]["goodput"], 1.0);
+    assert_eq!(disturbed["progress"]["last_loss"], undisturbed["progress"]["last_loss"]);
+    assert!(place.checkpoint("disturbed", 1500) == place.checkpoint("undisturbed", 1500));
+    let log = std::fs::read_to_string(disturbed["log"].as_str().unwrap()).unwrap();
+    assert_eq!(log.lines().count(), 150, "a line for every tenth step");
+}
+
+#[test]
+fn a_task_pauses_stops_and_goes_on_in_the_next_server() {
+    let (fixture, place) = (Fixture::load("integer-outputs"), Place::new());
+    let config = place.task("task", 2000);
+    let mut server = serve(&fixture).flag("--train", format!("task={}", config.display())).start();
+    await_steps(&server.client, "task", 20);
+    let paused = command(&server.client, "task", "pause");
+    assert_eq!(paused["state"], "paused");
+    let at = status(&server.client, "task")["steps_done"].as_u64().unwrap();
+    server.client.check(&fixture.name, &fixture.cases[0]);
+    assert_eq!(status(&server.client, "task")["steps_done"], at);
+    command(&server.client, "task", "resume");
+    await_steps(&server.client, "task", at + 10);
+    let stopped = command(&server.client, "task", "stop");
+    assert_eq!(
+        (&stopped["state"], &stopped["checkpoint"]["step"]),
+        (&"stopped".into(), &stopped["steps_done"])
+    );
+    let stopped_at = stopped["steps_done"].as_u64().unwrap();
+    assert!(stopped_at < 2000);
+    // What is over can be submitted again, and goes on.
+    assert_eq!(submit(&server.client, "task", &config).0, 201);
+    let resumed = await_steps(&server.client, "task", stopped_at + 5);
+    assert!(resumed["progress"]["steps_done"].as_u64().unwrap() < stopped_at + 2000);
+    // An orderly end writes a checkpoint as well.
+    assert!(server.process.signal(Signal::SIGTERM));
+    assert_eq!(server.wait(), Some(0));
+    drop(server);
+    let server = serve(&fixture).flag("--train", format!("task={}", config.display())).start();
+    let again = await_state(&server.client, "task", "finished");
+    assert_eq!(again["steps_done"], 2000);
+    submit(&server.client, "whole", &place.task("whole", 2000));
+    await_state(&server.client, "whole", "finished");
+    assert!(place.checkpoint("task", 2000) == place.checkpoint("whole", 2000));
+}
+
+#[test]
+fn a_training_worker_that_is_killed_is_replaced_and_goes_on_from_the_checkpoint() {
+    let (fixture, place) = (Fixture::load("integer-outputs"), Place::new());
+    let server = serve(&fixture).start();
+    let executing = server.await_workers(2);
+    submit(&server.client, "killed", &place.task("killed", 1200));
+    for kills in 1..=3_u64 {
+        await_steps(&server.client, "killed", 60 + 100 * kills);
+        let worker = training_worker(&server, &executing);
+        assert!(worker.signal(Signal::SIGKILL));
+        eventually("the loss is noticed", || {
+            let status = status(&server.client, "killed");
+            let failures = &status["progress"]["by_reason"]["failure"]["interruptions"];
+            if failures.as_u64() >= Some(kills) { Ok(()) } else { Err(status.to_string()) }
+        });
+        server.client.check(&fixture.name, &fixture.cases[0]);
+    }
+    let killed = await_state(&server.client, "killed", "finished");
+    assert!(killed["progress"]["goodput"].as_f64().unwrap() < 1.0, "{killed}");
+    submit(&server.client, "whole", &place.task("whole", 1200));
+    await_state(&server.client, "whole", "finished");
+    assert!(place.checkpoint("killed", 1200) == place.checkpoint("whole", 1200));
+}
+
+#[test]
+fn two_tasks_take_turns() {
+    let (fixture, place) = (Fixture::load("integer-outputs"), Place::new());
+    let server = serve(&fixture).start();
+    for name in ["one", "two"] {
+        assert_eq!(submit(&server.client, name, &place.task(name, 600)).0, 201);
+    }
+    for name in ["one", "two"] {
+        await_state(&server.client, name, "finished");
+    }
+    assert!(place.checkpoint("one", 600) == place.checkpoint("two", 600));
+}
+
+#[test]
+fn what_cannot_be_trained_is_told_and_serving_goes_on() {
+    let (fixture, place) = (Fixture::load("integer-outputs"), Place::new());
+    let server = serve(&fixture).start();
+    let good = place.task("good", 100_000);
+    let text = std::fs::read_to_string(&good).unwrap();
+    let write = |text: String| {
+        let path = place.0.path().join("bad.yaml");
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    for (bad, parts) in [
+        (text.replace("lr: 1e-3", "lr: -1"), vec!["lr", "-1"]),
+        (text.replace("batch_size: 5", "batch_sise: 5"), vec!["batch_sise"]),
+        (text.replace("perceptron\n", "nowhere\n"), vec!["nowhere"]),
+    ] {
+        let (code, refusal) = submit(&server.client, "bad", &write(bad));
+        assert_eq!(code, 400, "{refusal}");
+        assert_says(refusal["error"].as_str().unwrap(), &parts);
+    }
+    // What only a worker finds out.
+    let serving = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/fixtures/recurrent");
+    let program = format!("program: {}", serving.canonicalize().unwrap().display());
+    let no_loss = text.lines().skip(1).fold(program, |all, line| format!("{all}\n{line}"));
+    for (name, bad, parts) in [
+        ("no-loss", no_loss, vec!["not one scalar"]),
+        ("wrong-rows", text.replace("batch_size: 5", "batch_size: 22"), vec!["a batch has 1 rows"]),
+    ] {
+        assert_eq!(submit(&server.client, name, &write(bad)).0, 201);
+        let failed = await_state(&server.client, name, "failed");
+        assert_says(failed["reason"].as_str().unwrap(), &parts);
+    }
+    assert_eq!(submit(&server.client, "good", &good).0, 201);
+    let (code, refusal) = submit(&server.client, "good", &good);
+    assert_eq!(code, 400);
+    assert_says(refusal["error"].as_str().unwrap(), &["good", "not over"]);
+    server.client.check(&fixture.name, &fixture.cases[0]);
+    assert_eq!(server.client.get("/v2/training/tasks/none").unwrap().status, 404);
+
+    let listed =
+        run(pswitch().args(["train", "list", "--format", "json"]).env("PSWITCH_SERVER", server.url()));
+    assert_eq!(listed.code, Some(0), "{}", listed.stderr);
+    let listed: Value = serde_json::from_str(&listed.stdout).unwrap();
+    let names: Vec<&str> =
+        listed.as_array().unwrap().iter().filter_map(|task| task["name"].as_str()).collect();
+    assert_eq!(names, ["good", "no-loss", "wrong-rows"]);
+}
+
+#[test]
+fn without_room_for_training_tasks_are_refused() {
+    let (fixture, place) = (Fixture::load("integer-outputs"), Place::new());
+    let server = Serve::new(Models::of([&fixture])).host(1).start();
+    let (code, refusal) = submit(&server.client, "task", &place.task("task", 10));
+    assert_eq!(code, 501, "{refusal}");
+    assert_says(refusal["error"].as_str().unwrap(), &["training_size"]);
+}

@@ -1,0 +1,100 @@
+//! Training tasks of a server: checked, given to a device, told what to do.
+
+use pswitch_model::Archive;
+use pswitch_train::{StateLayout, TaskConfig};
+
+use super::{Server, chain};
+use crate::repository::ModelName;
+use crate::service::{ServiceError, TaskCommand, TaskStatus};
+use crate::training::{NewTask, Training};
+
+impl Server {
+    /// Takes the tasks that the configuration names. One that cannot be taken does not stop the others.
+    pub(super) async fn take_configured_tasks(&self) {
+        for (name, file) in &self.config.training.tasks {
+            let taken = match TaskConfig::open(file) {
+                Ok(config) => self.take_task(name, config).await.map_err(|error| error.to_string()),
+                Err(error) => Err(chain(&error)),
+            };
+            if let Err(reason) = taken {
+                tracing::error!(task = name, reason, "training task refused");
+            }
+        }
+    }
+
+    /// Checks a task as far as that needs no worker, and gives it to the device with the fewest.
+    pub(super) async fn take_task(&self, name: &str, config: TaskConfig) -> Result<TaskStatus, ServiceError> {
+        let invalid = |message: String| ServiceError::InvalidRequest { message };
+        name.parse::<ModelName>().map_err(|error| invalid(error.to_string()))?;
+        if self.training_of(name).is_some_and(|(_, status)| !status.state.is_over()) {
+            return Err(invalid(format!("a training task '{name}' is there already, and not over")));
+        }
+        let unfinished =
+            |training: &Training| training.statuses().iter().filter(|status| !status.state.is_over()).count();
+        let trainings = self.devices.iter().filter_map(|device| device.training.as_ref());
+        let training = trainings.min_by_key(|training| unfinished(training)).ok_or_else(|| {
+            ServiceError::Unsupported {
+                what: "training where no device has a training_size (start the server with --training-size)"
+                    .to_owned(),
+            }
+        })?;
+        let opened = tokio::task::spawn_blocking(move || {
+            let archive = Archive::open(&config.archive()).map_err(|error| chain(&error))?;
+            let layout = StateLayout::new(archive.program(), &config.optimizer);
+            Ok((archive.digest(), layout.map_err(|error| chain(&error))?.bytes, config))
+        });
+        let (digest, state_bytes, config) =
+            opened.await.map_err(|error| error.to_string()).flatten().map_err(invalid)?;
+        training.submit(NewTask { name: name.to_owned(), config, digest, state_bytes }).await?;
+        self.task_status(name)
+    }
+
+    /// Has every task write a last checkpoint and end.
+    pub(super) async fn stop_training(&self) {
+        for training in self.devices.iter().filter_map(|device| device.training.as_ref()) {
+            for status in training.statuses().iter().filter(|status| !status.state.is_over()) {
+                // One that is over by itself meanwhile is as good.
+                let _ = training.command(&status.name, TaskCommand::Stop).await;
+            }
+        }
+    }
+
+    /// Every task of every device, sorted by name.
+    pub(super) fn tasks(&self) -> Vec<TaskStatus> {
+        let trainings = self.devices.iter().filter_map(|device| device.training.as_ref());
+        let mut tasks: Vec<TaskStatus> = trainings.flat_map(Training::statuses).collect();
+        tasks.sort_by(|one, other| one.name.cmp(&other.name));
+        tasks
+    }
+
+    pub(super) async fn command_task(
+        &self,
+        name: &str,
+        command: TaskCommand,
+    ) -> Result<TaskStatus, ServiceError> {
+        let unknown = || ServiceError::UnknownTask { name: name.to_owned() };
+        let (training, _) = self.training_of(name).ok_or_else(unknown)?;
+        training.command(name, command).await?;
+        self.task_status(name)
+    }
+
+    fn task_status(&self, name: &str) -> Result<TaskStatus, ServiceError> {
+        let status = self.training_of(name).map(|(_, status)| status);
+        status.ok_or_else(|| ServiceError::UnknownTask { name: name.to_owned() })
+    }
+
+    /// Where a task of a name is; one that is not over goes before one that is.
+    fn training_of(&self, name: &str) -> Option<(&Training, TaskStatus)> {
+        let trainings = self.devices.iter().filter_map(|device| device.training.as_ref());
+        let named = trainings.flat_map(|training| {
+            let named = training.statuses().into_iter().filter(|status| status.name == name);
+            named.map(move |status| (training, status)).collect::<Vec<_>>()
+        });
+        named.min_by_key(|(_, status)| status.state.is_over())
+    }
+}
+
+/// A configuration that came as text; relative paths are those of the working directory.
+pub(super) fn parse(text: &str) -> Result<TaskConfig, ServiceError> {
+    TaskConfig::from_yaml(text).map_err(|error| ServiceError::InvalidRequest { message: chain(&error) })
+}

@@ -1,0 +1,376 @@
+//! Which task trains, as a state machine without IO.
+//!
+//! At most one task computes at a time, and none while requests have the device. Tasks that could compute take turns, each
+//! for a time in proportion to its weight: the one with the least time by its weight goes on.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pswitch_protocol::{TaskExtent, TaskPause, TaskStep};
+use pswitch_train::{InterruptionReason, Progress, ProgressEvent};
+
+use crate::service::{TaskCommand, TaskState};
+
+/// How long a task computes before it is another's turn.
+const TURN: Duration = Duration::from_secs(1);
+
+/// Workers that a task may lose in a row without a step that counts.
+const MOST_DEATHS: u32 = 5;
+
+/// Over how much time the rates are taken that are shown.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// A task, numbered in the order of submission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct TaskId(pub(super) u32);
+
+/// What happened to a task.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum TaskEvent {
+    /// Its worker has prepared it, or cannot.
+    Ready(Result<TaskExtent, String>),
+    /// A step counts.
+    Step(TaskStep),
+    /// A checkpoint of so many steps was written, or not.
+    Saved { step: u64, written: bool },
+    /// It computes no more until it is told to.
+    Paused(TaskPause),
+    /// Its worker is gone.
+    Lost(String),
+    /// Somebody wants something of it.
+    Command(TaskCommand),
+}
+
+/// What is to be done, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TaskAction {
+    /// Fork a worker and have it prepare the task. Nobody trains now, so that its state may lie where an arena was.
+    Start(TaskId),
+    /// Let it train.
+    Train(TaskId),
+    /// Set its stop flag.
+    Interrupt(TaskId),
+    /// Have it write a checkpoint.
+    Save(TaskId),
+    /// End its worker, and free its state.
+    End(TaskId),
+}
+
+/// States of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// It needs a worker.
+    Queued,
+    /// Its worker starts and prepares it.
+    Starting,
+    /// Prepared, and computing nothing.
+    Idle,
+    /// It computes.
+    Training {
+        since: Duration,
+    },
+    /// It was told to stop computing.
+    Yielding {
+        since: Duration,
+        reason: InterruptionReason,
+    },
+    /// It writes its last checkpoint.
+    Saving,
+    Over(TaskState),
+}
+
+#[derive(Debug)]
+struct Task {
+    weight: f64,
+    has_checkpoints: bool,
+    phase: Phase,
+    /// Time that it has had, by its weight.
+    pass: f64,
+    is_paused: bool,
+    is_stopping: bool,
+    /// Workers lost since the last step that counts.
+    deaths: u32,
+    /// Steps of the last checkpoint.
+    saved: u64,
+    extent: TaskExtent,
+    rate: Option<f64>,
+    is_interrupted: bool,
+    progress: Progress,
+    reason: String,
+}
+
+/// All tasks of a device.
+#[derive(Debug, Default)]
+pub(super) struct Book {
+    tasks: BTreeMap<TaskId, Task>,
+    is_closed: bool,
+}
+
+/// What there is to say of a task.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct TaskView {
+    pub(super) state: TaskState,
+    pub(super) reason: String,
+    pub(super) extent: TaskExtent,
+    pub(super) rate: Option<f64>,
+    pub(super) progress: pswitch_train::ProgressReport,
+}
+
+impl Book {
+    /// Takes a task. It needs a worker first.
+    pub(super) fn submit(&mut self, task: TaskId, weight: f64, has_checkpoints: bool, at: Duration) {
+        // It has had as much as the others: one that comes late does not catch up.
+        let least = self.tasks.values().filter(|task| !task.is_over()).map(|task| task.pass);
+        let pass = least.fold(None, |least: Option<f64>, pass| Some(least.map_or(pass, |it| it.min(pass))));
+        let record = Task {
+            weight,
+            has_checkpoints,
+            phase: Phase::Queued,
+            pass: pass.unwrap_or(0.0),
+            is_paused: false,
+            is_stopping: false,
+            deaths: 0,
+            saved: 0,
+            extent: TaskExtent { steps_done: 0, total_steps: 0 },
+            rate: None,
+            is_interrupted: false,
+            progress: Progress::new(0, at, WINDOW),
+            reason: String::new(),
+        };
+        self.tasks.insert(task, record);
+    }
+
+    /// Takes what happened and returns what is to be done. `at` never goes back.
+    pub(super) fn handle(&mut self, id: TaskId, event: TaskEvent, at: Duration) -> Vec<TaskAction> {
+        let mut actions = Vec::new();
+        if let Some(task) = self.tasks.get_mut(&id)
+            && !task.is_over()
+        {
+            task.handle(id, event, at, &mut actions);
+        }
+        self.dispatch(at, &mut actions);
+        actions
+    }
+
+    /// Requests have the device, or have it no more; or time has passed.
+    pub(super) fn set_closed(&mut self, is_closed: bool, at: Duration) -> Vec<TaskAction> {
+        self.is_closed = is_closed;
+        let mut actions = Vec::new();
+        self.dispatch(at, &mut actions);
+        actions
+    }
+
+    pub(super) fn view(&self, id: TaskId, at: Duration) -> Option<TaskView> {
+        let task = self.tasks.get(&id)?;
+        Some(TaskView {
+            state: task.state(),
+            reason: task.reason.clone(),
+            extent: task.extent,
+            rate: task.rate,
+            progress: task.progress.report(at),
+        })
+    }
+
+    pub(super) fn computes(&self, id: TaskId) -> bool {
+        self.tasks.get(&id).is_some_and(Task::computes)
+    }
+
+    /// Whether it computes nothing, and will not until it is told to.
+    pub(super) fn rests(&self, id: TaskId) -> bool {
+        !self.computes(id)
+    }
+
+    /// A line for the log of a task.
+    pub(super) fn line(&self, id: TaskId, at: Duration) -> Option<String> {
+        let task = self.tasks.get(&id)?;
+        Some(task.progress.line(at, task.rate?).to_json())
+    }
+
+    fn dispatch(&mut self, at: Duration, actions: &mut Vec<TaskAction>) {
+        let queued: Vec<TaskId> =
+            self.tasks.iter().filter(|(_, task)| task.phase == Phase::Queued).map(|(&id, _)| id).collect();
+        let training = self.tasks.iter().find(|(_, task)| task.computes()).map(|(&id, _)| id);
+        if let Some(id) = training {
+            let others = self.tasks.iter().any(|(&other, task)| other != id && task.could_train());
+            let Some(task) = self.tasks.get_mut(&id) else { return };
+            let Phase::Training { since } = task.phase else { return };
+            let reason = if self.is_closed {
+                Some(InterruptionReason::Request)
+            } else if task.is_paused || task.is_stopping {
+                Some(InterruptionReason::Command)
+            } else if !queued.is_empty() || (others && at.saturating_sub(since) >= TURN) {
+                Some(InterruptionReason::Turn)
+            } else {
+                None
+            };
+            if let Some(reason) = reason {
+                // Training, told to stop -> Yielding.
+                task.phase = Phase::Yielding { since, reason };
+                actions.push(TaskAction::Interrupt(id));
+            }
+            return;
+        }
+        for id in queued {
+            if let Some(task) = self.tasks.get_mut(&id) {
+                // Queued, nobody trains -> Starting.
+                task.phase = Phase::Starting;
+                actions.push(TaskAction::Start(id));
+            }
+        }
+        if self.is_closed {
+            return;
+        }
+        let ready = self.tasks.iter_mut().filter(|(_, task)| task.could_train());
+        let next = ready.min_by(|(_, one), (_, other)| one.pass.total_cmp(&other.pass));
+        if let Some((&id, task)) = next {
+            // Idle, its turn -> Training.
+            task.phase = Phase::Training { since: at };
+            if std::mem::take(&mut task.is_interrupted) {
+                task.note(at, ProgressEvent::InterruptionEnded);
+            }
+            actions.push(TaskAction::Train(id));
+        }
+    }
+}
+
+impl Task {
+    fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Over(_))
+    }
+
+    fn computes(&self) -> bool {
+        matches!(self.phase, Phase::Training { .. } | Phase::Yielding { .. })
+    }
+
+    fn could_train(&self) -> bool {
+        self.phase == Phase::Idle && !self.is_paused && !self.is_stopping
+    }
+
+    fn state(&self) -> TaskState {
+        match self.phase {
+            Phase::Queued | Phase::Starting => TaskState::Preparing,
+            Phase::Training { .. } => TaskState::Training,
+            _ if self.is_paused && !self.is_over() => TaskState::Paused,
+            Phase::Idle | Phase::Yielding { .. } | Phase::Saving => TaskState::Waiting,
+            Phase::Over(state) => state,
+        }
+    }
+
+    fn note(&mut self, at: Duration, event: ProgressEvent) {
+        if let Err(error) = self.progress.handle(at, event) {
+            tracing::error!(%error, "the account of a training task is wrong");
+            debug_assert!(false, "{error}");
+        }
+    }
+
+    fn interrupt(&mut self, at: Duration, reason: InterruptionReason) {
+        if !std::mem::replace(&mut self.is_interrupted, true) {
+            self.note(at, ProgressEvent::InterruptionBegan { reason });
+        }
+    }
+
+    fn end(&mut self, id: TaskId, state: TaskState, reason: String, actions: &mut Vec<TaskAction>) {
+        self.phase = Phase::Over(state);
+        self.reason = reason;
+        actions.push(TaskAction::End(id));
+    }
+
+    fn handle(&mut self, id: TaskId, event: TaskEvent, at: Duration, actions: &mut Vec<TaskAction>) {
+        match event {
+            TaskEvent::Ready(Ok(extent)) => {
+                // Starting, prepared -> Idle.
+                self.extent = extent;
+                self.saved = extent.steps_done;
+                self.phase = Phase::Idle;
+                self.stop_if_told(id, actions);
+            }
+            TaskEvent::Ready(Err(reason)) => self.end(id, TaskState::Failed, reason, actions),
+            TaskEvent::Step(step) => {
+                self.deaths = 0;
+                self.extent.steps_done = step.step + 1;
+                self.rate = Some(step.rate);
+                let (loss, samples) = (step.loss, step.samples);
+                let duration = Duration::from_nanos(step.took_ns);
+                self.note(at, ProgressEvent::StepFinished { loss, samples, duration });
+                self.pass += duration.as_secs_f64() / self.weight;
+            }
+            TaskEvent::Saved { step, written } => {
+                if written {
+                    self.saved = step;
+                }
+                // Saving, written or not -> Stopped. One that was being written before is another step's.
+                if self.phase == Phase::Saving && step == self.extent.steps_done {
+                    self.end(id, TaskState::Stopped, String::new(), actions);
+                }
+            }
+            TaskEvent::Paused(TaskPause::Stopped { discarded_ns }) => {
+                let reason = match self.phase {
+                    Phase::Yielding { reason, .. } => reason,
+                    // The gate was faster than the news of it.
+                    _ => InterruptionReason::Request,
+                };
+                if let Some(nanos) = discarded_ns {
+                    let duration = Duration::from_nanos(nanos);
+                    self.note(at, ProgressEvent::StepDiscarded { duration });
+                    self.pass += duration.as_secs_f64() / self.weight;
+                }
+                // Training or Yielding, stopped -> Idle.
+                self.interrupt(at, reason);
+                self.phase = Phase::Idle;
+                self.stop_if_told(id, actions);
+            }
+            TaskEvent::Paused(TaskPause::Finished) => {
+                self.end(id, TaskState::Finished, String::new(), actions);
+            }
+            TaskEvent::Paused(TaskPause::Failed { reason }) => {
+                self.end(id, TaskState::Failed, reason, actions);
+            }
+            TaskEvent::Lost(cause) => self.lost(id, &cause, at, actions),
+            TaskEvent::Command(TaskCommand::Pause) => self.is_paused = true,
+            TaskEvent::Command(TaskCommand::Resume) => self.is_paused = false,
+            TaskEvent::Command(TaskCommand::Stop) => {
+                self.is_stopping = true;
+                self.stop_if_told(id, actions);
+            }
+        }
+    }
+
+    /// Any phase, the worker is gone -> Queued, or Failed after too many.
+    fn lost(&mut self, id: TaskId, cause: &str, at: Duration, actions: &mut Vec<TaskAction>) {
+        self.deaths += 1;
+        let steps = self.extent.steps_done - self.saved.min(self.extent.steps_done);
+        if steps > 0 {
+            self.note(at, ProgressEvent::RolledBack { steps });
+        }
+        self.extent.steps_done = self.saved.min(self.extent.steps_done);
+        self.interrupt(at, InterruptionReason::Failure);
+        if self.is_stopping {
+            self.end(id, TaskState::Stopped, format!("its worker was lost ({cause})"), actions);
+        } else if self.deaths >= MOST_DEATHS {
+            let reason = format!("{MOST_DEATHS} workers were lost in a row, the last with {cause}");
+            self.end(id, TaskState::Failed, reason, actions);
+        } else {
+            self.phase = Phase::Queued;
+        }
+    }
+
+    /// Idle, told to stop -> Saving, or Stopped where there is no place for checkpoints. Not prepared yet -> Stopped.
+    fn stop_if_told(&mut self, id: TaskId, actions: &mut Vec<TaskAction>) {
+        if !self.is_stopping {
+            return;
+        }
+        match self.phase {
+            Phase::Idle if self.has_checkpoints => {
+                self.phase = Phase::Saving;
+                actions.push(TaskAction::Save(id));
+            }
+            Phase::Idle | Phase::Queued | Phase::Starting => {
+                self.end(id, TaskState::Stopped, String::new(), actions);
+            }
+            Phase::Training { .. } | Phase::Yielding { .. } | Phase::Saving | Phase::Over(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,288 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// What a worker does, as a test plays it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Worker {
+    None,
+    Starting,
+    Idle,
+    Training,
+    Stopping,
+    Saving,
+}
+
+/// Tasks with workers that do as they are told, in their own time.
+struct World {
+    book: Book,
+    closed: bool,
+    at: Duration,
+    workers: BTreeMap<TaskId, Worker>,
+    ended: BTreeMap<TaskId, bool>,
+    /// Steps that count, and steps of the last checkpoint.
+    done: BTreeMap<TaskId, (u64, u64)>,
+    trained: BTreeMap<TaskId, Duration>,
+}
+
+const STEPS: u64 = 12;
+const STEP: Duration = Duration::from_millis(400);
+
+impl World {
+    fn new(weights: &[f64]) -> Self {
+        let mut world = Self {
+            book: Book::default(),
+            closed: false,
+            at: Duration::ZERO,
+            workers: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            done: BTreeMap::new(),
+            trained: BTreeMap::new(),
+        };
+        for (number, &weight) in (0..).zip(weights) {
+            let id = TaskId(number);
+            world.workers.insert(id, Worker::None);
+            world.ended.insert(id, false);
+            world.done.insert(id, (0, 0));
+            world.trained.insert(id, Duration::ZERO);
+            world.book.submit(id, weight, number % 2 == 0, world.at);
+        }
+        let actions = world.book.set_closed(false, world.at);
+        world.perform(actions);
+        world
+    }
+
+    fn computing(&self) -> usize {
+        self.workers.values().filter(|worker| matches!(worker, Worker::Training | Worker::Stopping)).count()
+    }
+
+    fn perform(&mut self, actions: Vec<TaskAction>) {
+        for action in actions {
+            match action {
+                TaskAction::Start(id) => {
+                    assert_eq!((self.workers[&id], self.computing()), (Worker::None, 0), "{action:?}");
+                    self.workers.insert(id, Worker::Starting);
+                }
+                TaskAction::Train(id) => {
+                    assert_eq!((self.workers[&id], self.computing()), (Worker::Idle, 0), "{action:?}");
+                    assert!(!self.closed, "nobody trains while requests have the device");
+                    self.workers.insert(id, Worker::Training);
+                }
+                TaskAction::Interrupt(id) => {
+                    assert_eq!(self.workers[&id], Worker::Training, "{action:?}");
+                    self.workers.insert(id, Worker::Stopping);
+                }
+                TaskAction::Save(id) => {
+                    assert_eq!(self.workers[&id], Worker::Idle, "{action:?}");
+                    self.workers.insert(id, Worker::Saving);
+                }
+                TaskAction::End(id) => {
+                    assert!(!std::mem::replace(self.ended.get_mut(&id).unwrap(), true), "{id:?} ends twice");
+                    self.workers.insert(id, Worker::None);
+                }
+            }
+        }
+    }
+
+    fn feed(&mut self, id: TaskId, event: TaskEvent) {
+        let actions = self.book.handle(id, event, self.at);
+        self.perform(actions);
+    }
+
+    fn close(&mut self, closed: bool) {
+        self.closed = closed;
+        let actions = self.book.set_closed(closed, self.at);
+        self.perform(actions);
+    }
+
+    /// The next that a worker does by itself; `whole` says whether a step is finished before it stops.
+    fn advance(&mut self, id: TaskId, whole: bool) {
+        self.at += STEP;
+        let (done, saved) = self.done[&id];
+        match self.workers[&id] {
+            Worker::None => {}
+            Worker::Starting => {
+                self.workers.insert(id, Worker::Idle);
+                self.done.insert(id, (saved, saved));
+                self.feed(id, TaskEvent::Ready(Ok(TaskExtent { steps_done: saved, total_steps: STEPS })));
+            }
+            Worker::Stopping if !whole => {
+                self.workers.insert(id, Worker::Idle);
+                self.feed(id, TaskEvent::Paused(TaskPause::Stopped { discarded_ns: Some(1_000_000) }));
+            }
+            Worker::Idle => {}
+            Worker::Training | Worker::Stopping if done == STEPS => {
+                self.workers.insert(id, Worker::Idle);
+                self.feed(id, TaskEvent::Paused(TaskPause::Finished));
+            }
+            Worker::Training | Worker::Stopping => {
+                self.done.insert(id, (done + 1, saved));
+                *self.trained.get_mut(&id).unwrap() += STEP;
+                let took_ns = u64::try_from(STEP.as_nanos()).unwrap();
+                self.feed(
+                    id,
+                    TaskEvent::Step(TaskStep { step: done, loss: 1.0, rate: 0.1, samples: 4, took_ns }),
+                );
+            }
+            Worker::Saving => {
+                // One that was under way is told of first.
+                self.feed(id, TaskEvent::Saved { step: done.saturating_sub(1), written: true });
+                if done > 0 {
+                    assert!(!self.ended[&id]);
+                }
+                self.workers.insert(id, Worker::Idle);
+                self.done.insert(id, (done, done));
+                if !self.ended[&id] {
+                    self.feed(id, TaskEvent::Saved { step: done, written: whole });
+                }
+            }
+        }
+    }
+
+    fn lose(&mut self, id: TaskId) {
+        if self.workers[&id] == Worker::None {
+            return;
+        }
+        self.workers.insert(id, Worker::None);
+        let saved = self.done[&id].1;
+        self.done.insert(id, (saved, saved));
+        self.feed(id, TaskEvent::Lost("signal 9".to_owned()));
+    }
+
+    fn state(&self, id: TaskId) -> TaskState {
+        self.book.view(id, self.at).unwrap().state
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Happening {
+    Close(bool),
+    Advance(u32, bool),
+    Lose(u32),
+    Command(u32, TaskCommand),
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    let command = prop_oneof![4 => Just(TaskCommand::Pause), 4 => Just(TaskCommand::Resume), 1 => Just(TaskCommand::Stop)];
+    prop_oneof![
+        3 => any::<bool>().prop_map(Happening::Close),
+        12 => (0..3_u32, any::<bool>()).prop_map(|(task, whole)| Happening::Advance(task, whole)),
+        1 => (0..3_u32).prop_map(Happening::Lose),
+        2 => (0..3_u32, command).prop_map(|(task, command)| Happening::Command(task, command)),
+    ]
+}
+
+proptest! {
+    /// Whatever happens: one at a time, none beside requests; and in the end everything is over.
+    #[test]
+    fn tasks_take_turns_and_come_to_an_end(happenings in prop::collection::vec(happening(), 0..200)) {
+        let mut world = World::new(&[1.0, 2.0, 1.0]);
+        for happening in happenings {
+            match happening {
+                Happening::Close(closed) => world.close(closed),
+                Happening::Advance(task, whole) => world.advance(TaskId(task), whole),
+                Happening::Lose(task) => world.lose(TaskId(task)),
+                Happening::Command(task, command) => world.feed(TaskId(task), TaskEvent::Command(command)),
+            }
+            prop_assert!(world.computing() <= 1);
+            for id in (0..3).map(TaskId) {
+                let (view, worker) = (world.book.view(id, world.at).unwrap(), world.workers[&id]);
+                prop_assert_eq!(view.state.is_over(), world.ended[&id], "{:?}", id);
+                prop_assert_eq!(view.state == TaskState::Training, worker == Worker::Training, "{:?}", id);
+                prop_assert!(view.progress.steps_done <= STEPS || view.extent.steps_done <= STEPS);
+            }
+        }
+        world.close(false);
+        for id in (0..3).map(TaskId) {
+            world.feed(id, TaskEvent::Command(TaskCommand::Resume));
+        }
+        for round in 0..1000_u32 {
+            world.advance(TaskId(round % 3), true);
+        }
+        for id in (0..3).map(TaskId) {
+            let view = world.book.view(id, world.at).unwrap();
+            prop_assert!(view.state.is_over(), "{:?}: {:?}", id, view);
+            if view.state == TaskState::Finished {
+                prop_assert_eq!(view.extent.steps_done, STEPS);
+            }
+        }
+    }
+}
+
+fn alone() -> (World, TaskId) {
+    let mut world = World::new(&[1.0]);
+    world.advance(TaskId(0), true);
+    assert_eq!(world.state(TaskId(0)), TaskState::Training);
+    (world, TaskId(0))
+}
+
+#[test]
+fn it_gives_way_to_requests_and_goes_on_behind_them() {
+    let (mut world, task) = alone();
+    world.advance(task, true);
+    world.close(true);
+    assert_eq!(world.state(task), TaskState::Waiting);
+    world.advance(task, false);
+    world.at += Duration::from_secs(1);
+    assert_eq!(world.workers[&task], Worker::Idle);
+    world.close(false);
+    assert_eq!(world.state(task), TaskState::Training);
+    let report = world.book.view(task, world.at).unwrap().progress;
+    assert_eq!((report.interruptions, report.steps_done, report.steps_computed), (1, 1, 2));
+    assert_eq!(report.paused_us, 1_000_000);
+}
+
+#[test]
+fn turns_are_as_long_as_weights_say() {
+    let mut world = World::new(&[1.0, 3.0]);
+    // No task ends while this is looked at.
+    for _ in 0..16 {
+        for id in [TaskId(0), TaskId(1)] {
+            world.advance(id, true);
+            if world.workers[&id] == Worker::Stopping {
+                world.advance(id, false);
+            }
+        }
+    }
+    let (one, three) = (world.done[&TaskId(0)].0, world.done[&TaskId(1)].0);
+    assert!(one > 0 && three > one, "{one} and {three}");
+}
+
+#[test]
+fn a_task_that_loses_its_workers_fails_in_the_end() {
+    let (mut world, task) = alone();
+    for _ in 1..MOST_DEATHS {
+        world.lose(task);
+        assert_eq!(world.state(task), TaskState::Preparing);
+        world.advance(task, true);
+    }
+    world.lose(task);
+    assert_eq!(world.state(task), TaskState::Failed);
+    let reason = world.book.view(task, world.at).unwrap().reason;
+    assert!(reason.contains("5 workers") && reason.contains("signal 9"), "{reason}");
+}
+
+#[test]
+fn steps_behind_the_last_checkpoint_do_not_count_when_a_worker_is_lost() {
+    let (mut world, task) = alone();
+    for _ in 0..3 {
+        world.advance(task, true);
+    }
+    world.feed(task, TaskEvent::Saved { step: 2, written: true });
+    world.done.insert(task, (3, 2));
+    world.lose(task);
+    let view = world.book.view(task, world.at).unwrap();
+    assert_eq!(view.extent.steps_done, 2);
+    assert_eq!((view.progress.steps_done, view.progress.steps_computed), (2, 3));
+}
+
+#[test]
+fn a_task_that_is_stopped_writes_a_last_checkpoint() {
+    let (mut world, task) = alone();
+    world.feed(task, TaskEvent::Command(TaskCommand::Stop));
+    assert_eq!(world.workers[&task], Worker::Stopping);
+    world.advance(task, false);
+    assert_eq!(world.workers[&task], Worker::Saving);
+    world.advance(task, true);
+    assert_eq!(world.state(task), TaskState::Stopped);
+}

@@ -1,0 +1,220 @@
+//! A training task of a worker process: prepared, trained and written down as its controller says.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use pswitch_device::{DeviceSlice, HostSlice, SharedMemory};
+use pswitch_model::{Archive, StorageId};
+use pswitch_protocol::{
+    Channel, FromWorker, PrepareTask, Region, TaskExtent, TaskPause, TaskStep as Counted, control,
+};
+use pswitch_train::{StateLayout, TaskConfig, TrainError, latest_checkpoint};
+
+use super::task::{TaskStep, TrainingTask};
+use crate::arena::ExecutionArena;
+use crate::error::WorkerError;
+use crate::libtorch::TorchDevice;
+use crate::work::Shared;
+
+/// Longest that a copy of the initial state may take.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The task of a worker.
+pub(crate) struct ServedTask {
+    task: TrainingTask,
+    config: TaskConfig,
+    /// Writes the last snapshot while steps go on.
+    writer: Option<Writer>,
+}
+
+struct Writer {
+    step: u64,
+    thread: JoinHandle<Result<PathBuf, TrainError>>,
+}
+
+impl ServedTask {
+    /// Fills the state, and builds the task over it. The inner error is a line for the controller.
+    pub(crate) fn prepare(
+        order: &PrepareTask,
+        shared: &Shared,
+        device: TorchDevice,
+    ) -> Result<Result<Self, String>, WorkerError> {
+        if let TorchDevice::Cuda(_) = device {
+            return Ok(Err("training on a GPU is not there yet: give the task to a host device".to_owned()));
+        }
+        let state = shared.slice(order.state)?;
+        Ok(Self::build(order, shared, &state, device))
+    }
+
+    fn build(
+        order: &PrepareTask,
+        shared: &Shared,
+        state: &DeviceSlice,
+        device: TorchDevice,
+    ) -> Result<Self, String> {
+        let config = TaskConfig::from_yaml(&order.config).map_err(chain)?;
+        let archive = Archive::open(&config.archive()).map_err(chain)?;
+        if archive.digest() != order.digest {
+            return Err(format!("'{}' has changed since the server read it", config.program.display()));
+        }
+        let layout = StateLayout::new(archive.program(), &config.optimizer).map_err(chain)?;
+        if layout.bytes > state.bytes() {
+            return Err(format!(
+                "a state of {} bytes does not fit its place of {}",
+                layout.bytes,
+                state.bytes()
+            ));
+        }
+        fill(&archive, layout.state_bytes, shared, state).map_err(chain)?;
+        // SAFETY: the place is part of the pool, which is mapped for as long as the worker lives, and this task's alone; it
+        // holds the weights.
+        let mut task =
+            unsafe { TrainingTask::build(&config, &archive, device, state.address()) }.map_err(chain)?;
+        if let Some(checkpoints) = &config.checkpoint
+            && let Some(checkpoint) = latest_checkpoint(&checkpoints.folder).map_err(chain)?
+        {
+            task.resume(&checkpoint).map_err(chain)?;
+            tracing::info!(task = order.name, step = task.steps_done(), file = %checkpoint.path().display(), "resumed");
+        }
+        Ok(Self { task, config, writer: None })
+    }
+
+    pub(crate) fn extent(&self) -> TaskExtent {
+        TaskExtent { steps_done: self.task.steps_done(), total_steps: self.task.total_steps() }
+    }
+
+    /// Steps until the stop flag is set or all are done, each of which is told.
+    pub(crate) fn train(
+        &mut self,
+        shared: &Shared,
+        arena: Region,
+        channel: &Channel,
+    ) -> Result<TaskPause, WorkerError> {
+        let stop = shared.control.word(shared.block + control::STOP)?;
+        let place = shared.slice(arena)?;
+        let is_stopped = || stop.load(std::sync::atomic::Ordering::Relaxed) != 0;
+        while !self.task.is_finished() {
+            if is_stopped() {
+                return Ok(TaskPause::Stopped { discarded_ns: None });
+            }
+            let begun = Instant::now();
+            let arena = ExecutionArena::begin(place.address(), place.bytes());
+            let end = self.task.step(stop);
+            let stats = arena.end();
+            if stats.in_use_bytes != 0 {
+                return Err(WorkerError::Kept { bytes: stats.in_use_bytes });
+            }
+            let took_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            match end {
+                Ok(TaskStep::Finished { step, loss, rate, samples }) => {
+                    channel
+                        .send(&FromWorker::TaskStep(Counted { step, loss, rate, samples, took_ns }), &[])?;
+                    self.tell_written(channel, false)?;
+                    if self.is_due() {
+                        self.begin_write(channel)?;
+                    }
+                }
+                Ok(TaskStep::Stopped) => return Ok(TaskPause::Stopped { discarded_ns: Some(took_ns) }),
+                Err(error) => {
+                    let arena_bytes = stats.capacity_bytes;
+                    let reason = match error.class {
+                        pswitch_protocol::FaultClass::OutOfMemory => format!(
+                            "{}: the arena has {arena_bytes} bytes; give the device a larger training_size, or the task \
+                             a smaller batch_size with a larger accumulate",
+                            error.message
+                        ),
+                        _ => error.message,
+                    };
+                    return Ok(TaskPause::Failed { reason });
+                }
+            }
+        }
+        self.save(channel)?;
+        Ok(TaskPause::Finished)
+    }
+
+    fn is_due(&self) -> bool {
+        let every = self.config.checkpoint.as_ref().map(|checkpoints| checkpoints.every_steps);
+        every.is_some_and(|every| self.task.steps_done().is_multiple_of(every.max(1)))
+            && !self.task.is_finished()
+    }
+
+    /// Writes a checkpoint of this moment, and waits until it is there.
+    pub(crate) fn save(&mut self, channel: &Channel) -> Result<(), WorkerError> {
+        self.tell_written(channel, true)?;
+        self.begin_write(channel)?;
+        self.tell_written(channel, true)
+    }
+
+    /// Copies the state and has it written by a thread.
+    fn begin_write(&mut self, channel: &Channel) -> Result<(), WorkerError> {
+        let Some(checkpoints) = self.config.checkpoint.clone() else { return Ok(()) };
+        let step = self.task.steps_done();
+        let refused = |reason: String| FromWorker::TaskSaved { step, result: Err(reason) };
+        if self.writer.is_some() {
+            let reason = "the one before is still being written: is the disk slow, or every_steps small?";
+            channel.send(&refused(reason.to_owned()), &[])?;
+            return Ok(());
+        }
+        let snapshot = match self.task.snapshot() {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                channel.send(&refused(error.message), &[])?;
+                return Ok(());
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("pswitch-checkpoint".to_owned())
+            .spawn(move || snapshot.write(&checkpoints.folder, checkpoints.keep));
+        match thread {
+            Ok(thread) => self.writer = Some(Writer { step, thread }),
+            Err(error) => channel.send(&refused(error.to_string()), &[])?,
+        }
+        Ok(())
+    }
+
+    /// Tells what became of the checkpoint that is being written, once that is known.
+    fn tell_written(&mut self, channel: &Channel, wait: bool) -> Result<(), WorkerError> {
+        let is_over = self.writer.as_ref().is_some_and(|writer| wait || writer.thread.is_finished());
+        let Some(Writer { step, thread }) = self.writer.take_if(|_| is_over) else { return Ok(()) };
+        let result = match thread.join() {
+            Ok(written) => written.map(|path| path.display().to_string()).map_err(chain),
+            Err(_) => Err("writing it panicked".to_owned()),
+        };
+        channel.send(&FromWorker::TaskSaved { step, result }, &[])?;
+        Ok(())
+    }
+}
+
+/// Copies an archive's weights to where they belong in a state. What the optimizer keeps is zero at first: another task may have
+/// had the memory.
+fn fill(
+    archive: &Archive,
+    state_bytes: u64,
+    shared: &Shared,
+    state: &DeviceSlice,
+) -> Result<(), pswitch_device::DeviceError> {
+    let span = archive.program().span();
+    let staging = SharedMemory::create("pswitch-training", state_bytes)?;
+    for (storage, &offset) in (0..).map(StorageId).zip(&span.offsets) {
+        staging.write(offset, archive.storage_bytes(storage))?;
+    }
+    let staging = shared.device.pin(Arc::new(staging))?;
+    let mut stream = shared.device.copy_stream("training")?;
+    stream.copy_in(&HostSlice::new(staging, 0, state_bytes)?, &state.sub(0, state_bytes)?)?;
+    stream.record()?.wait(Instant::now() + PATIENCE)
+}
+
+/// An error with its causes, in one line.
+#[allow(clippy::needless_pass_by_value)] // as `map_err` gives it
+fn chain(error: impl std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line = format!("{line}: {cause}");
+        source = cause.source();
+    }
+    line
+}
