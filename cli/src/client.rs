@@ -1,12 +1,10 @@
 //! A small client of the Open Inference Protocol, for `infer` and `models`, and of training tasks, for `train`.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use pswitch_controller::TaskState;
-use pswitch_train::ProgressReport;
-use serde::{Deserialize, Serialize};
+use pswitch_controller::TaskStatus;
+use serde::Deserialize;
 use serde_json::Value;
 use ureq::http::Response;
 use ureq::{Agent, Body};
@@ -50,29 +48,6 @@ pub(crate) struct ModelMetadata {
     pub(crate) outputs: Vec<TensorMetadata>,
 }
 
-/// A training task.
-#[derive(Debug, Clone, Deserialize, Serialize)]
-pub(crate) struct Task {
-    pub(crate) name: String,
-    pub(crate) state: TaskState,
-    pub(crate) reason: String,
-    pub(crate) device: String,
-    pub(crate) steps_done: u64,
-    pub(crate) total_steps: u64,
-    pub(crate) learning_rate: Option<f64>,
-    pub(crate) progress: ProgressReport,
-    pub(crate) checkpoint: Option<Checkpoint>,
-    pub(crate) checkpoint_error: String,
-    pub(crate) log: PathBuf,
-}
-
-/// The last checkpoint of a training task.
-#[derive(Debug, Clone, Deserialize, Serialize)]
-pub(crate) struct Checkpoint {
-    pub(crate) step: u64,
-    pub(crate) path: PathBuf,
-}
-
 /// JSON header and binary data of an answer.
 #[derive(Debug)]
 pub(crate) struct BinaryAnswer {
@@ -99,24 +74,24 @@ impl Client {
         response.body_mut().read_json().context("the model's metadata is not what was expected")
     }
 
-    pub(crate) fn tasks(&self) -> anyhow::Result<Vec<Task>> {
+    pub(crate) fn tasks(&self) -> anyhow::Result<Vec<TaskStatus>> {
         let url = format!("{}/v2/training/tasks", self.server);
         let mut response = self.accept(self.agent.get(&url).call())?;
         response.body_mut().read_json().context("the list of training tasks is not what was expected")
     }
 
-    pub(crate) fn task(&self, name: &str) -> anyhow::Result<Task> {
+    pub(crate) fn task(&self, name: &str) -> anyhow::Result<TaskStatus> {
         let url = format!("{}/v2/training/tasks/{name}", self.server);
         task(self.accept(self.agent.get(&url).call())?)
     }
 
-    pub(crate) fn submit_task(&self, name: &str, config: &str) -> anyhow::Result<Task> {
+    pub(crate) fn submit_task(&self, name: &str, config: &str) -> anyhow::Result<TaskStatus> {
         let url = format!("{}/v2/training/tasks/{name}", self.server);
         task(self.accept(self.agent.post(&url).content_type("application/json").send(config))?)
     }
 
     /// Tells a task to `pause`, `resume` or `stop`.
-    pub(crate) fn command_task(&self, name: &str, command: &str) -> anyhow::Result<Task> {
+    pub(crate) fn command_task(&self, name: &str, command: &str) -> anyhow::Result<TaskStatus> {
         let url = format!("{}/v2/training/tasks/{name}/{command}", self.server);
         task(self.accept(self.agent.post(&url).send_empty())?)
     }
@@ -163,6 +138,6 @@ impl Client {
     }
 }
 
-fn task(mut response: Response<Body>) -> anyhow::Result<Task> {
+fn task(mut response: Response<Body>) -> anyhow::Result<TaskStatus> {
     response.body_mut().read_json().context("the training task is not what was expected")
 }

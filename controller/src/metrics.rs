@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(metrics.in_flight.load(Ordering::Relaxed), 1);
         drop(record);
         assert_eq!(metrics.in_flight.load(Ordering::Relaxed), 0);
-        let text = metrics.prometheus(&crate::ServiceSnapshot::default());
+        let text = metrics.prometheus(&crate::ServiceSnapshot::default(), &[]);
         assert!(text.contains("pswitch_requests_total{model=\"m\",outcome=\"cancelled\"} 1\n"), "{text}");
     }
 

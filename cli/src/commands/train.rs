@@ -13,7 +13,7 @@ use serde::Serialize;
 use self::curve::Curve;
 use self::log::Log;
 use crate::args::{Format, ServerAddress, TrainCommand};
-use crate::client::{Client, Task};
+use crate::client::Client;
 use crate::exit::{Classify as _, Failure, print};
 
 pub(crate) fn run(command: &TrainCommand) -> anyhow::Result<()> {
@@ -45,7 +45,7 @@ fn client(address: &ServerAddress) -> Client {
 }
 
 fn tell(name: &str, server: &ServerAddress, command: &str) -> anyhow::Result<()> {
-    let task: Task = client(server).command_task(name, command)?;
+    let task = client(server).command_task(name, command)?;
     print(&text::told(&task))
 }
 
@@ -72,6 +72,7 @@ mod tests {
     use std::net::TcpListener;
     use std::thread;
 
+    use pswitch_controller::TaskStatus;
     use pswitch_train::DataConfig;
 
     use super::*;
@@ -146,7 +147,7 @@ seed: 18446744073709551615
 
     #[test]
     fn every_request_has_its_path() {
-        type Ask = fn(&Client) -> anyhow::Result<Task>;
+        type Ask = fn(&Client) -> anyhow::Result<TaskStatus>;
         let asks: [(&str, Ask); 4] = [
             ("GET /v2/training/tasks/t HTTP/1.1", |client| client.task("t")),
             ("POST /v2/training/tasks/t HTTP/1.1", |client| client.submit_task("t", "{\"seed\": {}}")),

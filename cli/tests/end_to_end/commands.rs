@@ -35,6 +35,9 @@ fn wrong_usage_is_2() {
         (vec!["infer", "m", "--input", "x"], vec!["--input", "NAME=VALUE"]),
         (vec!["plan-groups"], vec!["MODEL", "--profile"]),
         (vec!["profile"], vec!["MODEL"]),
+        (vec!["train", "submit", "a/b", "c.yaml"], vec!["a/b"]),
+        (vec!["train", "plot", "progress.jsonl", "--out", "loss.pdf"], vec!["loss.pdf", ".svg"]),
+        (vec!["serve", "--train", "task"], vec!["--train", "NAME=FILE"]),
         (vec!["bench"], vec!["Usage", "switching", "start-up"]),
         (vec!["bench", "switch", "--switches", "19"], vec!["--switches", "19"]),
         (vec!["bench", "plan", "--rounds", "4"], vec!["--rounds", "4"]),
@@ -54,7 +57,7 @@ fn help_shows_examples_and_exit_codes() {
         &words,
         &["Exit codes: 0 success", "3 a file", "4 no server answers", "5 the server refused"],
     );
-    for name in ["serve", "infer", "models", "plan-groups", "bench"] {
+    for name in ["serve", "infer", "models", "plan-groups", "train", "bench"] {
         assert_ended(&command(&[name, "--help"]), 0, &["Examples:", &format!("pswitch {name} ")]);
     }
     assert_ended(&command(&["--version"]), 0, &["pswitch 0."]);

@@ -109,14 +109,31 @@ fn a_task_gives_way_to_requests_and_loses_nothing_by_it() {
     }
     let disturbed = await_state(&server.client, "disturbed", "finished");
     assert_eq!(disturbed["steps_done"], 1500);
-    submit(&server.client, "undisturbed", &place.task("undisturbed", 1500));
+    let config = place.task("undisturbed", 1500);
+    let train = |arguments: &[&str]| {
+        let ended = run(pswitch().arg("train").args(arguments).env("PSWITCH_SERVER", server.url()));
+        assert_eq!(ended.code, Some(0), "{arguments:?}: {}", ended.stderr);
+        ended.stdout
+    };
+    train(&["submit", "undisturbed", config.to_str().unwrap()]);
     let undisturbed = await_state(&server.client, "undisturbed", "finished");
     assert_eq!(undisturbed["progress"]["interruptions"], 0);
     assert_eq!(undisturbed["progress"]["goodput"], 1.0);
     assert_eq!(disturbed["progress"]["last_loss"], undisturbed["progress"]["last_loss"]);
     assert!(place.checkpoint("disturbed", 1500) == place.checkpoint("undisturbed", 1500));
+    let metrics = server.client.metrics();
+    let of = |name: &str, labels: &str| metrics[&format!("pswitch_training_{name}{{{labels}}}")];
+    assert_eq!(of("task", "task=\"disturbed\",state=\"finished\""), 1.0);
+    assert!(of("steps_total", "task=\"disturbed\"") >= 1500.0);
+    assert!(of("interruptions_total", "task=\"disturbed\"") >= 20.0);
+    assert_eq!(of("discarded_microseconds_total", "task=\"undisturbed\""), 0.0);
     let log = std::fs::read_to_string(disturbed["log"].as_str().unwrap()).unwrap();
     assert_eq!(log.lines().count(), 150, "a line for every tenth step");
+    assert_says(&train(&["list"]), &["NAME", "disturbed", "undisturbed", "1500/1500", "finished"]);
+    assert_says(&train(&["show", "disturbed"]), &["finished", "1500/1500", "step-00001500.safetensors"]);
+    let picture = place.0.path().join("loss.svg");
+    train(&["plot", disturbed["log"].as_str().unwrap(), "--out", picture.to_str().unwrap()]);
+    assert_says(&std::fs::read_to_string(picture).unwrap(), &["<svg", "loss"]);
 }
 
 #[test]

@@ -240,6 +240,6 @@ async fn all_statistics(State(app): State<App>) -> Json<StatisticsReport> {
 }
 
 async fn prometheus(State(app): State<App>) -> Response {
-    let text = app.metrics.prometheus(&app.service.snapshot());
+    let text = app.metrics.prometheus(&app.service.snapshot(), &app.service.training());
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }

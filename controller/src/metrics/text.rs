@@ -5,19 +5,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::histogram::Histogram;
 use super::{Metrics, ModelMetrics};
-use crate::service::{ErrorClass, ServiceSnapshot};
+use crate::service::{ErrorClass, ServiceSnapshot, TaskStatus};
 
 type Histograms<'a> = (&'static str, &'static str, fn(&'a ModelMetrics) -> &'a Histogram);
 
 impl Metrics {
     /// Every metric of the server as Prometheus text.
     #[must_use]
-    pub fn prometheus(&self, snapshot: &ServiceSnapshot) -> String {
+    pub fn prometheus(&self, snapshot: &ServiceSnapshot, tasks: &[TaskStatus]) -> String {
         let mut page = Page::default();
         page.family("pswitch_build_info", "gauge", "Version of the server.");
         page.sample("pswitch_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
         self.write_requests(&mut page);
         write_snapshot(&mut page, snapshot);
+        write_training(&mut page, tasks);
         page.text
     }
 
@@ -128,6 +129,41 @@ fn write_snapshot(page: &mut Page, snapshot: &ServiceSnapshot) {
     for (family, kind, help, value) in totals {
         page.family(family, kind, help);
         page.sample(family, &[], value);
+    }
+}
+
+/// Nothing where nothing was ever trained.
+fn write_training(page: &mut Page, tasks: &[TaskStatus]) {
+    if tasks.is_empty() {
+        return;
+    }
+    page.family("pswitch_training_task", "gauge", "Training tasks, by their state.");
+    for task in tasks {
+        page.sample("pswitch_training_task", &[("task", &task.name), ("state", task.state.name())], 1);
+    }
+    type Counter = (&'static str, &'static str, fn(&TaskStatus) -> u64);
+    let counters: [Counter; 5] = [
+        ("pswitch_training_steps_total", "Steps computed, those included that were done again.", |task| {
+            task.progress.steps_computed
+        }),
+        ("pswitch_training_interruptions_total", "Times that a task had to wait.", |task| {
+            task.progress.interruptions
+        }),
+        ("pswitch_training_computing_microseconds_total", "Time in steps that were finished.", |task| {
+            task.progress.computing_us
+        }),
+        ("pswitch_training_discarded_microseconds_total", "Time in steps that were thrown away.", |task| {
+            task.progress.discarded_us
+        }),
+        ("pswitch_training_paused_microseconds_total", "Time in which a task had to wait.", |task| {
+            task.progress.paused_us
+        }),
+    ];
+    for (family, help, of) in counters {
+        page.family(family, "counter", help);
+        for task in tasks {
+            page.sample(family, &[("task", &task.name)], of(task));
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use pswitch_train::ProgressReport;
 use serde::{Deserialize, Serialize};
 
 /// A training task.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TaskStatus {
     /// Its name, as in URLs.
     pub name: String,
@@ -33,7 +33,7 @@ pub struct TaskStatus {
 }
 
 /// A checkpoint that was written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointStatus {
     /// Steps that it stands for.
     pub step: u64,
@@ -62,6 +62,20 @@ pub enum TaskState {
 }
 
 impl TaskState {
+    /// The name, as in JSON and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Preparing => "preparing",
+            Self::Training => "training",
+            Self::Waiting => "waiting",
+            Self::Paused => "paused",
+            Self::Finished => "finished",
+            Self::Failed => "failed",
+            Self::Stopped => "stopped",
+        }
+    }
+
     /// Whether it is over.
     #[must_use]
     pub fn is_over(self) -> bool {

@@ -1,32 +1,32 @@
 //! Training tasks for people.
 
+use pswitch_controller::TaskStatus;
 use pswitch_train::ProgressReport;
 
 use super::super::text::{count, printable, seconds};
-use crate::client::Task;
 
 /// What a task came to when it was told something, in a line.
-pub(super) fn told(task: &Task) -> String {
+pub(super) fn told(task: &TaskStatus) -> String {
     let reason =
         if task.reason.is_empty() { String::new() } else { format!(": {}", printable(&task.reason)) };
     format!(
         "{} is {} on {}{reason}; its log is {}\n",
         printable(&task.name),
-        state(task),
+        task.state.name(),
         printable(&task.device),
         task.log.display()
     )
 }
 
 /// A line for each task.
-pub(super) fn table(tasks: &[Task]) -> String {
+pub(super) fn table(tasks: &[TaskStatus]) -> String {
     let head = ["NAME", "STATE", "STEP", "LOSS", "STEPS/S", "GOODPUT", "INTERRUPTIONS", "TIME LOST"]
         .map(str::to_owned);
     let rows = tasks.iter().map(|task| {
         let progress = &task.progress;
         [
             printable(&task.name),
-            state(task),
+            task.state.name().to_owned(),
             steps(task),
             progress.last_loss.map_or_else(none, |loss| format!("{loss:.6}")),
             format!("{:.2}", progress.steps_per_s),
@@ -51,9 +51,9 @@ pub(super) fn table(tasks: &[Task]) -> String {
 }
 
 /// All that is known of a task, a line for each fact.
-pub(super) fn facts(task: &Task) -> String {
+pub(super) fn facts(task: &TaskStatus) -> String {
     let progress = &task.progress;
-    let mut facts = vec![("name", printable(&task.name)), ("state", state(task))];
+    let mut facts = vec![("name", printable(&task.name)), ("state", task.state.name().to_owned())];
     if !task.reason.is_empty() {
         facts.push(("reason", printable(&task.reason)));
     }
@@ -81,12 +81,7 @@ fn none() -> String {
     "-".to_owned()
 }
 
-/// The state's name, as it travels.
-fn state(task: &Task) -> String {
-    format!("{:?}", task.state).to_lowercase()
-}
-
-fn steps(task: &Task) -> String {
+fn steps(task: &TaskStatus) -> String {
     // The number is not known before the data have been read.
     let total = if task.total_steps == 0 { "?".to_owned() } else { task.total_steps.to_string() };
     format!("{}/{total}", task.steps_done)
@@ -110,7 +105,7 @@ fn interruptions(progress: &ProgressReport) -> String {
     text
 }
 
-fn checkpoint(task: &Task) -> String {
+fn checkpoint(task: &TaskStatus) -> String {
     match &task.checkpoint {
         Some(kept) => format!("{} of step {}", kept.path.display(), kept.step),
         None => "none".to_owned(),
@@ -119,7 +114,7 @@ fn checkpoint(task: &Task) -> String {
 
 /// A task for tests.
 #[cfg(test)]
-pub(super) fn example() -> Task {
+pub(super) fn example() -> TaskStatus {
     let text = r#"{
         "name": "resnet18", "state": "waiting", "reason": "", "device": "cuda:0", "steps_done": 120,
         "total_steps": 1000, "learning_rate": 0.05,

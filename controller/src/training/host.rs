@@ -1,0 +1,443 @@
+//! The thread that trains: it does what [`super::book`] says.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use mio::{Events, Poll};
+use pswitch_mem_pool::{Range, TrainingMemory};
+use pswitch_protocol::{FromWorker, Region, TaskPause, ToWorker, control};
+use pswitch_train::TaskConfig;
+
+use super::book::{Book, TaskAction, TaskEvent, TaskId};
+use super::worker::{self, Attachment, TaskWorker};
+use super::{Gate, MOST_TASKS, Mail, Mailbox, NewTask, Reply, Statuses, TrainingParts};
+use crate::scheduler::WorkerId;
+use crate::service::{CheckpointStatus, ServiceError, TaskCommand, TaskStatus};
+use crate::supervisor::{Loss, Supervisor};
+
+/// A task as the thread knows it.
+struct Record {
+    name: String,
+    config: TaskConfig,
+    digest: u64,
+    /// Where its state lies in the pool; none once it is over and its worker gone.
+    state: Option<Range>,
+    worker: Option<TaskWorker>,
+    checkpoint: Option<CheckpointStatus>,
+    checkpoint_error: String,
+    log: PathBuf,
+    log_file: Option<File>,
+}
+
+pub(super) struct Host {
+    device: String,
+    attachment: Attachment,
+    region: Range,
+    states: TrainingMemory,
+    supervisor: Arc<Supervisor>,
+    gate: Arc<Gate>,
+    book: Book,
+    tasks: BTreeMap<TaskId, Record>,
+    /// Who waits until a task does as it was told.
+    waiting: Vec<(TaskId, TaskCommand, Reply)>,
+    begun: Instant,
+    poll: Poll,
+    mailbox: Mailbox,
+    statuses: Statuses,
+}
+
+impl Host {
+    pub(super) fn new(
+        parts: TrainingParts,
+        attachment: Attachment,
+        gate: Arc<Gate>,
+        poll: Poll,
+        mailbox: Mailbox,
+        statuses: Statuses,
+    ) -> Self {
+        Self {
+            device: parts.device.properties().id.to_string(),
+            attachment,
+            region: parts.region,
+            states: TrainingMemory::new(parts.region),
+            supervisor: parts.supervisor,
+            gate,
+            book: Book::default(),
+            tasks: BTreeMap::new(),
+            waiting: Vec::new(),
+            begun: Instant::now(),
+            poll,
+            mailbox,
+            statuses,
+        }
+    }
+
+    pub(super) fn run(mut self, receiver: &mpsc::Receiver<Mail>) {
+        let mut events = Events::with_capacity(64);
+        loop {
+            match self.poll.poll(&mut events, None) {
+                Err(error) if error.kind() != std::io::ErrorKind::Interrupted => {
+                    tracing::error!(%error, "training cannot poll and ends");
+                    return;
+                }
+                _ => {}
+            }
+            for worker in events.iter().filter_map(|event| worker::worker_of(event.token())) {
+                self.read(worker);
+            }
+            while let Ok(mail) = receiver.try_recv() {
+                if !self.take(mail) {
+                    return self.end();
+                }
+            }
+            let (is_closed, at) = (self.gate.is_closed(), self.now());
+            let actions = self.book.set_closed(is_closed, at);
+            self.perform(actions);
+            self.publish();
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    fn feed(&mut self, task: TaskId, event: TaskEvent) {
+        let at = self.now();
+        let actions = self.book.handle(task, event, at);
+        self.perform(actions);
+    }
+
+    /// False at the end.
+    fn take(&mut self, mail: Mail) -> bool {
+        match mail {
+            Mail::Submit(task, reply) => {
+                let _ = reply.send(self.submit(*task));
+            }
+            Mail::Command(name, command, reply) => match self.find(&name) {
+                None => {
+                    let _ = reply.send(Err(ServiceError::UnknownTask { name }));
+                }
+                Some(id) => {
+                    let over =
+                        self.book.view(id, self.now()).map(|view| view.state).filter(|state| state.is_over());
+                    if let Some(state) = over {
+                        let message = format!("training task '{name}' is over: it is {}", state.name());
+                        let _ = reply.send(Err(ServiceError::InvalidRequest { message }));
+                    } else {
+                        self.waiting.push((id, command, reply));
+                        self.feed(id, TaskEvent::Command(command));
+                    }
+                }
+            },
+            Mail::Lost(worker, cause) => self.lose(worker, cause),
+            Mail::Stop => return false,
+        }
+        true
+    }
+
+    /// The latest task of a name.
+    fn find(&self, name: &str) -> Option<TaskId> {
+        self.tasks.iter().rev().find(|(_, record)| record.name == name).map(|(&id, _)| id)
+    }
+
+    fn submit(&mut self, task: NewTask) -> Result<(), ServiceError> {
+        let is_over = |id: &TaskId| self.book.view(*id, self.now()).is_none_or(|view| view.state.is_over());
+        if self.find(&task.name).is_some_and(|id| !is_over(&id)) {
+            let message = format!("a training task '{}' is there already, and not over", task.name);
+            return Err(ServiceError::InvalidRequest { message });
+        }
+        if self.tasks.values().filter(|record| record.state.is_some()).count() as u64 >= MOST_TASKS {
+            let message = format!("there are {MOST_TASKS} training tasks already");
+            return Err(ServiceError::InvalidRequest { message });
+        }
+        let state = self.states.allocate(task.state_bytes).map_err(|error| ServiceError::InvalidRequest {
+            message: format!("no room for the state of '{}': {error}; make training_size larger", task.name),
+        })?;
+        let id = TaskId(self.tasks.last_key_value().map_or(0, |(last, _)| last.0 + 1));
+        let NewTask { name, config, digest, .. } = task;
+        self.book.submit(id, config.weight, config.checkpoint.is_some(), self.now());
+        let log = config.checkpoint.as_ref().map(|checkpoints| checkpoints.folder.join("progress.jsonl"));
+        let record = Record {
+            name,
+            config,
+            digest,
+            state: Some(state),
+            worker: None,
+            checkpoint: None,
+            checkpoint_error: String::new(),
+            log: log.unwrap_or_default(),
+            log_file: None,
+        };
+        tracing::info!(
+            task = record.name,
+            device = self.device,
+            state_bytes = state.bytes,
+            "training task taken"
+        );
+        self.tasks.insert(id, record);
+        let (is_closed, at) = (self.gate.is_closed(), self.now());
+        let actions = self.book.set_closed(is_closed, at);
+        self.perform(actions);
+        Ok(())
+    }
+
+    fn perform(&mut self, actions: Vec<TaskAction>) {
+        for action in actions {
+            match action {
+                TaskAction::Start(id) => self.start(id),
+                TaskAction::Train(id) => {
+                    let arena = self.arena();
+                    let Some(worker) = self.worker(id) else { continue };
+                    let (block, sent) = (worker.block, worker.send(&ToWorker::Train { arena }));
+                    self.gate.admit(block);
+                    self.check_sent(id, sent);
+                }
+                TaskAction::Interrupt(_) => self.gate.interrupt(),
+                TaskAction::Save(id) => {
+                    let Some(worker) = self.worker(id) else { continue };
+                    let sent = worker.send(&ToWorker::SaveTask);
+                    self.check_sent(id, sent);
+                }
+                TaskAction::End(id) => {
+                    let Some(record) = self.tasks.get_mut(&id) else { continue };
+                    record.log_file = None;
+                    match &record.worker {
+                        // Its state is free when it is gone.
+                        Some(worker) => {
+                            if !worker.send(&ToWorker::Shutdown) {
+                                self.supervisor.kill(worker.id);
+                            }
+                        }
+                        None => self.free(id),
+                    }
+                }
+            }
+        }
+        let book = &self.book;
+        let at = self.begun.elapsed();
+        let is_done = |id: TaskId, command: TaskCommand| {
+            book.view(id, at).is_none_or(|view| match command {
+                TaskCommand::Resume => true,
+                TaskCommand::Pause => book.rests(id),
+                TaskCommand::Stop => view.state.is_over(),
+            })
+        };
+        let (done, waiting) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(id, command, _)| is_done(*id, *command));
+        self.waiting = waiting;
+        self.publish();
+        for (.., reply) in done {
+            let _ = reply.send(Ok(()));
+        }
+    }
+
+    /// What is left of the region behind all states.
+    fn arena(&self) -> Region {
+        let states = self.tasks.values().filter_map(|record| record.state);
+        let offset = states.map(|state| state.end()).max().unwrap_or(self.region.offset);
+        Region { offset, bytes: self.region.end() - offset }
+    }
+
+    fn worker(&self, id: TaskId) -> Option<&TaskWorker> {
+        self.tasks.get(&id)?.worker.as_ref()
+    }
+
+    /// A worker that cannot be told anything is ended; its loss is heard when it is reaped.
+    fn check_sent(&self, id: TaskId, sent: bool) {
+        if !sent && let Some(worker) = self.worker(id) {
+            self.supervisor.kill(worker.id);
+        }
+    }
+
+    fn start(&mut self, id: TaskId) {
+        let taken: Vec<u64> =
+            self.tasks.values().filter_map(|record| Some(record.worker.as_ref()?.block)).collect();
+        let Some(record) = self.tasks.get_mut(&id) else { return };
+        let Some(state) = record.state else { return };
+        let mut blocks = (0..MOST_TASKS).map(|block| block * control::BLOCK_BYTES);
+        let block = blocks.find(|block| !taken.contains(block)).unwrap_or(0);
+        let mailbox = self.mailbox.clone();
+        let lost = Box::new(move |worker, loss| {
+            let cause = match loss {
+                Loss::Exited(cause) => cause.to_string(),
+                Loss::NotForked(reason) => reason,
+            };
+            mailbox.put(Mail::Lost(worker, cause));
+        });
+        let started = self.attachment.start(&self.supervisor, lost, block, self.poll.registry(), || {
+            worker::prepare(&record.name, &record.config, record.digest, state)
+        });
+        match started {
+            Ok(worker) => record.worker = Some(worker),
+            Err(reason) => self.feed(id, TaskEvent::Lost(reason)),
+        }
+    }
+
+    fn task_of(&self, worker: WorkerId) -> Option<TaskId> {
+        let is_its = |record: &Record| record.worker.as_ref().is_some_and(|known| known.id == worker);
+        self.tasks.iter().find(|(_, record)| is_its(record)).map(|(&id, _)| id)
+    }
+
+    fn read(&mut self, worker: WorkerId) {
+        while let Some(id) = self.task_of(worker) {
+            let Some(known) = self.worker(id) else { return };
+            match known.receive() {
+                Ok(Some(message)) => self.hear(id, message),
+                Ok(None) => return,
+                Err(reason) => {
+                    tracing::error!(%worker, reason, "broke with training and is ended");
+                    return self.supervisor.kill(worker);
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self, id: TaskId, message: FromWorker) {
+        match message {
+            FromWorker::Attached => {}
+            FromWorker::TaskReady { result } => {
+                if let (Ok(extent), Some(record)) = (&result, self.tasks.get(&id)) {
+                    tracing::info!(
+                        task = record.name,
+                        done = extent.steps_done,
+                        steps = extent.total_steps,
+                        "training task prepared"
+                    );
+                }
+                self.feed(id, TaskEvent::Ready(result));
+            }
+            FromWorker::TaskStep(step) => {
+                self.feed(id, TaskEvent::Step(step));
+                self.log(id, step.step + 1);
+            }
+            FromWorker::TaskSaved { step, result } => {
+                let Some(record) = self.tasks.get_mut(&id) else { return };
+                let written = result.is_ok();
+                match result {
+                    Ok(path) => {
+                        record.checkpoint = Some(CheckpointStatus { step, path: path.into() });
+                        record.checkpoint_error.clear();
+                    }
+                    Err(reason) => {
+                        tracing::warn!(task = record.name, step, reason, "no checkpoint; the next is tried");
+                        record.checkpoint_error = reason;
+                    }
+                }
+                self.feed(id, TaskEvent::Saved { step, written });
+            }
+            FromWorker::TaskPaused(pause) => {
+                self.gate.vacate();
+                if let (TaskPause::Failed { reason }, Some(record)) = (&pause, self.tasks.get(&id)) {
+                    tracing::error!(task = record.name, reason, "training task failed");
+                }
+                self.feed(id, TaskEvent::Paused(pause));
+            }
+            FromWorker::Loaded { .. } | FromWorker::Finished { .. } => {
+                if let Some(worker) = self.worker(id) {
+                    self.supervisor.kill(worker.id);
+                }
+            }
+        }
+    }
+
+    /// A line for people and one for plots, every so many steps.
+    fn log(&mut self, id: TaskId, steps_done: u64) {
+        let at = self.now();
+        let Some(record) = self.tasks.get_mut(&id) else { return };
+        if !steps_done.is_multiple_of(record.config.log_every_steps) {
+            return;
+        }
+        let (Some(view), Some(line)) = (self.book.view(id, at), self.book.line(id, at)) else { return };
+        tracing::info!(
+            task = record.name,
+            step = steps_done,
+            of = view.extent.total_steps,
+            loss = view.progress.last_loss,
+            steps_per_s = view.progress.steps_per_s,
+            interruptions = view.progress.interruptions,
+            "trained"
+        );
+        if record.log.as_os_str().is_empty() {
+            return;
+        }
+        if record.log_file.is_none() {
+            let folder = record.log.parent().map_or(Ok(()), std::fs::create_dir_all);
+            match folder.and_then(|()| OpenOptions::new().create(true).append(true).open(&record.log)) {
+                Ok(file) => record.log_file = Some(file),
+                Err(error) => {
+                    tracing::warn!(task = record.name, file = %record.log.display(), %error, "no line of progress");
+                }
+            }
+        }
+        if let Some(file) = &mut record.log_file
+            && let Err(error) = file.write_all(line.as_bytes())
+        {
+            tracing::warn!(task = record.name, file = %record.log.display(), %error, "no line of progress");
+        }
+    }
+
+    fn lose(&mut self, worker: WorkerId, cause: String) {
+        let Some(id) = self.task_of(worker) else { return };
+        let is_over = self.book.view(id, self.now()).is_some_and(|view| view.state.is_over());
+        if let Some(record) = self.tasks.get_mut(&id) {
+            if let Some(mut gone) = record.worker.take() {
+                gone.deregister(self.poll.registry());
+            }
+            if !is_over {
+                tracing::error!(task = record.name, %worker, cause, "the worker of a training task is lost");
+            }
+        }
+        if self.book.computes(id) {
+            self.gate.vacate();
+        }
+        if is_over {
+            self.free(id);
+        } else {
+            self.feed(id, TaskEvent::Lost(cause));
+        }
+    }
+
+    fn free(&mut self, id: TaskId) {
+        if let Some(state) = self.tasks.get_mut(&id).and_then(|record| record.state.take())
+            && let Err(error) = self.states.free(state)
+        {
+            tracing::error!(%error, "the state of a training task cannot be freed");
+        }
+    }
+
+    fn publish(&self) {
+        let at = self.now();
+        let status = |(&id, record): (&TaskId, &Record)| {
+            let view = self.book.view(id, at)?;
+            Some((
+                record.name.clone(),
+                TaskStatus {
+                    name: record.name.clone(),
+                    state: view.state,
+                    reason: view.reason,
+                    device: self.device.clone(),
+                    steps_done: view.extent.steps_done,
+                    total_steps: view.extent.total_steps,
+                    learning_rate: view.rate,
+                    progress: view.progress,
+                    checkpoint: record.checkpoint.clone(),
+                    checkpoint_error: record.checkpoint_error.clone(),
+                    log: record.log.clone(),
+                },
+            ))
+        };
+        *self.statuses.lock().unwrap_or_else(PoisonError::into_inner) =
+            self.tasks.iter().filter_map(status).collect();
+    }
+
+    fn end(self) {
+        for worker in self.tasks.values().filter_map(|record| record.worker.as_ref()) {
+            self.supervisor.kill(worker.id);
+        }
+    }
+}
