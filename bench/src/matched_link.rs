@@ -37,6 +37,7 @@ impl MatchedLink {
             models: vec![(subject.name.clone(), &subject.archive)],
             homes_bytes: Some(subject.span_bytes),
             link_bandwidth: None,
+            training_size: None,
         };
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;
         let mut caller = Caller::new(&subject.name, subject.examples(served)?);

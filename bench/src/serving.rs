@@ -109,6 +109,8 @@ pub(crate) struct Plan<'a> {
     /// Room for weights in the pool; without it all models have some.
     pub(crate) homes_bytes: Option<u64>,
     pub(crate) link_bandwidth: Option<Bandwidth>,
+    /// Room for training in the pool.
+    pub(crate) training_size: Option<ByteSize>,
 }
 
 impl<'a> Plan<'a> {
@@ -122,7 +124,14 @@ impl<'a> Plan<'a> {
         link_bandwidth: Option<Bandwidth>,
     ) -> Self {
         let models = vec![(subject.name.clone(), &*subject.archive), (rival.to_owned(), &*subject.archive)];
-        Self { serving, served, models, homes_bytes: Some(subject.span_bytes), link_bandwidth }
+        Self {
+            serving,
+            served,
+            models,
+            homes_bytes: Some(subject.span_bytes),
+            link_bandwidth,
+            training_size: None,
+        }
     }
 }
 
@@ -164,6 +173,8 @@ impl Bench {
         let arena = plan.serving.arena_size;
         let pool_size =
             plan.homes_bytes.map(|homes| homes.next_multiple_of(512) + arena.bytes() + DOORBELL_BYTES);
+        let training_bytes = plan.training_size.map_or(0, ByteSize::bytes);
+        let pool_size = pool_size.map(|bytes| bytes + training_bytes);
         let config = Config::default().with(ConfigOverrides {
             repository: Some(repository.path().to_owned()),
             device: Some(DeviceChoice::Id(plan.served.device)),
@@ -171,6 +182,7 @@ impl Bench {
             arena_size: Some(SizeSetting::Fixed(arena)),
             threads: Some(plan.served.threads),
             link_bandwidth: plan.link_bandwidth,
+            training_size: plan.training_size,
             ..ConfigOverrides::default()
         })?;
         let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -182,6 +182,8 @@ pub struct TaskStep {
     pub samples: u64,
     /// How long it took, in nanoseconds.
     pub took_ns: u64,
+    /// The most that it had of its arena at a time.
+    pub peak_bytes: u64,
 }
 
 /// Why a task computes no more for now.
@@ -191,6 +193,8 @@ pub enum TaskPause {
     Stopped {
         /// How long a step that was thrown away had taken, in nanoseconds; none if it stopped between two.
         discarded_ns: Option<u64>,
+        /// `CLOCK_MONOTONIC` when it computed no more, in nanoseconds.
+        at_ns: u64,
     },
     /// All steps are done.
     Finished,

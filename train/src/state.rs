@@ -100,8 +100,13 @@ impl StateLayout {
         let mut parameters: Vec<StateTensor> = Vec::new();
         for &index in &order {
             let weight = &program.weights[index];
-            if !weight.requires_grad || weight.first_use.is_none() {
+            // Of names of one tensor a program uses one, and not always the first.
+            let is_used = || program.weights.iter().any(|it| it.first_use.is_some() && is_same(it, weight));
+            if !weight.requires_grad || !is_used() {
                 continue;
+            }
+            if weight.sizes.iter().zip(&weight.strides).any(|(&size, &stride)| size > 1 && stride == 0) {
+                return Err(expanded(weight));
             }
             let candidate = tensor(index, Role::Parameter, place(weight));
             let end =
@@ -160,7 +165,37 @@ impl StateLayout {
                 let weight = &program.weights[index];
                 let mut buffer = tensor(index, Role::Buffer, place(weight));
                 if matches!(weight.kind, WeightKind::Buffer { .. }) {
-                    buffer.copy_bytes = Some(take(extent_bytes(weight)));
+                    if weight
+                        .sizes
+                        .iter()
+                        .zip(&weight.strides)
+                        .any(|(&size, &stride)| size > 1 && stride == 0)
+                    {
+                        return Err(expanded(weight));
+                    }
+                    let (begin, end) = (place(weight), place(weight) + extent_bytes(weight));
+                    let overlaps = |known: &&StateTensor| {
+                        let other = &program.weights[known.weight];
+                        place(other) < end && begin < place(other) + extent_bytes(other)
+                    };
+                    // What the optimizer keeps lies elsewhere.
+                    let beside =
+                        tensors.iter().filter(|it| matches!(it.role, Role::Parameter | Role::Buffer));
+                    match beside.clone().find(overlaps) {
+                        Some(known) if is_same(&program.weights[known.weight], weight) => {
+                            buffer.copy_bytes = known.copy_bytes;
+                        }
+                        Some(known) => {
+                            return Err(TrainError::Program {
+                                reason: format!(
+                                    "buffer '{}' shares memory with '{}': what a step does to one would undo the \
+                                     other; export the module with a copy",
+                                    buffer.name, known.name
+                                ),
+                            });
+                        }
+                        None => buffer.copy_bytes = Some(take(extent_bytes(weight))),
+                    }
                 }
                 tensors.push(buffer);
             }
@@ -185,10 +220,18 @@ fn kept_tensors(optimizer: &Optimizer) -> usize {
 
 /// Whether two weights are one tensor under two names.
 fn is_same(one: &Weight, other: &Weight) -> bool {
-    let tensor = |weight: &Weight| {
-        (weight.storage, weight.offset_bytes, weight.dtype, weight.sizes.clone(), weight.strides.clone())
-    };
-    tensor(one) == tensor(other)
+    let place = |weight: &Weight| (weight.storage, weight.offset_bytes, weight.dtype);
+    place(one) == place(other) && one.sizes == other.sizes && one.strides == other.strides
+}
+
+fn expanded(weight: &Weight) -> TrainError {
+    TrainError::Program {
+        reason: format!(
+            "'{}' has elements that are one in memory (a stride of 0): nobody can change them one by one; export the \
+             module with a copy",
+            weight.name
+        ),
+    }
 }
 
 fn dense_bytes(dtype: DType, sizes: &[u64]) -> u64 {

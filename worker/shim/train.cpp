@@ -192,6 +192,10 @@ struct ps_trainer {
 
   void discard() {
     for (auto& parameter : parameters) parameter.tensor.mutable_grad().reset();
+    // One that a program writes to while gradients are recorded would keep the graph.
+    for (auto& buffer : buffers) {
+      if (buffer.seen.defined() && buffer.seen.grad_fn() != nullptr) buffer.seen.detach_();
+    }
     losses.clear();
   }
 };

@@ -68,7 +68,9 @@ pub fn serve(channel: &Channel) -> Result<(), WorkerError> {
                 let pause = task.train(shared, arena, channel)?;
                 channel.send(&FromWorker::TaskPaused(pause), &[])?;
             }
-            ToWorker::SaveTask => worker.task.as_mut().ok_or_else(no_task)?.save(channel)?,
+            ToWorker::SaveTask => {
+                worker.task.as_mut().ok_or_else(no_task)?.save(channel)?;
+            }
             ToWorker::Shutdown => break,
         }
     }

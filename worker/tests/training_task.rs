@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use pswitch_device::{DeviceAddress, SharedMemory};
 use pswitch_model::{Archive, StorageId};
-use pswitch_train::{StateLayout, TaskConfig, latest_checkpoint};
+use pswitch_train::{Role, StateLayout, TaskConfig, TrainError, latest_checkpoint};
 use pswitch_worker::{ExecutionArena, TaskError, TaskStep, TorchDevice, TrainingTask};
 use safetensors::SafeTensors;
 
@@ -229,6 +229,31 @@ fn synthetic_rows_train_too() {
     assert_eq!(losses.len(), 10);
     assert_eq!(losses, Rig::new(&config).unwrap().losses());
     assert!(losses.iter().all(|loss| loss.is_finite()));
+}
+
+fn layout_of(fixture: &str) -> Result<StateLayout, TrainError> {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/fixtures").join(fixture).join("model.pt2");
+    let optimizer = config(SHUFFLED).optimizer;
+    StateLayout::new(Archive::open(&path).unwrap().program(), &optimizer)
+}
+
+/// A program uses one of their names, and not always the first; a state dict has them all.
+#[test]
+fn tied_parameters_are_one_with_all_their_names() {
+    let layout = layout_of("gpt2").unwrap();
+    let of = |name: &str| layout.in_role(Role::Parameter).find(|tensor| tensor.name == name);
+    let first = of("model.transformer.wte.weight").expect("the first name counts");
+    assert_eq!(first.also_named, ["model.lm_head.weight"]);
+    assert_eq!(layout.in_role(Role::Parameter).next(), Some(first), "in the order of the module");
+    assert!(of("model.lm_head.weight").is_none());
+    assert!(layout.in_role(Role::Buffer).all(|tensor| !tensor.name.contains("wte")));
+}
+
+#[test]
+fn buffers_that_share_memory_with_others_are_refused() {
+    let error = layout_of("odd-weights").unwrap_err().to_string();
+    assert!(error.contains("shares memory") || error.contains("overlap"), "{error}");
 }
 
 /// The child of the next test: trains from the latest checkpoint, and says every loss.

@@ -51,6 +51,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "pswitch-mem-pool",
             "pswitch-model",
             "pswitch-protocol",
+            "pswitch-train",
             "pswitch-transfer",
             "pswitch-worker",
         ],

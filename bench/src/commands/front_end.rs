@@ -50,6 +50,7 @@ impl FrontEnd {
             models: vec![(subject.name.clone(), &subject.archive)],
             homes_bytes: None,
             link_bandwidth: None,
+            training_size: None,
         };
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;
         let front_end = bench.front_end()?;

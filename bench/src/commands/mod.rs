@@ -8,6 +8,7 @@ mod start_up;
 mod sweep;
 mod switch;
 mod switching;
+mod train;
 
 use clap::Subcommand;
 
@@ -31,6 +32,7 @@ pub(crate) enum Command {
     Kill(kill::Kill),
     StartUp(start_up::StartUp),
     Sweep(sweep::Sweep),
+    Train(train::Train),
 }
 
 impl Command {
@@ -39,7 +41,12 @@ impl Command {
         match self {
             Self::Pipelining(_) => pipelining::SERVERS,
             Self::Plan(command) => command.servers(),
-            Self::Switch(_) | Self::FrontEnd(_) | Self::Switching(_) | Self::Kill(_) | Self::StartUp(_) => 1,
+            Self::Switch(_)
+            | Self::FrontEnd(_)
+            | Self::Switching(_)
+            | Self::Kill(_)
+            | Self::StartUp(_)
+            | Self::Train(_) => 1,
             Self::Sweep(_) => 0,
         }
     }
@@ -54,6 +61,7 @@ impl Command {
             Self::Switching(command) => &command.serving,
             Self::Kill(command) => &command.serving,
             Self::StartUp(command) => &command.serving,
+            Self::Train(command) => &command.serving,
             Self::Sweep(_) => return None,
         };
         Some(serving.device())
@@ -70,6 +78,7 @@ impl Command {
             Self::Kill(command) => command.run(zygotes),
             Self::StartUp(command) => command.run(zygotes),
             Self::Sweep(command) => command.run(),
+            Self::Train(command) => command.run(zygotes),
         }
     }
 }

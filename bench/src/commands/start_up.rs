@@ -85,6 +85,7 @@ impl StartUp {
             models: models.collect(),
             homes_bytes: None,
             link_bandwidth: None,
+            training_size: None,
         };
         // The copy that is compared with is as fast with the archives in the page cache.
         let single = single_copy(subjects.first().context("there are no models")?)?;

@@ -85,6 +85,7 @@ impl Switching {
             models: subjects.iter().map(|s| (s.name.clone(), s.archive.as_path())).collect(),
             homes_bytes: Some(largest),
             link_bandwidth: None,
+            training_size: None,
         };
         let baseline = Baseline::of(served.device)?;
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;

@@ -245,6 +245,9 @@ fn what_cannot_be_trained_is_told_and_serving_goes_on() {
     let (code, refusal) = submit(&server.client, "good", &good);
     assert_eq!(code, 400);
     assert_says(refusal["error"].as_str().unwrap(), &["good", "not over"]);
+    let (code, refusal) = submit(&server.client, "same-folder", &good);
+    assert_eq!(code, 400);
+    assert_says(refusal["error"].as_str().unwrap(), &["'good'", "same folder"]);
     server.client.check(&fixture.name, &fixture.cases[0]);
     assert_eq!(server.client.get("/v2/training/tasks/none").unwrap().status, 404);
 

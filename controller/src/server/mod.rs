@@ -258,10 +258,12 @@ impl Server {
             drained
         });
         let all = async {
-            for drained in drained.collect::<Vec<_>>() {
-                let _ = drained.await;
-            }
-            self.stop_training().await;
+            let requests = async {
+                for drained in drained.collect::<Vec<_>>() {
+                    let _ = drained.await;
+                }
+            };
+            tokio::join!(requests, self.stop_training());
         };
         tokio::time::timeout(timeout, all).await.is_ok()
     }

@@ -1,5 +1,7 @@
 //! Training tasks of a server: checked, given to a device, told what to do.
 
+use std::sync::atomic::Ordering;
+
 use pswitch_model::Archive;
 use pswitch_train::{StateLayout, TaskConfig};
 
@@ -25,6 +27,9 @@ impl Server {
     /// Checks a task as far as that needs no worker, and gives it to the device with the fewest.
     pub(super) async fn take_task(&self, name: &str, config: TaskConfig) -> Result<TaskStatus, ServiceError> {
         let invalid = |message: String| ServiceError::InvalidRequest { message };
+        if self.draining.load(Ordering::Acquire) {
+            return Err(ServiceError::Draining);
+        }
         name.parse::<ModelName>().map_err(|error| invalid(error.to_string()))?;
         if self.training_of(name).is_some_and(|(_, status)| !status.state.is_over()) {
             return Err(invalid(format!("a training task '{name}' is there already, and not over")));
@@ -51,11 +56,14 @@ impl Server {
 
     /// Has every task write a last checkpoint and end.
     pub(super) async fn stop_training(&self) {
+        let mut stopping = Vec::new();
         for training in self.devices.iter().filter_map(|device| device.training.as_ref()) {
-            for status in training.statuses().iter().filter(|status| !status.state.is_over()) {
-                // One that is over by itself meanwhile is as good.
-                let _ = training.command(&status.name, TaskCommand::Stop).await;
-            }
+            let alive = training.statuses().into_iter().filter(|status| !status.state.is_over());
+            stopping.extend(alive.map(|status| training.command(&status.name, TaskCommand::Stop)));
+        }
+        for stopped in stopping {
+            // One that is over by itself meanwhile is as good.
+            let _ = stopped.await;
         }
     }
 

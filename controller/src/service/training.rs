@@ -28,6 +28,8 @@ pub struct TaskStatus {
     pub checkpoint: Option<CheckpointStatus>,
     /// Why the last one could not be; empty otherwise. Training goes on, and the next is tried.
     pub checkpoint_error: String,
+    /// How long it still computed when requests came last, in microseconds.
+    pub last_yield_us: Option<u64>,
     /// The file that holds a line of JSON for every step that is logged.
     pub log: PathBuf,
 }

@@ -88,8 +88,10 @@ struct Task {
     pass: f64,
     is_paused: bool,
     is_stopping: bool,
-    /// Workers lost since the last step that counts.
+    /// Workers lost since it got further than ever.
     deaths: u32,
+    /// The most steps that it ever had.
+    furthest: u64,
     /// Steps of the last checkpoint.
     saved: u64,
     extent: TaskExtent,
@@ -119,17 +121,15 @@ pub(super) struct TaskView {
 impl Book {
     /// Takes a task. It needs a worker first.
     pub(super) fn submit(&mut self, task: TaskId, weight: f64, has_checkpoints: bool, at: Duration) {
-        // It has had as much as the others: one that comes late does not catch up.
-        let least = self.tasks.values().filter(|task| !task.is_over()).map(|task| task.pass);
-        let pass = least.fold(None, |least: Option<f64>, pass| Some(least.map_or(pass, |it| it.min(pass))));
         let record = Task {
             weight,
             has_checkpoints,
             phase: Phase::Queued,
-            pass: pass.unwrap_or(0.0),
+            pass: 0.0,
             is_paused: false,
             is_stopping: false,
             deaths: 0,
+            furthest: 0,
             saved: 0,
             extent: TaskExtent { steps_done: 0, total_steps: 0 },
             rate: None,
@@ -143,20 +143,36 @@ impl Book {
     /// Takes what happened and returns what is to be done. `at` never goes back.
     pub(super) fn handle(&mut self, id: TaskId, event: TaskEvent, at: Duration) -> Vec<TaskAction> {
         let mut actions = Vec::new();
+        let is_step = matches!(event, TaskEvent::Step(_));
+        let comes_back = matches!(event, TaskEvent::Ready(Ok(_)) | TaskEvent::Command(TaskCommand::Resume));
+        let others = self
+            .tasks
+            .iter()
+            .filter(|(other, task)| **other != id && (task.computes() || task.could_train()));
+        let least = others.map(|(_, task)| task.pass).min_by(f64::total_cmp);
         if let Some(task) = self.tasks.get_mut(&id)
             && !task.is_over()
         {
+            if comes_back && let Some(least) = least {
+                // One that could not compute for a while does not catch up.
+                task.pass = task.pass.max(least);
+            }
             task.handle(id, event, at, &mut actions);
         }
-        self.dispatch(at, &mut actions);
+        self.dispatch(at, is_step, &mut actions);
         actions
+    }
+
+    /// Says who has the device, for the events to come.
+    pub(super) fn note_closed(&mut self, is_closed: bool) {
+        self.is_closed = is_closed;
     }
 
     /// Requests have the device, or have it no more; or time has passed.
     pub(super) fn set_closed(&mut self, is_closed: bool, at: Duration) -> Vec<TaskAction> {
         self.is_closed = is_closed;
         let mut actions = Vec::new();
-        self.dispatch(at, &mut actions);
+        self.dispatch(at, false, &mut actions);
         actions
     }
 
@@ -175,9 +191,14 @@ impl Book {
         self.tasks.get(&id).is_some_and(Task::computes)
     }
 
-    /// Whether it computes nothing, and will not until it is told to.
-    pub(super) fn rests(&self, id: TaskId) -> bool {
-        !self.computes(id)
+    /// Whether it computes nothing since it was told to pause, or is to pause no more.
+    pub(super) fn has_paused(&self, id: TaskId) -> bool {
+        !self.computes(id) || self.tasks.get(&id).is_none_or(|task| !task.is_paused)
+    }
+
+    /// Whether it is on its way to an end that it was told to come to.
+    pub(super) fn is_stopping(&self, id: TaskId) -> bool {
+        self.tasks.get(&id).is_some_and(|task| task.is_stopping)
     }
 
     /// A line for the log of a task.
@@ -186,7 +207,8 @@ impl Book {
         Some(task.progress.line(at, task.rate?).to_json())
     }
 
-    fn dispatch(&mut self, at: Duration, actions: &mut Vec<TaskAction>) {
+    /// `between_steps`: whoever computes has just finished one, so that least is lost if another has its turn.
+    fn dispatch(&mut self, at: Duration, between_steps: bool, actions: &mut Vec<TaskAction>) {
         let queued: Vec<TaskId> =
             self.tasks.iter().filter(|(_, task)| task.phase == Phase::Queued).map(|(&id, _)| id).collect();
         let training = self.tasks.iter().find(|(_, task)| task.computes()).map(|(&id, _)| id);
@@ -198,7 +220,7 @@ impl Book {
                 Some(InterruptionReason::Request)
             } else if task.is_paused || task.is_stopping {
                 Some(InterruptionReason::Command)
-            } else if !queued.is_empty() || (others && at.saturating_sub(since) >= TURN) {
+            } else if !queued.is_empty() || (between_steps && others && at.saturating_sub(since) >= TURN) {
                 Some(InterruptionReason::Turn)
             } else {
                 None
@@ -279,15 +301,23 @@ impl Task {
         match event {
             TaskEvent::Ready(Ok(extent)) => {
                 // Starting, prepared -> Idle.
+                if self.progress.report(at).steps_computed == 0 && !self.is_interrupted {
+                    // From the checkpoint of an earlier server.
+                    self.progress = Progress::new(extent.steps_done, at, WINDOW);
+                }
                 self.extent = extent;
+                self.furthest = self.furthest.max(extent.steps_done);
                 self.saved = extent.steps_done;
                 self.phase = Phase::Idle;
                 self.stop_if_told(id, actions);
             }
             TaskEvent::Ready(Err(reason)) => self.end(id, TaskState::Failed, reason, actions),
             TaskEvent::Step(step) => {
-                self.deaths = 0;
                 self.extent.steps_done = step.step + 1;
+                // Steps that are done again prove nothing.
+                if self.extent.steps_done > self.furthest {
+                    (self.furthest, self.deaths) = (self.extent.steps_done, 0);
+                }
                 self.rate = Some(step.rate);
                 let (loss, samples) = (step.loss, step.samples);
                 let duration = Duration::from_nanos(step.took_ns);
@@ -300,10 +330,16 @@ impl Task {
                 }
                 // Saving, written or not -> Stopped. One that was being written before is another step's.
                 if self.phase == Phase::Saving && step == self.extent.steps_done {
-                    self.end(id, TaskState::Stopped, String::new(), actions);
+                    if written {
+                        self.end(id, TaskState::Stopped, String::new(), actions);
+                    } else {
+                        // Saving, not written -> Idle, paused: what it has learned is not thrown away.
+                        self.phase = Phase::Idle;
+                        (self.is_stopping, self.is_paused) = (false, true);
+                    }
                 }
             }
-            TaskEvent::Paused(TaskPause::Stopped { discarded_ns }) => {
+            TaskEvent::Paused(TaskPause::Stopped { discarded_ns, .. }) => {
                 let reason = match self.phase {
                     Phase::Yielding { reason, .. } => reason,
                     // The gate was faster than the news of it.

@@ -2,16 +2,21 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use mio::Waker;
 use pswitch_device::SharedMemory;
-use pswitch_protocol::control;
+use pswitch_protocol::{control, monotonic_ns};
 
 /// Closed while there are requests. To close it sets the stop flag of the task that trains at once, on the thread that
 /// closes: nobody has to wake up first.
 #[derive(Debug)]
 pub(crate) struct Gate {
     closed: AtomicBool,
+    /// `CLOCK_MONOTONIC` when it was closed last, in nanoseconds.
+    closed_ns: AtomicU64,
+    /// `CLOCK_MONOTONIC` when it was opened last, in nanoseconds.
+    opened_ns: AtomicU64,
     /// The block of the worker that trains, or [`NOBODY`].
     current: AtomicU64,
     control: SharedMemory,
@@ -20,46 +25,80 @@ pub(crate) struct Gate {
 
 const NOBODY: u64 = u64::MAX;
 
+/// Requests that follow each other sooner find the device free: a step that is begun between them is in their way, and would
+/// hardly be finished.
+const LINGER: Duration = Duration::from_millis(5);
+
 impl Gate {
     /// An open one over the control page of training workers. The waker is told of changes.
     pub(super) fn new(control: SharedMemory, waker: Arc<Waker>) -> Self {
-        Self { closed: AtomicBool::new(false), current: AtomicU64::new(NOBODY), control, waker }
+        Self {
+            closed: AtomicBool::new(false),
+            closed_ns: AtomicU64::new(0),
+            opened_ns: AtomicU64::new(0),
+            current: AtomicU64::new(NOBODY),
+            control,
+            waker,
+        }
     }
 
     /// Requests have the device from now on.
     pub(crate) fn close(&self) {
         if !self.closed.swap(true, Ordering::SeqCst) {
-            self.interrupt();
+            let interrupts = self.interrupt();
+            self.closed_ns.store(monotonic_ns(), Ordering::SeqCst);
+            if interrupts {
+                self.wake();
+            }
+        }
+    }
+
+    /// When requests took the device last, on `CLOCK_MONOTONIC`.
+    pub(super) fn closed_ns(&self) -> u64 {
+        self.closed_ns.load(Ordering::SeqCst)
+    }
+
+    /// Training may have it, in a little while.
+    pub(crate) fn open(&self) {
+        // The driver alone opens and closes. One that is open stays as it is: training may be under way.
+        if self.closed.load(Ordering::SeqCst) {
+            self.opened_ns.store(monotonic_ns(), Ordering::SeqCst);
+            self.closed.store(false, Ordering::SeqCst);
             self.wake();
         }
     }
 
-    /// Training may have it.
-    pub(crate) fn open(&self) {
-        if self.closed.swap(false, Ordering::SeqCst) {
-            self.wake();
+    /// In what time training may have the device, if no request comes meanwhile; nothing while there are some.
+    pub(super) fn opens_in(&self) -> Option<Duration> {
+        if self.is_closed() {
+            return None;
         }
+        let open = monotonic_ns().saturating_sub(self.opened_ns.load(Ordering::SeqCst));
+        Some(LINGER.saturating_sub(Duration::from_nanos(open)))
     }
 
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// Lets the worker of a block train. Should requests have come meanwhile, it stops at once.
+    /// Lets the worker of a block train, before it is told to. Should requests have come meanwhile, it stops at once.
     pub(super) fn admit(&self, block: u64) {
-        self.set_stop(block, false);
         self.current.store(block, Ordering::SeqCst);
+        if !self.is_closed() {
+            self.set_stop(block, false);
+        }
         if self.is_closed() {
             self.set_stop(block, true);
         }
     }
 
-    /// Sets the stop flag of whoever trains.
-    pub(super) fn interrupt(&self) {
-        match self.current.load(Ordering::SeqCst) {
-            NOBODY => {}
-            block => self.set_stop(block, true),
+    /// Sets the stop flag of whoever trains; false if nobody does.
+    pub(super) fn interrupt(&self) -> bool {
+        let block = self.current.load(Ordering::SeqCst);
+        if block != NOBODY {
+            self.set_stop(block, true);
         }
+        block != NOBODY
     }
 
     /// Nobody trains.

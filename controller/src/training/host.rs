@@ -1,6 +1,6 @@
 //! The thread that trains: it does what [`super::book`] says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -19,6 +19,12 @@ use crate::scheduler::WorkerId;
 use crate::service::{CheckpointStatus, ServiceError, TaskCommand, TaskStatus};
 use crate::supervisor::{Loss, Supervisor};
 
+/// After so long a worker that could not be started is tried again.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// Messages of a worker that are read before others have their turn.
+const MOST_MESSAGES: usize = 16;
+
 /// A task as the thread knows it.
 struct Record {
     name: String,
@@ -29,6 +35,9 @@ struct Record {
     worker: Option<TaskWorker>,
     checkpoint: Option<CheckpointStatus>,
     checkpoint_error: String,
+    last_yield_us: Option<u64>,
+    /// The most that one of its steps has had of an arena.
+    peak_bytes: u64,
     log: PathBuf,
     log_file: Option<File>,
 }
@@ -44,6 +53,10 @@ pub(super) struct Host {
     tasks: BTreeMap<TaskId, Record>,
     /// Who waits until a task does as it was told.
     waiting: Vec<(TaskId, TaskCommand, Reply)>,
+    /// Workers that may have said more than was read.
+    unread: BTreeSet<WorkerId>,
+    /// Tasks whose worker could not be started: when to tell of it, and why.
+    unstarted: Vec<(Instant, TaskId, String)>,
     begun: Instant,
     poll: Poll,
     mailbox: Mailbox,
@@ -69,6 +82,8 @@ impl Host {
             book: Book::default(),
             tasks: BTreeMap::new(),
             waiting: Vec::new(),
+            unread: BTreeSet::new(),
+            unstarted: Vec::new(),
             begun: Instant::now(),
             poll,
             mailbox,
@@ -79,22 +94,24 @@ impl Host {
     pub(super) fn run(mut self, receiver: &mpsc::Receiver<Mail>) {
         let mut events = Events::with_capacity(64);
         loop {
-            match self.poll.poll(&mut events, None) {
+            match self.poll.poll(&mut events, self.patience()) {
                 Err(error) if error.kind() != std::io::ErrorKind::Interrupted => {
                     tracing::error!(%error, "training cannot poll and ends");
                     return;
                 }
                 _ => {}
             }
-            for worker in events.iter().filter_map(|event| worker::worker_of(event.token())) {
+            self.unread.extend(events.iter().filter_map(|event| worker::worker_of(event.token())));
+            for worker in std::mem::take(&mut self.unread) {
                 self.read(worker);
             }
+            self.retry();
             while let Ok(mail) = receiver.try_recv() {
                 if !self.take(mail) {
                     return self.end();
                 }
             }
-            let (is_closed, at) = (self.gate.is_closed(), self.now());
+            let (is_closed, at) = (self.is_closed(), self.now());
             let actions = self.book.set_closed(is_closed, at);
             self.perform(actions);
             self.publish();
@@ -107,6 +124,7 @@ impl Host {
 
     fn feed(&mut self, task: TaskId, event: TaskEvent) {
         let at = self.now();
+        self.book.note_closed(self.is_closed());
         let actions = self.book.handle(task, event, at);
         self.perform(actions);
     }
@@ -115,7 +133,9 @@ impl Host {
     fn take(&mut self, mail: Mail) -> bool {
         match mail {
             Mail::Submit(task, reply) => {
-                let _ = reply.send(self.submit(*task));
+                let taken = self.submit(*task);
+                self.publish();
+                let _ = reply.send(taken);
             }
             Mail::Command(name, command, reply) => match self.find(&name) {
                 None => {
@@ -157,6 +177,10 @@ impl Host {
         let state = self.states.allocate(task.state_bytes).map_err(|error| ServiceError::InvalidRequest {
             message: format!("no room for the state of '{}': {error}; make training_size larger", task.name),
         })?;
+        if let Err(refusal) = self.check_place(&task, state) {
+            self.put_back(state);
+            return Err(refusal);
+        }
         let id = TaskId(self.tasks.last_key_value().map_or(0, |(last, _)| last.0 + 1));
         let NewTask { name, config, digest, .. } = task;
         self.book.submit(id, config.weight, config.checkpoint.is_some(), self.now());
@@ -169,6 +193,8 @@ impl Host {
             worker: None,
             checkpoint: None,
             checkpoint_error: String::new(),
+            last_yield_us: None,
+            peak_bytes: 0,
             log: log.unwrap_or_default(),
             log_file: None,
         };
@@ -179,10 +205,44 @@ impl Host {
             "training task taken"
         );
         self.tasks.insert(id, record);
-        let (is_closed, at) = (self.gate.is_closed(), self.now());
+        let (is_closed, at) = (self.is_closed(), self.now());
         let actions = self.book.set_closed(is_closed, at);
         self.perform(actions);
         Ok(())
+    }
+
+    /// Refuses a task that would take away what the steps of others need, or whose checkpoints lie where another's do.
+    fn check_place(&self, task: &NewTask, state: Range) -> Result<(), ServiceError> {
+        let alive = || self.tasks.values().filter(|record| record.state.is_some());
+        let needed = alive().map(|record| record.peak_bytes).max().unwrap_or(0);
+        let end = alive().filter_map(|record| record.state).map(|state| state.end()).max().unwrap_or(0);
+        let left = self.region.end() - end.max(state.end());
+        if left < needed {
+            let message = format!(
+                "beside the state of '{}' {left} bytes would be left, and steps of other tasks need {needed}; make \
+                 training_size larger",
+                task.name
+            );
+            return Err(ServiceError::InvalidRequest { message });
+        }
+        let folder = |config: &TaskConfig| config.checkpoint.as_ref().map(|it| it.folder.clone());
+        // One that is over writes nothing any more.
+        let is_over = |id: TaskId| self.book.view(id, self.now()).is_none_or(|view| view.state.is_over());
+        let mut others = self.tasks.iter().filter(|(id, _)| !is_over(**id)).map(|(_, record)| record);
+        let own = folder(&task.config);
+        let shared = others.find(|other| own.is_some() && folder(&other.config) == own);
+        match shared {
+            Some(other) => Err(ServiceError::InvalidRequest {
+                message: format!("task '{}' has its checkpoints in the same folder", other.name),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn put_back(&mut self, state: Range) {
+        if let Err(error) = self.states.free(state) {
+            tracing::error!(%error, "the state of a training task cannot be freed");
+        }
     }
 
     fn perform(&mut self, actions: Vec<TaskAction>) {
@@ -192,11 +252,13 @@ impl Host {
                 TaskAction::Train(id) => {
                     let arena = self.arena();
                     let Some(worker) = self.worker(id) else { continue };
-                    let (block, sent) = (worker.block, worker.send(&ToWorker::Train { arena }));
-                    self.gate.admit(block);
+                    self.gate.admit(worker.block);
+                    let sent = worker.send(&ToWorker::Train { arena });
                     self.check_sent(id, sent);
                 }
-                TaskAction::Interrupt(_) => self.gate.interrupt(),
+                TaskAction::Interrupt(_) => {
+                    self.gate.interrupt();
+                }
                 TaskAction::Save(id) => {
                     let Some(worker) = self.worker(id) else { continue };
                     let sent = worker.send(&ToWorker::SaveTask);
@@ -217,13 +279,21 @@ impl Host {
                 }
             }
         }
+        self.answer();
+    }
+
+    /// Answers who waits until a task does as it was told.
+    fn answer(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
         let book = &self.book;
         let at = self.begun.elapsed();
         let is_done = |id: TaskId, command: TaskCommand| {
             book.view(id, at).is_none_or(|view| match command {
                 TaskCommand::Resume => true,
-                TaskCommand::Pause => book.rests(id),
-                TaskCommand::Stop => view.state.is_over(),
+                TaskCommand::Pause => book.has_paused(id),
+                TaskCommand::Stop => view.state.is_over() || !book.is_stopping(id),
             })
         };
         let (done, waiting) = std::mem::take(&mut self.waiting)
@@ -274,7 +344,8 @@ impl Host {
         });
         match started {
             Ok(worker) => record.worker = Some(worker),
-            Err(reason) => self.feed(id, TaskEvent::Lost(reason)),
+            // Not at once: what is wrong now may be better in a while, and other actions are to be done first.
+            Err(reason) => self.unstarted.push((Instant::now() + RETRY, id, reason)),
         }
     }
 
@@ -283,8 +354,10 @@ impl Host {
         self.tasks.iter().find(|(_, record)| is_its(record)).map(|(&id, _)| id)
     }
 
+    /// Reads some of what a worker has said; the rest comes behind what others want.
     fn read(&mut self, worker: WorkerId) {
-        while let Some(id) = self.task_of(worker) {
+        for _ in 0..MOST_MESSAGES {
+            let Some(id) = self.task_of(worker) else { return };
             let Some(known) = self.worker(id) else { return };
             match known.receive() {
                 Ok(Some(message)) => self.hear(id, message),
@@ -295,6 +368,33 @@ impl Host {
                 }
             }
         }
+        self.unread.insert(worker);
+    }
+
+    /// How long to sleep if nothing happens.
+    fn patience(&self) -> Option<Duration> {
+        if !self.unread.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let now = Instant::now();
+        let retry = self.unstarted.iter().map(|(due, ..)| due.saturating_duration_since(now)).min();
+        let opens_in = self.gate.opens_in().filter(|rest| !rest.is_zero());
+        [retry, opens_in].into_iter().flatten().min()
+    }
+
+    /// Tells of workers that could not be started, when it is time to try again.
+    fn retry(&mut self) {
+        let now = Instant::now();
+        let (due, later) = std::mem::take(&mut self.unstarted).into_iter().partition(|(due, ..)| *due <= now);
+        self.unstarted = later;
+        let due: Vec<(Instant, TaskId, String)> = due;
+        for (_, id, reason) in due {
+            self.feed(id, TaskEvent::Lost(reason));
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.gate.opens_in() != Some(Duration::ZERO)
     }
 
     fn hear(&mut self, id: TaskId, message: FromWorker) {
@@ -312,6 +412,9 @@ impl Host {
                 self.feed(id, TaskEvent::Ready(result));
             }
             FromWorker::TaskStep(step) => {
+                if let Some(record) = self.tasks.get_mut(&id) {
+                    record.peak_bytes = record.peak_bytes.max(step.peak_bytes);
+                }
                 self.feed(id, TaskEvent::Step(step));
                 self.log(id, step.step + 1);
             }
@@ -334,6 +437,12 @@ impl Host {
                 self.gate.vacate();
                 if let (TaskPause::Failed { reason }, Some(record)) = (&pause, self.tasks.get(&id)) {
                     tracing::error!(task = record.name, reason, "training task failed");
+                }
+                if let (TaskPause::Stopped { at_ns, .. }, Some(record)) = (&pause, self.tasks.get_mut(&id))
+                    && let Some(nanos) = at_ns.checked_sub(self.gate.closed_ns())
+                    && self.gate.is_closed()
+                {
+                    record.last_yield_us = Some(nanos / 1000);
                 }
                 self.feed(id, TaskEvent::Paused(pause));
             }
@@ -403,10 +512,8 @@ impl Host {
     }
 
     fn free(&mut self, id: TaskId) {
-        if let Some(state) = self.tasks.get_mut(&id).and_then(|record| record.state.take())
-            && let Err(error) = self.states.free(state)
-        {
-            tracing::error!(%error, "the state of a training task cannot be freed");
+        if let Some(state) = self.tasks.get_mut(&id).and_then(|record| record.state.take()) {
+            self.put_back(state);
         }
     }
 
@@ -427,6 +534,7 @@ impl Host {
                     progress: view.progress,
                     checkpoint: record.checkpoint.clone(),
                     checkpoint_error: record.checkpoint_error.clone(),
+                    last_yield_us: record.last_yield_us,
                     log: record.log.clone(),
                 },
             ))

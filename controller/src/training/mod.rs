@@ -134,10 +134,15 @@ impl Training {
         answer.await.unwrap_or(Err(ServiceError::Draining))
     }
 
-    pub(crate) async fn command(&self, name: &str, command: TaskCommand) -> Result<(), ServiceError> {
+    /// The command is given at once; the answer comes when the task does as it was told.
+    pub(crate) fn command(
+        &self,
+        name: &str,
+        command: TaskCommand,
+    ) -> impl Future<Output = Result<(), ServiceError>> + use<> {
         let (reply, answer) = oneshot::channel();
         self.mailbox.put(Mail::Command(name.to_owned(), command, reply));
-        answer.await.unwrap_or(Err(ServiceError::Draining))
+        async { answer.await.unwrap_or(Err(ServiceError::Draining)) }
     }
 }
 

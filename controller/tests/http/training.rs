@@ -38,6 +38,7 @@ fn a_task_is_taken_shown_and_listed() {
         },
         "checkpoint": null,
         "checkpoint_error": "",
+        "last_yield_us": 850,
         "log": "/logs/resnet-18_v1.5.jsonl",
     });
     assert_eq!((taken.status, taken.json()), (201, expected.clone()));

@@ -235,6 +235,10 @@ impl Trainer {
     ) -> Result<Option<Phase>, RunError> {
         self.steps.begin(order.seed).map_err(|raised| fault("a step", raised))?;
         for index in 0..order.micro_batches.max(1) {
+            // Before rows are gathered, which no operator is.
+            if stop.load(Ordering::Relaxed) != 0 {
+                return Ok(Some(Phase::Forward));
+            }
             let inputs = batch(index)?;
             let mut mode = GradMode::begin();
             // SAFETY: the caller promises the inputs; the state is there.

@@ -9,6 +9,7 @@ use pswitch_device::{DeviceSlice, HostSlice, SharedMemory};
 use pswitch_model::{Archive, StorageId};
 use pswitch_protocol::{
     Channel, FromWorker, PrepareTask, Region, TaskExtent, TaskPause, TaskStep as Counted, control,
+    monotonic_ns,
 };
 use pswitch_train::{StateLayout, TaskConfig, TrainError, latest_checkpoint};
 
@@ -20,6 +21,9 @@ use crate::work::Shared;
 
 /// Longest that a copy of the initial state may take.
 const PATIENCE: Duration = Duration::from_secs(300);
+
+/// How long after a last checkpoint that could not be written the next is tried.
+const SAVE_AGAIN: Duration = Duration::from_secs(2);
 
 /// The task of a worker.
 pub(crate) struct ServedTask {
@@ -97,26 +101,38 @@ impl ServedTask {
         let is_stopped = || stop.load(std::sync::atomic::Ordering::Relaxed) != 0;
         while !self.task.is_finished() {
             if is_stopped() {
-                return Ok(TaskPause::Stopped { discarded_ns: None });
+                return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: monotonic_ns() });
             }
             let begun = Instant::now();
             let arena = ExecutionArena::begin(place.address(), place.bytes());
             let end = self.task.step(stop);
             let stats = arena.end();
-            if stats.in_use_bytes != 0 {
+            // After an error autograd's engine may keep some of it; but then nothing of this task runs here any more.
+            if end.is_ok() && stats.in_use_bytes != 0 {
                 return Err(WorkerError::Kept { bytes: stats.in_use_bytes });
             }
             let took_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
             match end {
                 Ok(TaskStep::Finished { step, loss, rate, samples }) => {
-                    channel
-                        .send(&FromWorker::TaskStep(Counted { step, loss, rate, samples, took_ns }), &[])?;
+                    channel.send(
+                        &FromWorker::TaskStep(Counted {
+                            step,
+                            loss,
+                            rate,
+                            samples,
+                            took_ns,
+                            peak_bytes: stats.peak_bytes,
+                        }),
+                        &[],
+                    )?;
                     self.tell_written(channel, false)?;
                     if self.is_due() {
                         self.begin_write(channel)?;
                     }
                 }
-                Ok(TaskStep::Stopped) => return Ok(TaskPause::Stopped { discarded_ns: Some(took_ns) }),
+                Ok(TaskStep::Stopped) => {
+                    return Ok(TaskPause::Stopped { discarded_ns: Some(took_ns), at_ns: monotonic_ns() });
+                }
                 Err(error) => {
                     let arena_bytes = stats.capacity_bytes;
                     let reason = match error.class {
@@ -127,11 +143,22 @@ impl ServedTask {
                         ),
                         _ => error.message,
                     };
+                    // What is being written is its last.
+                    self.tell_written(channel, true)?;
                     return Ok(TaskPause::Failed { reason });
                 }
             }
         }
-        self.save(channel)?;
+        // All of it would be lost otherwise: a disk that is full may have room again.
+        while !self.save(channel)? {
+            let again_at = Instant::now() + SAVE_AGAIN;
+            while Instant::now() < again_at {
+                if is_stopped() {
+                    return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: monotonic_ns() });
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
         Ok(TaskPause::Finished)
     }
 
@@ -141,11 +168,12 @@ impl ServedTask {
             && !self.task.is_finished()
     }
 
-    /// Writes a checkpoint of this moment, and waits until it is there.
-    pub(crate) fn save(&mut self, channel: &Channel) -> Result<(), WorkerError> {
+    /// Writes a checkpoint of this moment, if it has a place for them, and waits until it is there. False if it could not be
+    /// written.
+    pub(crate) fn save(&mut self, channel: &Channel) -> Result<bool, WorkerError> {
         self.tell_written(channel, true)?;
         self.begin_write(channel)?;
-        self.tell_written(channel, true)
+        Ok(self.config.checkpoint.is_none() || self.tell_written(channel, true)?)
     }
 
     /// Copies the state and has it written by a thread.
@@ -176,15 +204,17 @@ impl ServedTask {
     }
 
     /// Tells what became of the checkpoint that is being written, once that is known.
-    fn tell_written(&mut self, channel: &Channel, wait: bool) -> Result<(), WorkerError> {
+    /// True if it was written.
+    fn tell_written(&mut self, channel: &Channel, wait: bool) -> Result<bool, WorkerError> {
         let is_over = self.writer.as_ref().is_some_and(|writer| wait || writer.thread.is_finished());
-        let Some(Writer { step, thread }) = self.writer.take_if(|_| is_over) else { return Ok(()) };
+        let Some(Writer { step, thread }) = self.writer.take_if(|_| is_over) else { return Ok(false) };
         let result = match thread.join() {
             Ok(written) => written.map(|path| path.display().to_string()).map_err(chain),
             Err(_) => Err("writing it panicked".to_owned()),
         };
+        let written = result.is_ok();
         channel.send(&FromWorker::TaskSaved { step, result }, &[])?;
-        Ok(())
+        Ok(written)
     }
 }
 

@@ -75,6 +75,7 @@ impl Kill {
             models: subjects.iter().map(|s| (s.name.clone(), s.archive.as_path())).collect(),
             homes_bytes: subjects.iter().map(|subject| subject.span_bytes).max(),
             link_bandwidth: None,
+            training_size: None,
         };
         eprintln!("starting the server ...");
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;

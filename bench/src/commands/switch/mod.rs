@@ -92,6 +92,7 @@ impl Switch {
             models: subjects.iter().map(|s| (s.name.clone(), s.archive.as_path())).collect(),
             homes_bytes: spans.iter().copied().max(),
             link_bandwidth: None,
+            training_size: None,
         };
         eprintln!("starting the server ...");
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;

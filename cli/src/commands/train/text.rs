@@ -68,6 +68,7 @@ pub(super) fn facts(task: &TaskStatus) -> String {
         ("computed", format!("{} for steps that were kept", seconds(progress.computing_us))),
         ("discarded", format!("{} for steps that were thrown away", seconds(progress.discarded_us))),
         ("interruptions", interruptions(progress)),
+        ("last yield", task.last_yield_us.map_or_else(none, yielded)),
         ("checkpoint", checkpoint(task)),
     ]);
     if !task.checkpoint_error.is_empty() {
@@ -75,6 +76,13 @@ pub(super) fn facts(task: &TaskStatus) -> String {
     }
     facts.push(("log", task.log.display().to_string()));
     facts.iter().map(|(name, fact)| format!("{name:<13}  {fact}\n")).collect()
+}
+
+fn yielded(us: u64) -> String {
+    // Microseconds of one interruption.
+    #[allow(clippy::cast_precision_loss)]
+    let ms = us as f64 / 1e3;
+    format!("{ms:.2} ms after the request")
 }
 
 fn none() -> String {
@@ -127,7 +135,7 @@ pub(super) fn example() -> TaskStatus {
                 "checkpoint": {"interruptions": 1, "paused_us": 100000}
             }
         },
-        "checkpoint": {"step": 100, "path": "/kept/step-100.safetensors"}, "checkpoint_error": "",
+        "checkpoint": {"step": 100, "path": "/kept/step-100.safetensors"}, "checkpoint_error": "", "last_yield_us": 850,
         "log": "/logs/resnet18.jsonl"
     }"#;
     serde_json::from_str(text).unwrap()
@@ -170,6 +178,7 @@ goodput        96.0 % of 125 steps computed
 computed       9.60 s for steps that were kept
 discarded      0.250 s for steps that were thrown away
 interruptions  7 in 1.50 s, request 6 in 1.40 s, checkpoint 1 in 0.100 s
+last yield     0.85 ms after the request
 checkpoint     /kept/step-100.safetensors of step 100
 log            /logs/resnet18.jsonl
 ";

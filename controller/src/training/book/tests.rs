@@ -108,7 +108,10 @@ impl World {
             }
             Worker::Stopping if !whole => {
                 self.workers.insert(id, Worker::Idle);
-                self.feed(id, TaskEvent::Paused(TaskPause::Stopped { discarded_ns: Some(1_000_000) }));
+                self.feed(
+                    id,
+                    TaskEvent::Paused(TaskPause::Stopped { discarded_ns: Some(1_000_000), at_ns: 0 }),
+                );
             }
             Worker::Idle => {}
             Worker::Training | Worker::Stopping if done == STEPS => {
@@ -121,7 +124,14 @@ impl World {
                 let took_ns = u64::try_from(STEP.as_nanos()).unwrap();
                 self.feed(
                     id,
-                    TaskEvent::Step(TaskStep { step: done, loss: 1.0, rate: 0.1, samples: 4, took_ns }),
+                    TaskEvent::Step(TaskStep {
+                        step: done,
+                        loss: 1.0,
+                        rate: 0.1,
+                        samples: 4,
+                        took_ns,
+                        peak_bytes: 0,
+                    }),
                 );
             }
             Worker::Saving => {

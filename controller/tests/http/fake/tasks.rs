@@ -68,6 +68,7 @@ fn task(name: &str, total_steps: u64) -> TaskStatus {
         progress: progress.report(second),
         checkpoint: None,
         checkpoint_error: String::new(),
+        last_yield_us: Some(850),
         log: format!("/logs/{name}.jsonl").into(),
     }
 }
