@@ -7,7 +7,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{
-    Client, Fixture, Models, Process, Serve, Server, assert_says, eventually, pswitch, run,
+    Client, Fixture, Models, Process, Serve, Server, assert_says, await_end, eventually, pswitch, run,
 };
 
 fn program() -> PathBuf {
@@ -194,6 +194,25 @@ fn a_training_worker_that_is_killed_is_replaced_and_goes_on_from_the_checkpoint(
     submit(&server.client, "whole", &place.task("whole", 1200));
     await_state(&server.client, "whole", "finished");
     assert!(place.checkpoint("killed", 1200) == place.checkpoint("whole", 1200));
+}
+
+#[test]
+fn a_training_worker_that_hangs_holds_nobody_up_and_is_replaced() {
+    let (fixture, place) = (Fixture::load("integer-outputs"), Place::new());
+    let server = serve(&fixture).start();
+    let executing = server.await_workers(2);
+    submit(&server.client, "hung", &place.task("hung", 800));
+    await_steps(&server.client, "hung", 60);
+    let worker = training_worker(&server, &executing);
+    assert!(worker.signal(Signal::SIGSTOP));
+    server.client.check(&fixture.name, &fixture.cases[0]);
+    await_end(&[worker]);
+    server.client.check(&fixture.name, &fixture.cases[0]);
+    let hung = await_state(&server.client, "hung", "finished");
+    assert_eq!(hung["progress"]["by_reason"]["failure"]["interruptions"].as_u64(), Some(1), "{hung}");
+    submit(&server.client, "whole", &place.task("whole", 800));
+    await_state(&server.client, "whole", "finished");
+    assert!(place.checkpoint("hung", 800) == place.checkpoint("whole", 800));
 }
 
 #[test]

@@ -22,6 +22,12 @@ use crate::supervisor::{Loss, Supervisor};
 /// After so long a worker that could not be started is tried again.
 const RETRY: Duration = Duration::from_millis(200);
 
+/// Time that a worker has to prepare a task.
+const STARTUP_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Time that a worker has to stop computing: far longer than any operator takes.
+const YIELD_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Messages of a worker that are read before others have their turn.
 const MOST_MESSAGES: usize = 16;
 
@@ -36,6 +42,8 @@ struct Record {
     checkpoint: Option<CheckpointStatus>,
     checkpoint_error: String,
     last_yield_us: Option<u64>,
+    /// When its worker counts as hung.
+    deadline: Option<Instant>,
     /// The most that one of its steps has had of an arena.
     peak_bytes: u64,
     log: PathBuf,
@@ -106,6 +114,7 @@ impl Host {
                 self.read(worker);
             }
             self.retry();
+            self.kill_hung();
             while let Ok(mail) = receiver.try_recv() {
                 if !self.take(mail) {
                     return self.end();
@@ -194,6 +203,7 @@ impl Host {
             checkpoint: None,
             checkpoint_error: String::new(),
             last_yield_us: None,
+            deadline: None,
             peak_bytes: 0,
             log: log.unwrap_or_default(),
             log_file: None,
@@ -256,8 +266,9 @@ impl Host {
                     let sent = worker.send(&ToWorker::Train { arena });
                     self.check_sent(id, sent);
                 }
-                TaskAction::Interrupt(_) => {
+                TaskAction::Interrupt(id) => {
                     self.gate.interrupt();
+                    self.set_deadline(id, Some(YIELD_TIMEOUT));
                 }
                 TaskAction::Save(id) => {
                     let Some(worker) = self.worker(id) else { continue };
@@ -343,7 +354,10 @@ impl Host {
             worker::prepare(&record.name, &record.config, record.digest, state)
         });
         match started {
-            Ok(worker) => record.worker = Some(worker),
+            Ok(worker) => {
+                record.worker = Some(worker);
+                record.deadline = Some(Instant::now() + STARTUP_TIMEOUT);
+            }
             // Not at once: what is wrong now may be better in a while, and other actions are to be done first.
             Err(reason) => self.unstarted.push((Instant::now() + RETRY, id, reason)),
         }
@@ -379,7 +393,29 @@ impl Host {
         let now = Instant::now();
         let retry = self.unstarted.iter().map(|(due, ..)| due.saturating_duration_since(now)).min();
         let opens_in = self.gate.opens_in().filter(|rest| !rest.is_zero());
-        [retry, opens_in].into_iter().flatten().min()
+        let deadlines = self.tasks.values().filter_map(|record| record.deadline);
+        let deadline = deadlines.map(|deadline| deadline.saturating_duration_since(now)).min();
+        [retry, opens_in, deadline].into_iter().flatten().min()
+    }
+
+    fn set_deadline(&mut self, id: TaskId, within: Option<Duration>) {
+        if let Some(record) = self.tasks.get_mut(&id) {
+            record.deadline = within.map(|within| Instant::now() + within);
+        }
+    }
+
+    /// Kills workers that do not come to an end with what they were told.
+    fn kill_hung(&mut self) {
+        let now = Instant::now();
+        for record in self.tasks.values_mut() {
+            if record.deadline.is_some_and(|deadline| deadline <= now)
+                && let Some(worker) = &record.worker
+            {
+                tracing::error!(task = record.name, worker = %worker.id, "hangs and is killed");
+                record.deadline = None;
+                self.supervisor.kill(worker.id);
+            }
+        }
     }
 
     /// Tells of workers that could not be started, when it is time to try again.
@@ -401,6 +437,7 @@ impl Host {
         match message {
             FromWorker::Attached => {}
             FromWorker::TaskReady { result } => {
+                self.set_deadline(id, None);
                 if let (Ok(extent), Some(record)) = (&result, self.tasks.get(&id)) {
                     tracing::info!(
                         task = record.name,
@@ -435,6 +472,7 @@ impl Host {
             }
             FromWorker::TaskPaused(pause) => {
                 self.gate.vacate();
+                self.set_deadline(id, None);
                 if let (TaskPause::Failed { reason }, Some(record)) = (&pause, self.tasks.get(&id)) {
                     tracing::error!(task = record.name, reason, "training task failed");
                 }
@@ -494,6 +532,7 @@ impl Host {
         let Some(id) = self.task_of(worker) else { return };
         let is_over = self.book.view(id, self.now()).is_some_and(|view| view.state.is_over());
         if let Some(record) = self.tasks.get_mut(&id) {
+            record.deadline = None;
             if let Some(mut gone) = record.worker.take() {
                 gone.deregister(self.poll.registry());
             }
