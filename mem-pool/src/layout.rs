@@ -20,8 +20,8 @@ pub struct PoolLayout {
     pub homes: Range,
     /// One range for each execution that can run at a time.
     pub arenas: Vec<Range>,
-    /// The states and arenas of training tasks, which [`TrainingMemory`](crate::TrainingMemory) hands out; empty where
-    /// nothing is trained.
+    /// The states of training tasks, which [`TrainingMemory`](crate::TrainingMemory) hands out, and behind them the arena
+    /// of their steps; empty where nothing is trained.
     pub training: Range,
 }
 

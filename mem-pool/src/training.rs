@@ -1,8 +1,8 @@
 use crate::range::{align_down, align_up};
 use crate::{FreeList, PoolError, Range, TENSOR_ALIGNMENT_BYTES};
 
-/// Hands out the part of a pool that is for training: to each task a range for its state and one for the arena of its
-/// steps.
+/// Hands out the part of a pool that is for training: to each task a range for its state. What lies behind all of them is
+/// the arena of whichever task computes.
 ///
 /// As pure as the [`FreeList`] beneath it; ranges are counted from the pool's begin, as all others.
 ///

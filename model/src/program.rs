@@ -270,6 +270,23 @@ pub struct Weight {
     pub first_use: Option<usize>,
 }
 
+impl Weight {
+    /// Bytes from its first element to behind its last, in whatever order they lie. None if it has no elements.
+    pub fn extent_bytes(&self) -> u64 {
+        if self.sizes.contains(&0) {
+            return 0;
+        }
+        let last = self.sizes.iter().zip(&self.strides).map(|(size, stride)| (size - 1) * stride);
+        (last.sum::<u64>() + 1) * self.dtype.size_bytes()
+    }
+
+    /// Whether the two are one tensor under two names: the same elements in the same order.
+    pub fn is_same_tensor(&self, other: &Self) -> bool {
+        let place = |weight: &Self| (weight.storage, weight.offset_bytes, weight.dtype);
+        place(self) == place(other) && self.sizes == other.sizes && self.strides == other.strides
+    }
+}
+
 /// The kinds of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WeightKind {

@@ -16,8 +16,6 @@ const ALIGNMENT_BYTES: u64 = 512;
 pub struct StateLayout {
     /// All tensors that are kept, parameters first, in the order in which the module has them.
     pub tensors: Vec<StateTensor>,
-    /// Bytes of the program's span.
-    pub span_bytes: u64,
     /// Bytes that are kept between steps; a multiple of 512.
     pub state_bytes: u64,
     /// Bytes in all; a multiple of 512.
@@ -101,22 +99,21 @@ impl StateLayout {
         for &index in &order {
             let weight = &program.weights[index];
             // Of names of one tensor a program uses one, and not always the first.
-            let is_used = || program.weights.iter().any(|it| it.first_use.is_some() && is_same(it, weight));
+            let is_used =
+                || program.weights.iter().any(|it| it.first_use.is_some() && it.is_same_tensor(weight));
             if !weight.requires_grad || !is_used() {
                 continue;
             }
-            if weight.sizes.iter().zip(&weight.strides).any(|(&size, &stride)| size > 1 && stride == 0) {
-                return Err(expanded(weight));
-            }
+            check_elements_apart(weight)?;
             let candidate = tensor(index, Role::Parameter, place(weight));
             let end =
-                |tensor: &StateTensor| tensor.offset_bytes + extent_bytes(&program.weights[tensor.weight]);
+                |tensor: &StateTensor| tensor.offset_bytes + program.weights[tensor.weight].extent_bytes();
             let overlaps = |known: &&StateTensor| {
                 known.offset_bytes < end(&candidate) && candidate.offset_bytes < end(known)
             };
             match parameters.iter().position(|known| overlaps(&known)) {
                 // One parameter under two names.
-                Some(known) if is_same(&program.weights[parameters[known].weight], weight) => {
+                Some(known) if program.weights[parameters[known].weight].is_same_tensor(weight) => {
                     parameters[known].also_named.push(candidate.name);
                 }
                 Some(known) => {
@@ -152,7 +149,7 @@ impl StateLayout {
         }
         let trained: Vec<usize> = parameters.iter().map(|parameter| parameter.weight).collect();
         let is_tied = |weight: &Weight| {
-            weight.requires_grad && trained.iter().any(|&index| is_same(&program.weights[index], weight))
+            weight.requires_grad && trained.iter().any(|&index| program.weights[index].is_same_tensor(weight))
         };
         let others = order.iter().map(|&index| (index, &program.weights[index]));
         let others: Vec<usize> = others
@@ -165,24 +162,17 @@ impl StateLayout {
                 let weight = &program.weights[index];
                 let mut buffer = tensor(index, Role::Buffer, place(weight));
                 if matches!(weight.kind, WeightKind::Buffer { .. }) {
-                    if weight
-                        .sizes
-                        .iter()
-                        .zip(&weight.strides)
-                        .any(|(&size, &stride)| size > 1 && stride == 0)
-                    {
-                        return Err(expanded(weight));
-                    }
-                    let (begin, end) = (place(weight), place(weight) + extent_bytes(weight));
+                    check_elements_apart(weight)?;
+                    let (begin, end) = (place(weight), place(weight) + weight.extent_bytes());
                     let overlaps = |known: &&StateTensor| {
                         let other = &program.weights[known.weight];
-                        place(other) < end && begin < place(other) + extent_bytes(other)
+                        place(other) < end && begin < place(other) + other.extent_bytes()
                     };
                     // What the optimizer keeps lies elsewhere.
                     let beside =
                         tensors.iter().filter(|it| matches!(it.role, Role::Parameter | Role::Buffer));
                     match beside.clone().find(overlaps) {
-                        Some(known) if is_same(&program.weights[known.weight], weight) => {
+                        Some(known) if program.weights[known.weight].is_same_tensor(weight) => {
                             buffer.copy_bytes = known.copy_bytes;
                         }
                         Some(known) => {
@@ -194,14 +184,14 @@ impl StateLayout {
                                 ),
                             });
                         }
-                        None => buffer.copy_bytes = Some(take(extent_bytes(weight))),
+                        None => buffer.copy_bytes = Some(take(weight.extent_bytes())),
                     }
                 }
                 tensors.push(buffer);
             }
             first_copy
         };
-        Ok(Self { tensors, span_bytes: span.bytes, state_bytes, bytes: end })
+        Ok(Self { tensors, state_bytes, bytes: end })
     }
 
     /// Those in a role, in the order of the module.
@@ -218,31 +208,20 @@ fn kept_tensors(optimizer: &Optimizer) -> usize {
     }
 }
 
-/// Whether two weights are one tensor under two names.
-fn is_same(one: &Weight, other: &Weight) -> bool {
-    let place = |weight: &Weight| (weight.storage, weight.offset_bytes, weight.dtype);
-    place(one) == place(other) && one.sizes == other.sizes && one.strides == other.strides
-}
-
-fn expanded(weight: &Weight) -> TrainError {
-    TrainError::Program {
+/// Refuses a weight whose elements share memory with each other.
+fn check_elements_apart(weight: &Weight) -> Result<(), TrainError> {
+    if !weight.sizes.iter().zip(&weight.strides).any(|(&size, &stride)| size > 1 && stride == 0) {
+        return Ok(());
+    }
+    Err(TrainError::Program {
         reason: format!(
             "'{}' has elements that are one in memory (a stride of 0): nobody can change them one by one; export the \
              module with a copy",
             weight.name
         ),
-    }
+    })
 }
 
 fn dense_bytes(dtype: DType, sizes: &[u64]) -> u64 {
     sizes.iter().product::<u64>() * dtype.size_bytes()
-}
-
-/// Bytes from a weight's first element to behind its last, in whatever order they lie.
-fn extent_bytes(weight: &Weight) -> u64 {
-    if weight.sizes.contains(&0) {
-        return 0;
-    }
-    let last = weight.sizes.iter().zip(&weight.strides).map(|(size, stride)| (size - 1) * stride);
-    (last.sum::<u64>() + 1) * weight.dtype.size_bytes()
 }

@@ -162,7 +162,7 @@ impl Executable {
             purpose == Purpose::Training && matches!(weight.kind, WeightKind::Buffer { .. })
         };
         for weight in program.weights.iter().filter(used).filter(|weight| !is_changed(weight)) {
-            let bytes = span_bytes(weight);
+            let bytes = weight.extent_bytes();
             values.protect(address(weight), bytes);
             if let Some(host) = on_host(weight) {
                 values.protect(host, bytes);
@@ -447,15 +447,6 @@ pub(crate) fn fault(label: &str, raised: Raised) -> RunError {
         RaisedFault::UnknownOperator | RaisedFault::Argument | RaisedFault::Model => FaultClass::Model,
     };
     RunError { class, message: format!("{label}: {}", raised.message) }
-}
-
-/// Bytes from a weight's first element to behind its last, in whatever order they lie.
-fn span_bytes(weight: &Weight) -> u64 {
-    if weight.sizes.contains(&0) {
-        return 0;
-    }
-    let last = weight.sizes.iter().zip(&weight.strides).map(|(size, stride)| (size - 1) * stride);
-    (last.sum::<u64>() + 1) * weight.dtype.size_bytes()
 }
 
 /// Weights that are one tensor under several names, as pairs of the first and another: to autograd they must be one, too.

@@ -120,9 +120,7 @@ impl Host {
                     return self.end();
                 }
             }
-            let (is_closed, at) = (self.is_closed(), self.now());
-            let actions = self.book.set_closed(is_closed, at);
-            self.perform(actions);
+            self.choose();
             self.publish();
         }
     }
@@ -136,6 +134,17 @@ impl Host {
         self.book.note_closed(self.is_closed());
         let actions = self.book.handle(task, event, at);
         self.perform(actions);
+    }
+
+    /// Has the book look at the gate and at who is to train.
+    fn choose(&mut self) {
+        let actions = self.book.set_closed(self.is_closed(), self.now());
+        self.perform(actions);
+    }
+
+    /// Whether a task has come to its end; one that is not known has.
+    fn is_over(&self, id: TaskId) -> bool {
+        self.book.view(id, self.now()).is_none_or(|view| view.state.is_over())
     }
 
     /// False at the end.
@@ -174,8 +183,7 @@ impl Host {
     }
 
     fn submit(&mut self, task: NewTask) -> Result<(), ServiceError> {
-        let is_over = |id: &TaskId| self.book.view(*id, self.now()).is_none_or(|view| view.state.is_over());
-        if self.find(&task.name).is_some_and(|id| !is_over(&id)) {
+        if self.find(&task.name).is_some_and(|id| !self.is_over(id)) {
             let message = format!("a training task '{}' is there already, and not over", task.name);
             return Err(ServiceError::InvalidRequest { message });
         }
@@ -215,9 +223,7 @@ impl Host {
             "training task taken"
         );
         self.tasks.insert(id, record);
-        let (is_closed, at) = (self.is_closed(), self.now());
-        let actions = self.book.set_closed(is_closed, at);
-        self.perform(actions);
+        self.choose();
         Ok(())
     }
 
@@ -237,8 +243,7 @@ impl Host {
         }
         let folder = |config: &TaskConfig| config.checkpoint.as_ref().map(|it| it.folder.clone());
         // One that is over writes nothing any more.
-        let is_over = |id: TaskId| self.book.view(id, self.now()).is_none_or(|view| view.state.is_over());
-        let mut others = self.tasks.iter().filter(|(id, _)| !is_over(**id)).map(|(_, record)| record);
+        let mut others = self.tasks.iter().filter(|(id, _)| !self.is_over(**id)).map(|(_, record)| record);
         let own = folder(&task.config);
         let shared = others.find(|other| own.is_some() && folder(&other.config) == own);
         match shared {
@@ -299,7 +304,7 @@ impl Host {
             return;
         }
         let book = &self.book;
-        let at = self.begun.elapsed();
+        let at = self.now();
         let is_done = |id: TaskId, command: TaskCommand| {
             book.view(id, at).is_none_or(|view| match command {
                 TaskCommand::Resume => true,
@@ -530,7 +535,7 @@ impl Host {
 
     fn lose(&mut self, worker: WorkerId, cause: String) {
         let Some(id) = self.task_of(worker) else { return };
-        let is_over = self.book.view(id, self.now()).is_some_and(|view| view.state.is_over());
+        let is_over = self.is_over(id);
         if let Some(record) = self.tasks.get_mut(&id) {
             record.deadline = None;
             if let Some(mut gone) = record.worker.take() {

@@ -58,7 +58,8 @@ impl Launch<'_> {
         self.compute(executable, None)
     }
 
-    /// Captures all operators, a segment from each wait to the next. The outputs' places are the segments' from now on.
+    /// Captures all operators: those up to the second group that is waited for as one segment, all others as another. The
+    /// outputs' places are the segments' from now on.
     pub(crate) fn capture(
         &self,
         executable: &mut Executable,

@@ -13,7 +13,7 @@ use pswitch_protocol::FaultClass;
 use pswitch_train::{Optimizer, Role, StateLayout, StateTensor};
 
 use crate::error::{BuildError, RunError};
-use crate::executable::{Executable, Input, Purpose, Watch};
+use crate::executable::{Executable, Input, Purpose, Watch, fault};
 use crate::libtorch::{Raised, TorchDevice};
 pub(crate) use served::ServedTask;
 pub(crate) use steps::GradMode;
@@ -295,10 +295,6 @@ fn loss_of(program: &Program) -> Result<ValueId, BuildError> {
 
 fn refused(weight: &str, raised: Raised) -> BuildError {
     BuildError::Weight { weight: weight.to_owned(), reason: raised.message }
-}
-
-fn fault(what: &str, raised: Raised) -> RunError {
-    crate::executable::fault(what, raised)
 }
 
 struct StopWatch<'a>(&'a AtomicU32);
