@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Raised with every change of a message; both ends come from one build, so only equal versions talk.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 /// Bytes in a mapping that both processes know; which mapping the field's name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +40,8 @@ pub struct Attach {
     pub control_bytes: u64,
     /// How long to look for the next message before sleeping, in microseconds.
     pub spin_us: u64,
+    /// Whether libtorch is to choose kernels that give the same bits every time.
+    pub deterministic: bool,
 }
 
 /// Build a model over its home in the pool. A descriptor comes along if [`host_span_bytes`](Self::host_span_bytes) is

@@ -28,6 +28,8 @@ pub use optimizer::{Optimizer, OptimizerKind};
 /// seed: 7
 /// checkpoint: {folder: checkpoints, every_steps: 1000}
 /// weight: 2.0
+/// run_ahead_us: 500
+/// deterministic: true
 /// log_every_steps: 50
 /// ```
 ///
@@ -62,6 +64,13 @@ pub struct TaskConfig {
     /// The task's share of the device among tasks: one with 2 gets twice the time of one with 1.
     #[serde(default = "even_weight")]
     pub weight: f64,
+    /// Work that may be queued on a GPU, in microseconds: so long the task computes on when it is told to stop. With 0 every
+    /// operator is waited for, which costs a fifth of the speed and more.
+    #[serde(default = "a_millisecond")]
+    pub run_ahead_us: u64,
+    /// Kernels that give the same bits every time, where a GPU has others that are faster: `torch.use_deterministic_algorithms`.
+    #[serde(default)]
+    pub deterministic: bool,
     /// Steps between two lines of the log.
     #[serde(default = "ten")]
     pub log_every_steps: u64,
@@ -90,6 +99,10 @@ fn two() -> u32 {
 
 fn ten() -> u64 {
     10
+}
+
+fn a_millisecond() -> u64 {
+    1000
 }
 
 fn even_weight() -> f64 {

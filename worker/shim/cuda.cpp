@@ -3,10 +3,14 @@
 #include "values.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/cuda/CUDAPluggableAllocator.h>
+
+#include <vector>
 
 namespace {
 
@@ -36,18 +40,28 @@ void release(void* pointer, size_t bytes, int, cudaStream_t) {
   }
 }
 
-// One operator of each library that keeps a handle or a workspace for its stream.
+// One operator of each library that keeps a handle or a workspace for its thread and stream, of one type.
+std::vector<at::Tensor> one_of_each(const c10::Device& device, at::ScalarType type, bool with_gradients) {
+  const auto ones = [&](at::IntArrayRef sizes) {
+    auto tensor = at::ones(sizes, at::TensorOptions().device(device).dtype(type));
+    if (with_gradients) tensor.set_requires_grad(true);
+    return tensor;
+  };
+  const auto square = ones({64, 64});
+  const auto pair = ones({2, 64, 64});
+  return {
+      at::mm(square, square),
+      at::addmm(ones({64}), square, square),
+      at::bmm(pair, pair),
+      at::conv2d(ones({1, 4, 16, 16}), ones({4, 4, 3, 3})),
+  };
+}
+
+const auto types = {at::kFloat, at::kHalf, at::kBFloat16};
+
 void warm_up(const c10::Device& device) {
   const c10::InferenceMode mode;
-  for (const auto type : {at::kFloat, at::kHalf, at::kBFloat16}) {
-    const auto options = at::TensorOptions().device(device).dtype(type);
-    const auto square = at::ones({64, 64}, options);
-    const auto bias = at::ones({64}, options);
-    at::mm(square, square);
-    at::addmm(bias, square, square);
-    at::bmm(at::ones({2, 64, 64}, options), at::ones({2, 64, 64}, options));
-    at::conv2d(at::ones({1, 4, 16, 16}, options), at::ones({4, 4, 3, 3}, options));
-  }
+  for (const auto type : types) one_of_each(device, type, false);
 }
 
 } // namespace
@@ -65,6 +79,19 @@ bool ps_cuda_attach(int32_t device, void* stream, const ps_cuda_memory* served, 
     c10::cuda::setCurrentCUDAStream(
         c10::cuda::getStreamFromExternal(static_cast<cudaStream_t>(stream), index));
     warm_up({c10::DeviceType::CUDA, index});
+    c10::cuda::getCurrentCUDAStream(index).synchronize();
+  });
+}
+
+bool ps_cuda_prepare_training(int32_t device, ps_error* error) {
+  return guarded(error, PS_FAULT_MODEL, [&] {
+    const auto index = static_cast<c10::DeviceIndex>(device);
+    const at::AutoGradMode mode(true);
+    for (const auto type : types) {
+      std::vector<at::Tensor> sums;
+      for (const auto& result : one_of_each({c10::DeviceType::CUDA, index}, type, true)) sums.push_back(result.sum());
+      torch::autograd::backward({at::stack(sums).sum()}, {});
+    }
     c10::cuda::getCurrentCUDAStream(index).synchronize();
   });
 }

@@ -20,6 +20,10 @@ struct ps_cuda_memory {
 // does. To be called once, before anything of libtorch has touched a GPU.
 bool ps_cuda_attach(int32_t device, void* stream, const ps_cuda_memory* memory, ps_error* error);
 
+// Makes the handles and workspaces of the thread on which autograd computes backward passes on this GPU: no step does then.
+// Called from the thread that was attached.
+bool ps_cuda_prepare_training(int32_t device, ps_error* error);
+
 // Says where a tensor entry lies, made dense in row-major order if it is not; the table keeps that until the next clear.
 // False and an error if it is not on the GPU.
 bool ps_cuda_output(ps_values* values, uint32_t id, void** data, ps_error* error);

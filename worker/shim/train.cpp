@@ -6,6 +6,7 @@
 #include "values.h"
 
 #include <cmath>
+#include <map>
 #include <memory>
 #include <unordered_set>
 #include <utility>
@@ -50,18 +51,23 @@ struct Group {
 // Lets a backward pass run empty once it is to stop: operations without gradients compute nothing and pass none on. To throw
 // would end it as well, but leave gradients in the engine's queues until the next pass.
 struct StopHook : torch::autograd::FunctionPreHook {
-  StopHook(const uint32_t* stop, bool* stopped) : stop(stop), stopped(stopped) {}
+  StopHook(const ps_watch& watch, bool* stopped) : watch(watch), stopped(stopped) {}
 
   torch::autograd::variable_list operator()(const torch::autograd::variable_list& gradients) override {
-    if (__atomic_load_n(stop, __ATOMIC_RELAXED) != 0) __atomic_store_n(stopped, true, __ATOMIC_RELAXED);
-    return __atomic_load_n(stopped, __ATOMIC_RELAXED) ? torch::autograd::variable_list(gradients.size()) : gradients;
+    // Set by one of autograd's threads, read by another after it.
+    bool is_over = __atomic_load_n(stopped, __ATOMIC_ACQUIRE);
+    if (!is_over && watch.stops(watch.user)) {
+      is_over = true;
+      __atomic_store_n(stopped, true, __ATOMIC_RELEASE);
+    }
+    return is_over ? torch::autograd::variable_list(gradients.size()) : gradients;
   }
 
-  const uint32_t* stop;
+  ps_watch watch;
   bool* stopped;
 };
 
-void hook_all(const std::shared_ptr<torch::autograd::Node>& root, const uint32_t* stop, bool* stopped) {
+void hook_all(const std::shared_ptr<torch::autograd::Node>& root, const ps_watch& watch, bool* stopped) {
   std::unordered_set<torch::autograd::Node*> seen;
   std::vector<torch::autograd::Node*> next{root.get()};
   while (!next.empty()) {
@@ -70,7 +76,7 @@ void hook_all(const std::shared_ptr<torch::autograd::Node>& root, const uint32_t
     if (node == nullptr || !seen.insert(node).second) continue;
     // Those that add to a parameter's gradient live as long as the parameter, and their hooks with them.
     if (node->num_outputs() == 0) continue;
-    node->add_pre_hook(std::make_unique<StopHook>(stop, stopped));
+    node->add_pre_hook(std::make_unique<StopHook>(watch, stopped));
     for (const auto& edge : node->next_edges()) next.push_back(edge.function.get());
   }
 }
@@ -82,6 +88,12 @@ at::Tensor state_like(const at::Tensor& tensor, void* data) {
   return tensor.is_non_overlapping_and_dense() ? at::from_blob(data, tensor.sizes(), tensor.strides(), options)
                                                : at::from_blob(data, tensor.sizes(), options);
 }
+
+// Buffers of one type: what the program works on, and what lies in the state between steps.
+struct Copies {
+  std::vector<at::Tensor> seen;
+  std::vector<at::Tensor> home;
+};
 
 // One group for each type, in the order in which the types first come.
 std::vector<Group> groups_of(std::vector<Parameter>& parameters) {
@@ -174,6 +186,9 @@ struct ps_trainer {
   ps_optimizer optimizer;
   std::vector<Parameter> parameters;
   std::vector<Buffer> buffers;
+  // Those buffers that are seen, by type: lists of one type are copied by few kernels on a GPU, where each by itself would
+  // take as long as a layer.
+  std::map<at::ScalarType, Copies> copies;
   // Of the step under way.
   std::vector<at::Tensor> losses;
 
@@ -214,8 +229,15 @@ void ps_grad_mode(bool records) {
   at::GradMode::set_enabled(records);
 }
 
+void ps_deterministic() {
+  auto& context = at::globalContext();
+  context.setDeterministicCuDNN(true);
+  context.setDeterministicAlgorithms(true, /*warn_only=*/false);
+  context.setDeterministicFillUninitializedMemory(false);
+}
+
 ps_trainer* ps_trainer_new(const ps_optimizer* optimizer) {
-  return new ps_trainer{*optimizer, {}, {}, {}};
+  return new ps_trainer{*optimizer, {}, {}, {}, {}};
 }
 
 void ps_trainer_delete(ps_trainer* trainer) {
@@ -236,6 +258,9 @@ bool ps_trainer_add_buffer(ps_trainer* trainer, const ps_values* values, uint32_
     const auto& seen = values->entries[id].toTensor();
     const auto options = at::TensorOptions().dtype(seen.scalar_type()).device(seen.device());
     trainer->buffers.push_back({seen, at::from_blob(home, seen.sizes(), seen.strides(), options)});
+    auto& copies = trainer->copies[seen.scalar_type()];
+    copies.seen.push_back(seen);
+    copies.home.push_back(trainer->buffers.back().home);
   });
 }
 
@@ -281,14 +306,12 @@ bool ps_trainer_begin(ps_trainer* trainer, uint64_t seed, ps_error* error) {
     trainer->discard();
     at::manual_seed(seed);
     const at::NoGradGuard no_grad;
-    for (auto& [seen, home] : trainer->buffers) {
-      if (seen.defined()) seen.copy_(home);
-    }
+    for (auto& [type, copies] : trainer->copies) at::_foreach_copy_(copies.seen, copies.home);
   });
 }
 
-bool ps_trainer_backward(ps_trainer* trainer, ps_values* values, uint32_t loss, double divisor, const uint32_t* stop,
-                         bool* stopped, ps_error* error) {
+bool ps_trainer_backward(ps_trainer* trainer, ps_values* values, uint32_t loss, double divisor,
+                         const ps_watch* watch, bool* stopped, ps_error* error) {
   *stopped = false;
   return guarded(error, PS_FAULT_MODEL, [&] {
     const auto& value = values->entries[loss].toTensor();
@@ -296,7 +319,7 @@ bool ps_trainer_backward(ps_trainer* trainer, ps_values* values, uint32_t loss, 
     TORCH_CHECK(value.grad_fn() != nullptr, "the loss depends on no parameter");
     trainer->losses.push_back(value.detach().clone());
     const auto root = divisor == 1 ? value : value / divisor;
-    hook_all(root.grad_fn(), stop, stopped);
+    hook_all(root.grad_fn(), *watch, stopped);
     torch::autograd::backward({root}, {});
   });
 }
@@ -322,9 +345,7 @@ bool ps_trainer_apply(ps_trainer* trainer, double rate, double clip_norm, ps_err
       }
       for (auto* parameter : group.parameters) ++parameter->steps;
     }
-    for (auto& [seen, home] : trainer->buffers) {
-      if (seen.defined()) home.copy_(seen);
-    }
+    for (auto& [type, copies] : trainer->copies) at::_foreach_copy_(copies.home, copies.seen);
   });
   trainer->discard();
   return applied;

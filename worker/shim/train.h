@@ -32,6 +32,10 @@ void ps_grad_guard_delete(ps_grad_guard* guard);
 // The same for single calls meanwhile: as inside of `torch.no_grad()` and `torch.enable_grad()`.
 void ps_grad_mode(bool records);
 
+// Lets libtorch choose kernels that give the same bits every time: `torch.use_deterministic_algorithms(True)`, without
+// filling memory that nothing was written to.
+void ps_deterministic();
+
 ps_trainer* ps_trainer_new(const ps_optimizer* optimizer);
 void ps_trainer_delete(ps_trainer* trainer);
 // A parameter: a tensor entry that requires gradients. `first` and `second` are memory for the optimizer's state, as large as
@@ -61,9 +65,15 @@ bool ps_trainer_write(ps_trainer* trainer, int32_t role, size_t index, const voi
 
 // Begins a step: seeds libtorch's generators and lets the program see the buffers as the last step left them.
 bool ps_trainer_begin(ps_trainer* trainer, uint64_t seed, ps_error* error);
-// Computes the gradients of `values[loss] / divisor`, added to those of this step so far. Looks at `*stop` ahead of every
-// operation: once it is not zero nothing more is computed, `*stopped` is set, and the gradients are of no use.
-bool ps_trainer_backward(ps_trainer* trainer, ps_values* values, uint32_t loss, double divisor, const uint32_t* stop,
+// Asked ahead of every operation, by one thread at a time, which need not be the caller's: true to end the pass.
+struct ps_watch {
+  bool (*stops)(const void* user);
+  const void* user;
+};
+
+// Computes the gradients of `values[loss] / divisor`, added to those of this step so far. Once `watch` says so nothing more
+// is computed, `*stopped` is set, and the gradients are of no use.
+bool ps_trainer_backward(ps_trainer* trainer, ps_values* values, uint32_t loss, double divisor, const ps_watch* watch,
                          bool* stopped, ps_error* error);
 // The mean of the losses of this step so far; waits for a GPU to have computed them.
 bool ps_trainer_loss(const ps_trainer* trainer, double* loss, ps_error* error);

@@ -22,7 +22,7 @@ use crate::error::WorkerError;
 use crate::executable::Executable;
 use crate::host;
 use crate::libtorch::TorchDevice;
-use crate::training::ServedTask;
+use crate::training::{ServedTask, choose_deterministic_kernels};
 use crate::work::{Example, Model, Shared, Work};
 
 /// Serves a controller until it says [`ToWorker::Shutdown`] or closes the connection. The process should end then, by
@@ -63,9 +63,13 @@ pub fn serve(channel: &Channel) -> Result<(), WorkerError> {
                 channel.send(&FromWorker::TaskReady { result }, &[])?;
             }
             ToWorker::Train { arena } => {
-                let Worker { task, shared, .. } = &mut *worker;
+                let Worker { task, shared, executor, .. } = &mut *worker;
                 let task = task.as_mut().ok_or_else(no_task)?;
-                let pause = task.train(shared, arena, channel)?;
+                let gpu = match executor {
+                    Executor::Host => None,
+                    Executor::Cuda(cuda) => Some(cuda.stream()),
+                };
+                let pause = task.train(shared, arena, gpu, channel)?;
                 channel.send(&FromWorker::TaskPaused(pause), &[])?;
             }
             ToWorker::SaveTask => {
@@ -108,6 +112,11 @@ impl Worker {
         let (Some(slots), Some(control)) = (descriptors.next(), descriptors.next()) else {
             return Err(ProtocolError::Descriptors { message: "Attach", found: 0, expected: 3 }.into());
         };
+        if attach.deterministic {
+            // SAFETY: a worker that attaches has no other thread yet. cuBLAS asks for it.
+            unsafe { std::env::set_var("CUBLAS_WORKSPACE_CONFIG", ":4096:8") };
+            choose_deterministic_kernels();
+        }
         let id: DeviceId = attach.device.id.parse()?;
         let device = open_device(id, LinkThrottle::default())?;
         let pool = device.open(MemoryHandle::from_parts(&attach.pool, descriptors.collect())?)?;
@@ -221,7 +230,12 @@ impl Worker {
 
     /// Prepares the task of this worker; the inner error is a line for the controller.
     fn prepare_task(&mut self, order: &PrepareTask) -> Result<Result<TaskExtent, String>, WorkerError> {
-        let prepared = ServedTask::prepare(order, &self.shared, self.torch)?;
+        if let Executor::Cuda(cuda) = &self.executor
+            && let Err(error) = cuda.prepare_training()
+        {
+            return Ok(Err(error.to_string()));
+        }
+        let prepared = ServedTask::prepare(order, &self.shared)?;
         Ok(prepared.map(|task| self.task.insert(task).extent()))
     }
 

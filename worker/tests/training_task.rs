@@ -7,10 +7,10 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use pswitch_device::{DeviceAddress, SharedMemory};
+use pswitch_device::{DeviceAddress, DeviceId, LinkThrottle, SharedMemory, open_device};
 use pswitch_model::{Archive, StorageId};
 use pswitch_train::{Role, StateLayout, TaskConfig, TrainError, latest_checkpoint};
-use pswitch_worker::{ExecutionArena, TaskError, TaskStep, TorchDevice, TrainingTask};
+use pswitch_worker::{ExecutionArena, TaskError, TaskStep, TrainingTask};
 use safetensors::SafeTensors;
 
 const ARENA_BYTES: u64 = 64 << 20;
@@ -74,14 +74,16 @@ impl Rig {
         }
         tch::set_num_threads(1);
         let base = DeviceAddress(state.as_ptr() as u64);
+        let device = open_device(DeviceId::Host(0), LinkThrottle::default()).unwrap();
         // SAFETY: the state lives beside the task, holds the weights, and is nobody else's.
-        let task = unsafe { TrainingTask::build(config, &archive, TorchDevice::Cpu, base) }?;
+        let task = unsafe { TrainingTask::build(config, &archive, device.as_ref(), base) }?;
         Ok(Self { task, state })
     }
 
     fn step(&mut self) -> f64 {
         let scope = ExecutionArena::begin(arena(), ARENA_BYTES);
-        let end = self.task.step(&AtomicU32::new(0)).unwrap();
+        // SAFETY: nothing is uploaded.
+        let end = unsafe { self.task.step(&AtomicU32::new(0), None) }.unwrap();
         assert_eq!(scope.end().in_use_bytes, 0);
         match end {
             TaskStep::Finished { loss, .. } => loss,

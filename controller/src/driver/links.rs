@@ -92,6 +92,7 @@ impl Links {
             control,
             control_bytes: self.control.bytes(),
             spin_us: u64::try_from(attachment.spin.as_micros()).unwrap_or(u64::MAX),
+            deterministic: false,
         };
         let mut descriptors: Vec<BorrowedFd<'_>> = vec![attachment.slots.fd(), self.control.fd()];
         descriptors.extend(attachment.pool_descriptors.iter().map(AsFd::as_fd));

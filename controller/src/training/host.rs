@@ -355,7 +355,8 @@ impl Host {
             };
             mailbox.put(Mail::Lost(worker, cause));
         });
-        let started = self.attachment.start(&self.supervisor, lost, block, self.poll.registry(), || {
+        let (registry, deterministic) = (self.poll.registry(), record.config.deterministic);
+        let started = self.attachment.start(&self.supervisor, lost, block, registry, deterministic, || {
             worker::prepare(&record.name, &record.config, record.digest, state)
         });
         match started {

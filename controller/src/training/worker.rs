@@ -45,6 +45,7 @@ impl Attachment {
         lost: OnLoss,
         block: u64,
         registry: &Registry,
+        deterministic: bool,
         order: impl FnOnce() -> Result<PrepareTask, String>,
     ) -> Result<TaskWorker, String> {
         let order = order()?;
@@ -58,6 +59,7 @@ impl Attachment {
             control: block,
             control_bytes: self.control.bytes(),
             spin_us: 0,
+            deterministic,
         };
         let mut descriptors: Vec<BorrowedFd<'_>> = vec![self.slots.fd(), self.control.fd()];
         descriptors.extend(self.pool_descriptors.iter().map(AsFd::as_fd));

@@ -1,8 +1,8 @@
 //! The stream on which a worker executes on a GPU, and graphs of what was launched on it.
 
-use std::cell::Cell;
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::context::{Context, RawStream, log_failure};
 use super::driver::{check, size, sys};
@@ -15,7 +15,7 @@ use crate::{DeviceAddress, DeviceError, DeviceId, DeviceSlice, ExecutionStream, 
 
 /// A GPU's stream of computation, of the greatest priority that there is.
 ///
-/// It belongs to one thread. libtorch is told its [number](Self::raw) and launches on it; everything here is enqueued in
+/// One thread at a time enqueues. libtorch is told its [number](Self::raw) and launches on it; everything here is enqueued in
 /// between, in the order of the calls, and returns at once. While a [capture](Self::begin_capture) is under way nothing runs:
 /// what is enqueued becomes nodes of the graph instead.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub struct GpuStream {
     id: DeviceId,
     stream: RawStream,
     done: PinnedWord,
-    is_capturing: Cell<bool>,
+    is_capturing: AtomicBool,
 }
 
 impl GpuStream {
@@ -40,7 +40,7 @@ impl GpuStream {
             id,
             stream: RawStream::of_greatest_priority(&context)?,
             done: PinnedWord::new(&context)?,
-            is_capturing: Cell::new(false),
+            is_capturing: AtomicBool::new(false),
         })
     }
 
@@ -110,13 +110,39 @@ impl GpuStream {
         check("cuMemcpyDtoHAsync", enqueued)
     }
 
+    /// Copies pinned host memory to this GPU.
+    ///
+    /// # Safety
+    /// The bytes from `to` on must be memory of this GPU, in this process, and nobody else's until the copy has been done;
+    /// until then those of `from` must not change either.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotPinned`], [`DeviceError::Cuda`].
+    pub unsafe fn copy_in(&self, from: &HostSlice, to: DeviceAddress) -> Result<(), DeviceError> {
+        check_pinned(self.id, from)?;
+        if from.bytes() == 0 {
+            return Ok(());
+        }
+        let _entered = self.stream.context().enter()?;
+        // SAFETY: the source is pinned, and `from` lies inside of it; the caller promises the destination.
+        let enqueued = unsafe {
+            sys::cuMemcpyHtoDAsync_v2(
+                to.0,
+                host_start(from).cast_const().cast(),
+                size(from.bytes()),
+                self.stream.raw(),
+            )
+        };
+        check("cuMemcpyHtoDAsync", enqueued)
+    }
+
     /// Takes the time when the stream gets here; in a graph, at each of its launches.
     ///
     /// # Errors
     /// [`DeviceError::Cuda`].
     pub fn mark(&self, moment: &GpuMoment) -> Result<(), DeviceError> {
         let external = sys::CUevent_record_flags::CU_EVENT_RECORD_EXTERNAL as u32;
-        let flags = if self.is_capturing.get() { external } else { 0 };
+        let flags = if self.is_capturing.load(Ordering::Relaxed) { external } else { 0 };
         let _entered = self.stream.context().enter()?;
         // SAFETY: event and stream live and belong to one context.
         let recorded = unsafe { sys::cuEventRecordWithFlags(moment.raw, self.stream.raw(), flags) };
@@ -173,7 +199,7 @@ impl GpuStream {
         // SAFETY: the stream lives as long as `self`.
         let begun = unsafe { sys::cuStreamBeginCapture_v2(self.stream.raw(), mode) };
         check("cuStreamBeginCapture", begun)?;
-        self.is_capturing.set(true);
+        self.is_capturing.store(true, Ordering::Relaxed);
         Ok(())
     }
 
@@ -186,7 +212,7 @@ impl GpuStream {
     pub fn end_capture(&self) -> Result<GpuGraph, DeviceError> {
         let context = self.stream.context();
         let _entered = context.enter()?;
-        self.is_capturing.set(false);
+        self.is_capturing.store(false, Ordering::Relaxed);
         let mut graph = ptr::null_mut();
         // SAFETY: `graph` is written during the call; without a capture the driver refuses it.
         let ended = unsafe { sys::cuStreamEndCapture(self.stream.raw(), &raw mut graph) };
@@ -197,7 +223,7 @@ impl GpuStream {
 
     /// Ends a capture, if one is under way, and forgets it.
     pub fn abandon_capture(&self) {
-        if self.is_capturing.get() {
+        if self.is_capturing.load(Ordering::Relaxed) {
             // What it cannot capture it says, and nobody wants to know.
             let _ = self.end_capture();
         }
@@ -213,6 +239,8 @@ pub struct GpuMoment {
 
 // SAFETY: an event is a handle of the driver, whose functions may be called from any thread.
 unsafe impl Send for GpuMoment {}
+// SAFETY: as above, also at the same time.
+unsafe impl Sync for GpuMoment {}
 
 impl GpuMoment {
     /// One that has not been taken.
@@ -226,6 +254,19 @@ impl GpuMoment {
         // SAFETY: `raw` is written during the call; the event is destroyed in `drop`.
         check("cuEventCreate", unsafe { sys::cuEventCreate(&raw mut raw, 0) })?;
         Ok(Self { raw, context: Arc::clone(context) })
+    }
+
+    /// Whether the stream has passed it since it was last taken; true for one that never was.
+    ///
+    /// # Errors
+    /// [`DeviceError::Cuda`] if anything ahead of it has failed.
+    pub fn has_passed(&self) -> Result<bool, DeviceError> {
+        let _entered = self.context.enter()?;
+        // SAFETY: the event lives.
+        match unsafe { sys::cuEventQuery(self.raw) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            result => check("cuEventQuery", result).map(|()| true),
+        }
     }
 
     /// Microseconds since another moment; both must have been passed.

@@ -118,6 +118,8 @@ pub(super) struct PinnedWord {
 
 // SAFETY: the word belongs to this value alone, and its allocation to the process.
 unsafe impl Send for PinnedWord {}
+// SAFETY: this process looks at it and writes it as an atomic.
+unsafe impl Sync for PinnedWord {}
 
 impl PinnedWord {
     pub(super) fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {

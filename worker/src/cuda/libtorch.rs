@@ -32,6 +32,7 @@ struct RawMemory {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CudaLibtorch {
     attach: unsafe extern "C" fn(c_int, *mut c_void, *const RawMemory, *mut RawError) -> bool,
+    prepare_training: unsafe extern "C" fn(c_int, *mut RawError) -> bool,
     output: unsafe extern "C" fn(*mut RawValues, u32, *mut *mut c_void, *mut RawError) -> bool,
     clear_error: unsafe extern "C" fn(),
 }
@@ -58,6 +59,10 @@ impl CudaLibtorch {
                     *mut c_void,
                     unsafe extern "C" fn(c_int, *mut c_void, *const RawMemory, *mut RawError) -> bool,
                 >(find(library, c"ps_cuda_attach")?),
+                prepare_training: std::mem::transmute::<
+                    *mut c_void,
+                    unsafe extern "C" fn(c_int, *mut RawError) -> bool,
+                >(find(library, c"ps_cuda_prepare_training")?),
                 output: std::mem::transmute::<
                     *mut c_void,
                     unsafe extern "C" fn(*mut RawValues, u32, *mut *mut c_void, *mut RawError) -> bool,
@@ -85,6 +90,14 @@ impl CudaLibtorch {
         // SAFETY: the stream outlives libtorch's use of it, which ends with the process; `memory` is copied, and its
         // functions may be called from any thread.
         checked(|error| unsafe { (self.attach)(ordinal, raw, &raw const memory, error) })
+            .map_err(|raised| WorkerError::Libtorch { reason: raised.message })
+    }
+
+    /// Makes the handles and workspaces of the thread that computes backward passes.
+    pub(crate) fn prepare_training(&self, ordinal: u32) -> Result<(), WorkerError> {
+        let ordinal = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
+        // SAFETY: no preconditions but that libtorch is attached, which its owner sees to.
+        checked(|error| unsafe { (self.prepare_training)(ordinal, error) })
             .map_err(|raised| WorkerError::Libtorch { reason: raised.message })
     }
 

@@ -44,6 +44,7 @@ extern "C" fn note_outside(bytes: i64) {
 /// What a worker executes with on a GPU.
 pub(crate) struct CudaExecutor {
     libtorch: CudaLibtorch,
+    ordinal: u32,
     stream: GpuStream,
     slots: PinnedMemory,
     /// When the first layer of the last execution began, and when its outputs were there.
@@ -62,9 +63,20 @@ impl CudaExecutor {
         libtorch.attach(ordinal, &stream, note_outside)?;
         let slots = shared.device.pin(Arc::clone(&shared.slots))?;
         let (first, last) = (GpuMoment::new(&stream)?, GpuMoment::new(&stream)?);
-        let executor = Self { libtorch, stream, slots, first, last, models: HashMap::new(), captured: 0 };
+        let models = HashMap::new();
+        let executor = Self { libtorch, ordinal, stream, slots, first, last, models, captured: 0 };
         executor.tell(shared)?;
         Ok(executor)
+    }
+
+    /// The stream on which everything is computed.
+    pub(crate) fn stream(&self) -> &GpuStream {
+        &self.stream
+    }
+
+    /// Makes what backward passes need beside the pool.
+    pub(crate) fn prepare_training(&self) -> Result<(), WorkerError> {
+        self.libtorch.prepare_training(self.ordinal)
     }
 
     /// Puts what the worker has beside the pool where its controller looks for it.

@@ -16,6 +16,13 @@ pub(super) struct RawGradGuard {
     _opaque: [u8; 0],
 }
 
+/// `ps_watch`
+#[repr(C)]
+pub(super) struct RawWatch {
+    pub(super) stops: extern "C" fn(*const c_void) -> bool,
+    pub(super) user: *const c_void,
+}
+
 /// `ps_optimizer`
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
@@ -43,6 +50,8 @@ unsafe extern "C" {
     pub(super) fn ps_grad_guard_new() -> *mut RawGradGuard;
     pub(super) fn ps_grad_guard_delete(guard: *mut RawGradGuard);
     pub(super) fn ps_grad_mode(records: bool);
+
+    pub(super) fn ps_deterministic();
 
     pub(super) fn ps_trainer_new(optimizer: *const RawOptimizer) -> *mut RawTrainer;
     pub(super) fn ps_trainer_delete(trainer: *mut RawTrainer);
@@ -95,7 +104,7 @@ unsafe extern "C" {
         values: *mut RawValues,
         loss: u32,
         divisor: f64,
-        stop: *const u32,
+        watch: *const RawWatch,
         stopped: *mut bool,
         error: *mut RawError,
     ) -> bool;

@@ -1,11 +1,12 @@
 //! Training: steps of an exported program under autograd, with state that stays in the pool.
 
 mod ffi;
+mod loader;
+mod pace;
+mod run_ahead;
 mod served;
 mod steps;
 mod task;
-
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use pswitch_device::DeviceAddress;
 use pswitch_model::{OutputKind, Program, ValueId};
@@ -15,10 +16,11 @@ use pswitch_train::{Optimizer, Role, StateLayout, StateTensor};
 use crate::error::{BuildError, RunError};
 use crate::executable::{Executable, Input, Purpose, Watch, fault};
 use crate::libtorch::{Raised, TorchDevice};
+pub use pace::Pace;
 pub(crate) use served::ServedTask;
-pub(crate) use steps::GradMode;
 use steps::{BackwardEnd, Steps};
-pub use task::{Snapshot, TaskStep, TrainingTask};
+pub(crate) use steps::{GradMode, choose_deterministic_kernels};
+pub use task::{Snapshot, TaskStep, TrainingTask, Upload};
 
 /// A training program over its state.
 ///
@@ -197,7 +199,7 @@ impl Trainer {
     }
 
     /// One step. `batch` gives the inputs of micro-batch after micro-batch; those before are not looked at any more. Ends
-    /// early once `stop` is not zero, between two operators or two operations of the backward pass.
+    /// early once `pace` says so, between two operators or two operations of the backward pass.
     ///
     /// Inputs should begin at multiples of 64 bytes, as tensors of PyTorch's own do: kernels that find other addresses may
     /// add in another order, and the last bits of a loss differ.
@@ -211,11 +213,12 @@ impl Trainer {
     pub unsafe fn step(
         &mut self,
         order: &StepOrder,
-        stop: &AtomicU32,
+        pace: &dyn Pace,
         mut batch: impl FnMut(u32) -> Result<Vec<Input>, RunError>,
     ) -> Result<StepEnd, RunError> {
+        pace.begin();
         // SAFETY: the caller's promise is the one asked for.
-        let result = unsafe { self.gradients(order, stop, &mut batch) };
+        let result = unsafe { self.gradients(order, pace, &mut batch) };
         self.executable.clear();
         let result = match result {
             Ok(None) => self.finish(order),
@@ -230,19 +233,19 @@ impl Trainer {
     unsafe fn gradients(
         &mut self,
         order: &StepOrder,
-        stop: &AtomicU32,
+        pace: &dyn Pace,
         batch: &mut impl FnMut(u32) -> Result<Vec<Input>, RunError>,
     ) -> Result<Option<Phase>, RunError> {
         self.steps.begin(order.seed).map_err(|raised| fault("a step", raised))?;
         for index in 0..order.micro_batches.max(1) {
             // Before rows are gathered, which no operator is.
-            if stop.load(Ordering::Relaxed) != 0 {
+            if pace.stops() {
                 return Ok(Some(Phase::Forward));
             }
             let inputs = batch(index)?;
             let mut mode = GradMode::begin();
             // SAFETY: the caller promises the inputs; the state is there.
-            let ran = unsafe { self.executable.run_recorded(&inputs, &mut StopWatch(stop), &mut mode) };
+            let ran = unsafe { self.executable.run_recorded(&inputs, &mut StopWatch(pace), &mut mode) };
             match ran {
                 Ok(()) => {}
                 Err(error) if error.class == FaultClass::Stopped => return Ok(Some(Phase::Forward)),
@@ -250,7 +253,7 @@ impl Trainer {
             }
             mode.set(true);
             let values = self.executable.values();
-            let end = self.steps.backward(values, self.loss, order.micro_batches.max(1), stop);
+            let end = self.steps.backward(values, self.loss, order.micro_batches.max(1), pace);
             match end.map_err(|raised| fault("the backward pass", raised))? {
                 BackwardEnd::Done => self.executable.clear(),
                 BackwardEnd::Stopped => return Ok(Some(Phase::Backward)),
@@ -297,11 +300,11 @@ fn refused(weight: &str, raised: Raised) -> BuildError {
     BuildError::Weight { weight: weight.to_owned(), reason: raised.message }
 }
 
-struct StopWatch<'a>(&'a AtomicU32);
+struct StopWatch<'a>(&'a dyn Pace);
 
 impl Watch for StopWatch<'_> {
     fn before(&mut self, _node: usize) -> Result<(), RunError> {
-        if self.0.load(Ordering::Relaxed) == 0 {
+        if !self.0.stops() {
             return Ok(());
         }
         Err(RunError { class: FaultClass::Stopped, message: "the step was stopped".to_owned() })

@@ -2,21 +2,23 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pswitch_device::{DeviceSlice, HostSlice, SharedMemory};
+use pswitch_device::{DeviceAddress, DeviceError, DeviceSlice, GpuStream, HostSlice, SharedMemory};
+use pswitch_mem_pool::ArenaStats;
 use pswitch_model::{Archive, StorageId};
 use pswitch_protocol::{
-    Channel, FromWorker, PrepareTask, Region, TaskExtent, TaskPause, TaskStep as Counted, control,
-    monotonic_ns,
+    Channel, FaultClass, FromWorker, PrepareTask, Region, TaskExtent, TaskPause, TaskStep as Counted,
+    control, monotonic_ns,
 };
 use pswitch_train::{StateLayout, TaskConfig, TrainError, latest_checkpoint};
 
-use super::task::{TaskStep, TrainingTask};
+use super::run_ahead::RunAhead;
+use super::task::{TaskStep, TrainingTask, Upload};
 use crate::arena::ExecutionArena;
-use crate::error::WorkerError;
-use crate::libtorch::TorchDevice;
+use crate::error::{RunError, WorkerError};
 use crate::work::Shared;
 
 /// Longest that a copy of the initial state may take.
@@ -29,6 +31,8 @@ const SAVE_AGAIN: Duration = Duration::from_secs(2);
 pub(crate) struct ServedTask {
     task: TrainingTask,
     config: TaskConfig,
+    /// What is queued on a GPU, and how long it takes.
+    ahead: RunAhead,
     /// Writes the last snapshot while steps go on.
     writer: Option<Writer>,
 }
@@ -40,24 +44,12 @@ struct Writer {
 
 impl ServedTask {
     /// Fills the state, and builds the task over it. The inner error is a line for the controller.
-    pub(crate) fn prepare(
-        order: &PrepareTask,
-        shared: &Shared,
-        device: TorchDevice,
-    ) -> Result<Result<Self, String>, WorkerError> {
-        if let TorchDevice::Cuda(_) = device {
-            return Ok(Err("training on a GPU is not there yet: give the task to a host device".to_owned()));
-        }
+    pub(crate) fn prepare(order: &PrepareTask, shared: &Shared) -> Result<Result<Self, String>, WorkerError> {
         let state = shared.slice(order.state)?;
-        Ok(Self::build(order, shared, &state, device))
+        Ok(Self::build(order, shared, &state))
     }
 
-    fn build(
-        order: &PrepareTask,
-        shared: &Shared,
-        state: &DeviceSlice,
-        device: TorchDevice,
-    ) -> Result<Self, String> {
+    fn build(order: &PrepareTask, shared: &Shared, state: &DeviceSlice) -> Result<Self, String> {
         let config = TaskConfig::from_yaml(&order.config).map_err(chain)?;
         let archive = Archive::open(&config.archive()).map_err(chain)?;
         if archive.digest() != order.digest {
@@ -75,45 +67,45 @@ impl ServedTask {
         // SAFETY: the place is part of the pool, which is mapped for as long as the worker lives, and this task's alone; it
         // holds the weights.
         let mut task =
-            unsafe { TrainingTask::build(&config, &archive, device, state.address()) }.map_err(chain)?;
+            unsafe { TrainingTask::build(&config, &archive, shared.device.as_ref(), state.address()) }
+                .map_err(chain)?;
         if let Some(checkpoints) = &config.checkpoint
             && let Some(checkpoint) = latest_checkpoint(&checkpoints.folder).map_err(chain)?
         {
             task.resume(&checkpoint).map_err(chain)?;
             tracing::info!(task = order.name, step = task.steps_done(), file = %checkpoint.path().display(), "resumed");
         }
-        Ok(Self { task, config, writer: None })
+        let ahead = RunAhead::new(Duration::from_micros(config.run_ahead_us));
+        Ok(Self { task, config, ahead, writer: None })
     }
 
     pub(crate) fn extent(&self) -> TaskExtent {
         TaskExtent { steps_done: self.task.steps_done(), total_steps: self.task.total_steps() }
     }
 
-    /// Steps until the stop flag is set or all are done, each of which is told.
+    /// Steps until the stop flag is set or all are done, each of which is told. `gpu` is the stream that computes, if one does.
     pub(crate) fn train(
         &mut self,
         shared: &Shared,
         arena: Region,
+        gpu: Option<&GpuStream>,
         channel: &Channel,
     ) -> Result<TaskPause, WorkerError> {
         let stop = shared.control.word(shared.block + control::STOP)?;
         let place = shared.slice(arena)?;
-        let is_stopped = || stop.load(std::sync::atomic::Ordering::Relaxed) != 0;
         while !self.task.is_finished() {
-            if is_stopped() {
+            if stop.load(Ordering::Relaxed) != 0 {
                 return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: monotonic_ns() });
             }
             let begun = Instant::now();
-            let arena = ExecutionArena::begin(place.address(), place.bytes());
-            let end = self.task.step(stop);
-            let stats = arena.end();
+            let (end, stats) = self.step(stop, &place, gpu);
             // After an error autograd's engine may keep some of it; but then nothing of this task runs here any more.
             if end.is_ok() && stats.in_use_bytes != 0 {
                 return Err(WorkerError::Kept { bytes: stats.in_use_bytes });
             }
             let took_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
             match end {
-                Ok(TaskStep::Finished { step, loss, rate, samples }) => {
+                Ok((TaskStep::Finished { step, loss, rate, samples }, _)) => {
                     channel.send(
                         &FromWorker::TaskStep(Counted {
                             step,
@@ -130,19 +122,11 @@ impl ServedTask {
                         self.begin_write(channel)?;
                     }
                 }
-                Ok(TaskStep::Stopped) => {
-                    return Ok(TaskPause::Stopped { discarded_ns: Some(took_ns), at_ns: monotonic_ns() });
+                Ok((TaskStep::Stopped, at_ns)) => {
+                    return Ok(TaskPause::Stopped { discarded_ns: Some(took_ns), at_ns });
                 }
                 Err(error) => {
-                    let arena_bytes = stats.capacity_bytes;
-                    let reason = match error.class {
-                        pswitch_protocol::FaultClass::OutOfMemory => format!(
-                            "{}: the arena has {arena_bytes} bytes; give the device a larger training_size, or the task \
-                             a smaller batch_size with a larger accumulate",
-                            error.message
-                        ),
-                        _ => error.message,
-                    };
+                    let reason = explain(error, stats.capacity_bytes);
                     // What is being written is its last.
                     self.tell_written(channel, true)?;
                     return Ok(TaskPause::Failed { reason });
@@ -153,13 +137,51 @@ impl ServedTask {
         while !self.save(channel)? {
             let again_at = Instant::now() + SAVE_AGAIN;
             while Instant::now() < again_at {
-                if is_stopped() {
+                if stop.load(Ordering::Relaxed) != 0 {
                     return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: monotonic_ns() });
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
         Ok(TaskPause::Finished)
+    }
+
+    /// One step within a place in the pool, and when the device was done, should it have been stopped. Then nothing of it is
+    /// computed any more; behind one that was finished a GPU may still have the optimizer before it.
+    #[allow(clippy::type_complexity)] // a step's end, its time, and what it has used
+    fn step(
+        &mut self,
+        stop: &AtomicU32,
+        place: &DeviceSlice,
+        gpu: Option<&GpuStream>,
+    ) -> (Result<(TaskStep, u64), RunError>, ArenaStats) {
+        let Some(stream) = gpu else {
+            let arena = ExecutionArena::begin(place.address(), place.bytes());
+            // SAFETY: nothing is uploaded.
+            let end = unsafe { self.task.step(stop, None) };
+            return (end.map(|end| (end, monotonic_ns())), arena.end());
+        };
+        // Inputs first, and what is left for what the step allocates.
+        let inputs_bytes = self.task.inputs_bytes().min(place.bytes());
+        let rest = DeviceAddress(place.address().0 + inputs_bytes);
+        let arena = ExecutionArena::begin(rest, place.bytes() - inputs_bytes);
+        let upload = Upload { stream, at: place.address() };
+        let pace = self.ahead.watch(stream, stop);
+        let end = if inputs_bytes < self.task.inputs_bytes() {
+            let message = format!("a batch of {} bytes does not fit", self.task.inputs_bytes());
+            Err(RunError { class: FaultClass::OutOfMemory, message })
+        } else {
+            // SAFETY: the place is this task's for as long as it trains, which it says to be over when the stream is idle.
+            unsafe { self.task.step(&pace, Some(upload)) }
+        };
+        let failed = |error: DeviceError| RunError { class: FaultClass::Model, message: error.to_string() };
+        let stopped = pace.end().map_err(failed);
+        let end = stopped.and_then(|stopped_ns| Ok((end?, stopped_ns.unwrap_or_else(monotonic_ns))));
+        // Others may have the place behind all but a step that counts, which another one follows on the same stream.
+        let is_over = !matches!(end, Ok((TaskStep::Finished { .. }, _))) || self.task.is_finished();
+        let idle = if is_over { stream.synchronize().map_err(failed) } else { Ok(()) };
+        let end = idle.and(end);
+        (end, arena.end())
     }
 
     fn is_due(&self) -> bool {
@@ -235,6 +257,18 @@ fn fill(
     let mut stream = shared.device.copy_stream("training")?;
     stream.copy_in(&HostSlice::new(staging, 0, state_bytes)?, &state.sub(0, state_bytes)?)?;
     stream.record()?.wait(Instant::now() + PATIENCE)
+}
+
+/// Why a step failed, and what helps.
+fn explain(error: RunError, arena_bytes: u64) -> String {
+    if error.class != FaultClass::OutOfMemory {
+        return error.message;
+    }
+    format!(
+        "{}: the arena has {arena_bytes} bytes; give the device a larger training_size, or the task a smaller batch_size with \
+         a larger accumulate",
+        error.message
+    )
 }
 
 /// An error with its causes, in one line.

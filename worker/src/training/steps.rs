@@ -3,13 +3,13 @@
 use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::ptr;
-use std::sync::atomic::AtomicU32;
 
 use pswitch_device::DeviceAddress;
 use pswitch_model::{ValueId, Weight};
 use pswitch_train::{Optimizer, Role};
 
-use super::ffi::{self, RawGradGuard, RawOptimizer, RawTrainer};
+use super::Pace;
+use super::ffi::{self, RawGradGuard, RawOptimizer, RawTrainer, RawWatch};
 use crate::libtorch::{Raised, TorchDevice, Values, checked};
 
 /// While it lives, the calls of this thread record what gradients need.
@@ -181,16 +181,17 @@ impl Steps {
         values: &mut Values,
         loss: ValueId,
         micro_batches: u32,
-        stop: &AtomicU32,
+        pace: &dyn Pace,
     ) -> Result<BackwardEnd, Raised> {
         let mut stopped = false;
+        let watch = RawWatch { stops, user: (&raw const pace).cast() };
         let done = checked(|error| {
             let (id, divisor) = (values.index(loss), f64::from(micro_batches));
-            // SAFETY: the handles live and the number is inside of the table; both pointers outlive the call, in which
-            // the word is read as an atomic.
+            // SAFETY: the handles live and the number is inside of the table; the pointers outlive the call, after which
+            // none of autograd's threads uses them.
             unsafe {
-                let (values, stop) = (values.raw(), stop.as_ptr().cast_const());
-                ffi::ps_trainer_backward(self.raw, values, id, divisor, stop, &raw mut stopped, error)
+                let (values, watch) = (values.raw(), &raw const watch);
+                ffi::ps_trainer_backward(self.raw, values, id, divisor, watch, &raw mut stopped, error)
             }
         });
         done.map(|()| if stopped { BackwardEnd::Stopped } else { BackwardEnd::Done })
@@ -223,6 +224,13 @@ impl Drop for Steps {
     }
 }
 
+/// Asks a pace, from whatever thread autograd computes on.
+extern "C" fn stops(user: *const c_void) -> bool {
+    // SAFETY: `backward` passes a reference that lives until it returns, of a type that threads may share.
+    let pace: &dyn Pace = unsafe { *user.cast::<&dyn Pace>() };
+    pace.stops()
+}
+
 fn number(role: Role) -> i32 {
     match role {
         Role::Parameter => ffi::ROLE_PARAMETER,
@@ -230,6 +238,12 @@ fn number(role: Role) -> i32 {
         Role::Second => ffi::ROLE_SECOND,
         Role::Buffer => ffi::ROLE_BUFFER,
     }
+}
+
+/// Lets libtorch choose kernels that give the same bits every time, from now on.
+pub(crate) fn choose_deterministic_kernels() {
+    // SAFETY: no preconditions.
+    unsafe { ffi::ps_deterministic() }
 }
 
 fn settings(optimizer: &Optimizer) -> RawOptimizer {

@@ -3,9 +3,8 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 
-use pswitch_device::DeviceAddress;
+use pswitch_device::{Device, DeviceAddress, DeviceId, GpuMoment, GpuStream};
 use pswitch_model::{Archive, DType, Dim, InputKind, Program};
 use pswitch_protocol::FaultClass;
 use pswitch_train::{
@@ -14,16 +13,14 @@ use pswitch_train::{
     write_checkpoint,
 };
 
-use super::{StepEnd, StepOrder, Trainer};
+use super::loader::{Batch, BatchLayout, Loader};
+use super::{Pace, StepEnd, StepOrder, Trainer};
 use crate::error::{RunError, TaskError};
 use crate::executable::Input;
 use crate::libtorch::TorchDevice;
 
 /// Name of the tensor that says for every parameter how many steps its optimizer's state stands for.
 const COUNTS: &str = "steps";
-
-/// PyTorch's own tensors on the CPU begin at multiples of this, and the last bits of some kernels' sums depend on it.
-const ALIGNMENT_BYTES: usize = 64;
 
 /// Integers of synthetic data are below this where the program does not tell what they number: two classes are known to
 /// every classifier.
@@ -34,9 +31,9 @@ const SYNTHETIC_BELOW: u64 = 2;
 pub struct TrainingTask {
     config: TaskConfig,
     trainer: Trainer,
-    source: Arc<dyn RowSource>,
-    batches: Batches,
+    loader: Loader,
     inputs: Vec<Feed>,
+    layout: BatchLayout,
     total_steps: u64,
     step: u64,
     samples: u64,
@@ -47,8 +44,16 @@ struct Feed {
     array: usize,
     dtype: DType,
     row_shape: Vec<u64>,
-    row_bytes: usize,
-    staging: Aligned,
+    row_bytes: u64,
+}
+
+/// A GPU that computes steps, and where in its memory the rows of a batch are to lie meanwhile.
+#[derive(Debug, Clone, Copy)]
+pub struct Upload<'a> {
+    /// The stream by which it computes.
+    pub stream: &'a GpuStream,
+    /// [`TrainingTask::inputs_bytes`] of memory that is nobody else's.
+    pub at: DeviceAddress,
 }
 
 /// How a step of a task ended.
@@ -70,7 +75,7 @@ pub enum TaskStep {
 }
 
 impl TrainingTask {
-    /// Prepares a task over its state at `base`, with nothing done yet.
+    /// Prepares a task over its state at `base`, memory of `device`, with nothing done yet.
     ///
     /// # Safety
     /// That of [`Trainer::build`].
@@ -81,12 +86,16 @@ impl TrainingTask {
     pub unsafe fn build(
         config: &TaskConfig,
         archive: &Archive,
-        device: TorchDevice,
+        device: &dyn Device,
         base: DeviceAddress,
     ) -> Result<Self, TaskError> {
         let program = archive.program();
+        let torch = match device.properties().id {
+            DeviceId::Host(_) => TorchDevice::Cpu,
+            DeviceId::Cuda(ordinal) => TorchDevice::Cuda(ordinal),
+        };
         // SAFETY: the caller's promises are those asked for.
-        let trainer = unsafe { Trainer::build(program, device, &config.optimizer, base, &[]) }?;
+        let trainer = unsafe { Trainer::build(program, torch, &config.optimizer, base, &[]) }?;
         let source = open_source(config, program)?;
         let (batch_size, seed) = (config.data.batch_size(), config.seed);
         let (shuffle, drop_last) = match &config.data {
@@ -98,8 +107,17 @@ impl TrainingTask {
         let sizes = if drop_last || last == 0 { vec![batch_size] } else { vec![batch_size, last] };
         let inputs = feeds(program, source.as_ref(), &sizes)?;
         let total_steps = config.total_steps(batches.per_epoch())?;
+        let rows = inputs.iter().map(|feed| (feed.array, feed.row_bytes));
+        let layout = BatchLayout::new(rows, batch_size.min(source.rows()))
+            .ok_or_else(|| unfit("data", format!("no memory has room for batches of {batch_size} rows")))?;
+        let loader = Loader::new(source, batches, layout.clone(), device)?;
         let config = config.clone();
-        Ok(Self { config, trainer, source, batches, inputs, total_steps, step: 0, samples: 0 })
+        Ok(Self { config, trainer, loader, inputs, layout, total_steps, step: 0, samples: 0 })
+    }
+
+    /// Room that the rows of the largest batch take.
+    pub fn inputs_bytes(&self) -> u64 {
+        self.layout.bytes()
     }
 
     /// Steps that are done.
@@ -119,9 +137,15 @@ impl TrainingTask {
 
     /// The next step. All that it allocates has to go to an arena that was begun.
     ///
+    /// With `upload`, rows are copied to a GPU first, and the device must be that; when it returns, what it has launched last
+    /// need not be done.
+    ///
+    /// # Safety
+    /// The memory at [`Upload::at`] must be mapped, and nobody else's until the stream has done all that was launched.
+    ///
     /// # Errors
     /// Those of [`Trainer::step`]; the same step comes next.
-    pub fn step(&mut self, stop: &AtomicU32) -> Result<TaskStep, RunError> {
+    pub unsafe fn step(&mut self, pace: &dyn Pace, upload: Option<Upload<'_>>) -> Result<TaskStep, RunError> {
         let step = self.step;
         let micro_batches = self.config.accumulate.max(1);
         let rate = self.config.schedule.rate(self.config.optimizer.learning_rate(), step, self.total_steps);
@@ -131,14 +155,23 @@ impl TrainingTask {
             micro_batches,
             clip_norm: self.config.clip_norm,
         };
-        let (source, batches, inputs) = (&self.source, &mut self.batches, &mut self.inputs);
+        let (loader, layout, inputs) = (&mut self.loader, &self.layout, &self.inputs);
         let mut samples = 0;
-        // SAFETY: rows are staged in memory of the task's own, which stays until the next ones are.
+        // SAFETY: a batch stays in its memory until the next one is taken; the caller promises that on the GPU.
         let end = unsafe {
-            self.trainer.step(&order, stop, |index| {
-                let batch = batches.batch(step * u64::from(micro_batches) + u64::from(index));
-                samples += batch.rows.len() as u64;
-                inputs.iter_mut().map(|feed| feed.stage(source.as_ref(), &batch.rows)).collect()
+            self.trainer.step(&order, pace, |index| {
+                let batch = loader.take(step * u64::from(micro_batches) + u64::from(index))?;
+                samples += batch.rows;
+                let base = match upload {
+                    Some(upload) => upload.copy(batch, layout)?,
+                    None => DeviceAddress(batch.memory().memory().as_ptr().expose_provenance() as u64),
+                };
+                let places = layout.places(batch.rows);
+                Ok(inputs
+                    .iter()
+                    .zip(places)
+                    .map(|(feed, place)| feed.input(DeviceAddress(base.0 + place.start), batch.rows))
+                    .collect())
             })
         };
         match end.map_err(|error| RunError { message: format!("step {step}: {}", error.message), ..error })? {
@@ -336,15 +369,8 @@ fn feeds(program: &Program, source: &dyn RowSource, sizes: &[u64]) -> Result<Vec
                 ),
             ));
         }
-        let row_bytes =
-            usize::try_from(array.row_bytes()).map_err(|_| unfit(name, "a row is too long".to_owned()))?;
-        inputs.push(Feed {
-            array: index,
-            dtype: *dtype,
-            row_shape: array.row_shape().to_vec(),
-            row_bytes,
-            staging: Aligned::default(),
-        });
+        let (row_shape, row_bytes) = (array.row_shape().to_vec(), array.row_bytes());
+        inputs.push(Feed { array: index, dtype: *dtype, row_shape, row_bytes });
     }
     Ok(inputs)
 }
@@ -354,28 +380,31 @@ fn unfit(input: &str, reason: String) -> TaskError {
 }
 
 impl Feed {
-    /// Gathers rows into a place of their own.
-    fn stage(&mut self, source: &dyn RowSource, rows: &[u64]) -> Result<Input, RunError> {
-        let out = self.staging.take(self.row_bytes * rows.len());
-        source.gather(self.array, rows, out).map_err(|error| RunError {
-            class: FaultClass::Input,
-            message: format!("the data cannot be read: {error}"),
-        })?;
-        let at = DeviceAddress(out.as_ptr().expose_provenance() as u64);
-        let shape = [&[rows.len() as u64], self.row_shape.as_slice()].concat();
-        Ok(Input::Tensor { at, dtype: self.dtype, shape })
+    /// So many rows that lie at an address.
+    fn input(&self, at: DeviceAddress, rows: u64) -> Input {
+        let shape = [&[rows], self.row_shape.as_slice()].concat();
+        Input::Tensor { at, dtype: self.dtype, shape }
     }
 }
 
-/// Memory that begins where tensors of PyTorch's own do.
-#[derive(Default)]
-struct Aligned(Vec<u8>);
-
-impl Aligned {
-    /// So many bytes, with whatever was there.
-    fn take(&mut self, bytes: usize) -> &mut [u8] {
-        self.0.resize(bytes + ALIGNMENT_BYTES - 1, 0);
-        let start = self.0.as_ptr().align_offset(ALIGNMENT_BYTES);
-        &mut self.0[start..start + bytes]
+impl Upload<'_> {
+    /// Enqueues the copies of a batch.
+    ///
+    /// # Safety
+    /// That of [`TrainingTask::step`].
+    unsafe fn copy(&self, batch: &mut Batch, layout: &BatchLayout) -> Result<DeviceAddress, RunError> {
+        let failed = |error: pswitch_device::DeviceError| RunError {
+            class: FaultClass::Model,
+            message: error.to_string(),
+        };
+        for place in layout.places(batch.rows) {
+            let from = batch.slice(&place)?;
+            // SAFETY: the caller's promise; the batch is loaded over only when the moment behind its copies is passed.
+            unsafe { self.stream.copy_in(&from, DeviceAddress(self.at.0 + place.start)) }.map_err(failed)?;
+        }
+        let moment = batch.take_moment().map_or_else(|| GpuMoment::new(self.stream), Ok).map_err(failed)?;
+        self.stream.mark(&moment).map_err(failed)?;
+        batch.is_copied_at(moment);
+        Ok(self.at)
     }
 }

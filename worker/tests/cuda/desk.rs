@@ -223,6 +223,7 @@ impl Desk {
             control: 0,
             control_bytes: control::BLOCK_BYTES,
             spin_us: 0,
+            deterministic: false,
         };
         let descriptors = [self.slots.memory().fd(), self.control.fd()];
         self.channel.send(&ToWorker::Attach(attach), &descriptors).unwrap();

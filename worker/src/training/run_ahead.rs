@@ -1,0 +1,352 @@
+//! How much of a step a GPU has before it.
+//!
+//! Operators are launched faster than a GPU computes them. What is queued when a step is told to stop is computed all the
+//! same, so no more is queued than some time's worth: behind every so much work the stream takes a mark, and nothing more
+//! is launched while the marks that it has not passed, and what follows them, stand for more. How long operators take is
+//! known from the marks of the step before; a step has the same operators every time.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use pswitch_device::{DeviceError, GpuMoment, GpuStream};
+use pswitch_protocol::monotonic_ns;
+
+use super::Pace;
+
+/// Marks cost some microseconds each: there is one behind this much work.
+const MARK_EVERY_US: f64 = 200.0;
+
+/// What an operator is taken for that was never timed.
+const UNKNOWN_US: f64 = 250.0;
+
+/// Less than what the GPU's clock can tell.
+const SHORTEST_US: f64 = 0.1;
+
+/// The account of what is queued, by estimates.
+#[derive(Debug, Default)]
+struct Account {
+    /// The next operator of the step.
+    next: usize,
+    /// What every operator of a step took last, as far as it is known.
+    times_us: Vec<f64>,
+    /// Work up to marks that were not seen to be passed, oldest first.
+    marked: VecDeque<Work>,
+    /// Work behind the last mark.
+    open: Work,
+}
+
+/// Some operators, one behind the other.
+#[derive(Debug, Default, Clone, Copy)]
+struct Work {
+    first: usize,
+    count: usize,
+    estimate_us: f64,
+}
+
+impl Account {
+    /// Another step begins; what is queued stays queued.
+    fn begin(&mut self) {
+        self.next = 0;
+    }
+
+    fn next_us(&self) -> f64 {
+        self.times_us.get(self.next).copied().unwrap_or(UNKNOWN_US)
+    }
+
+    /// Whether a mark is due before the next operator.
+    fn wants_mark(&self, budget_us: f64) -> bool {
+        // A step's last operators and the next one's first are no range.
+        let follows = self.open.first + self.open.count == self.next;
+        self.open.count > 0
+            && (!follows
+                || self.open.estimate_us + self.next_us() > MARK_EVERY_US
+                || (self.marked.is_empty() && self.is_full(budget_us)))
+    }
+
+    /// Whether something has to be passed before the next operator.
+    fn is_full(&self, budget_us: f64) -> bool {
+        let queued_us = self.marked.iter().map(|work| work.estimate_us).sum::<f64>() + self.open.estimate_us;
+        (!self.marked.is_empty() || self.open.count > 0) && queued_us + self.next_us() > budget_us
+    }
+
+    fn mark(&mut self) {
+        self.marked.push_back(std::mem::take(&mut self.open));
+    }
+
+    fn launch(&mut self) {
+        if self.open.count == 0 {
+            self.open.first = self.next;
+        }
+        self.open.estimate_us += self.next_us();
+        self.open.count += 1;
+        self.next += 1;
+    }
+
+    /// The oldest mark was passed; it took `took_us` since the one before, if that is known.
+    fn pass(&mut self, took_us: Option<f64>) {
+        let Some(work) = self.marked.pop_front() else { return };
+        let Some(took_us) = took_us else { return };
+        let end = work.first + work.count;
+        if self.times_us.len() < end {
+            self.times_us.resize(end, UNKNOWN_US);
+        }
+        // What is known of single operators keeps its proportions.
+        let times = &mut self.times_us[work.first..end];
+        let known_us: f64 = times.iter().sum();
+        for time in times {
+            *time *= took_us.max(SHORTEST_US) / known_us;
+        }
+    }
+
+    /// Nothing is queued any more.
+    fn clear(&mut self) {
+        self.marked.clear();
+        self.open = Work::default();
+    }
+}
+
+/// Estimates that outlive a step, and the marks.
+#[derive(Debug)]
+pub(crate) struct RunAhead {
+    /// Without, there is no bound.
+    budget_us: Option<f64>,
+    account: Account,
+    /// For marks that were not passed, in their order.
+    moments: VecDeque<GpuMoment>,
+    spare: Vec<GpuMoment>,
+    /// The mark that was passed last.
+    passed: Option<GpuMoment>,
+}
+
+impl RunAhead {
+    /// At most `budget` is queued. A budget of an hour or more is none: no mark is taken.
+    pub(crate) fn new(budget: Duration) -> Self {
+        Self {
+            budget_us: (budget < Duration::from_secs(3600)).then_some(budget.as_secs_f64() * 1e6),
+            account: Account::default(),
+            moments: VecDeque::new(),
+            spare: Vec::new(),
+            passed: None,
+        }
+    }
+
+    /// Watches over steps on a stream until it is dropped or [ended](GpuPace::end).
+    pub(crate) fn watch<'a>(&'a mut self, stream: &'a GpuStream, stop: &'a AtomicU32) -> GpuPace<'a> {
+        // Nobody knows what came since.
+        self.account.clear();
+        self.spare.extend(self.moments.drain(..));
+        self.spare.extend(self.passed.take());
+        GpuPace { stream, stop, state: Mutex::new(State { ahead: self, stopped_ns: None, failure: None }) }
+    }
+
+    fn mark(&mut self, stream: &GpuStream) -> Result<(), DeviceError> {
+        let moment = match self.spare.pop() {
+            Some(moment) => moment,
+            None => GpuMoment::new(stream)?,
+        };
+        stream.mark(&moment)?;
+        self.moments.push_back(moment);
+        self.account.mark();
+        Ok(())
+    }
+
+    /// Whether the oldest mark was passed, which is noted then.
+    fn look(&mut self) -> Result<bool, DeviceError> {
+        let Some(moment) = self.moments.front() else { return Ok(true) };
+        if !moment.has_passed()? {
+            return Ok(false);
+        }
+        let took_us = self.passed.as_ref().map(|before| moment.us_since(before)).transpose()?;
+        self.account.pass(took_us);
+        self.spare.extend(self.passed.take());
+        self.passed = self.moments.pop_front();
+        Ok(true)
+    }
+}
+
+/// Keeps what is queued on a GPU short, and stops when told to.
+pub(crate) struct GpuPace<'a> {
+    stream: &'a GpuStream,
+    stop: &'a AtomicU32,
+    state: Mutex<State<'a>>,
+}
+
+struct State<'a> {
+    ahead: &'a mut RunAhead,
+    /// When the GPU had done all that was queued, once it was told to stop.
+    stopped_ns: Option<u64>,
+    /// What the driver refused.
+    failure: Option<DeviceError>,
+}
+
+impl<'a> GpuPace<'a> {
+    /// When the GPU was done after a stop, on `CLOCK_MONOTONIC`; nothing if there was none.
+    ///
+    /// # Errors
+    /// What the driver refused on the way: the step has ended for that, then.
+    pub(crate) fn end(self) -> Result<Option<u64>, DeviceError> {
+        let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        state.failure.map_or(Ok(state.stopped_ns), Err)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<'a>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_told_to_stop(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) != 0
+    }
+
+    /// Lets the next operator be launched, when there is room for it. False if the step is to end instead.
+    fn admit(&self, state: &mut State<'_>) -> Result<bool, DeviceError> {
+        let ahead = &mut *state.ahead;
+        let Some(budget_us) = ahead.budget_us else { return Ok(!self.is_told_to_stop()) };
+        loop {
+            if self.is_told_to_stop() {
+                return Ok(false);
+            }
+            if ahead.account.wants_mark(budget_us) {
+                ahead.mark(self.stream)?;
+            }
+            if !ahead.account.is_full(budget_us) {
+                ahead.account.launch();
+                return Ok(true);
+            }
+            if !ahead.look()? {
+                std::hint::spin_loop();
+            }
+        }
+    }
+}
+
+impl Pace for GpuPace<'_> {
+    fn begin(&self) {
+        self.state().ahead.account.begin();
+    }
+
+    fn stops(&self) -> bool {
+        let mut state = self.state();
+        if state.stopped_ns.is_some() || state.failure.is_some() {
+            return true;
+        }
+        match self.admit(&mut state) {
+            Ok(true) => return false,
+            Ok(false) => match self.stream.synchronize() {
+                Ok(()) => state.stopped_ns = Some(monotonic_ns()),
+                Err(error) => state.failure = Some(error),
+            },
+            Err(error) => state.failure = Some(error),
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BUDGET_US: f64 = 1000.0;
+
+    /// A GPU that computes what it is given in order, each operator in its time; time passes only while it is waited for.
+    struct Gpu {
+        account: Account,
+        times_us: Vec<f64>,
+        /// Operators behind each mark that was not passed.
+        marks: VecDeque<Vec<usize>>,
+        open: Vec<usize>,
+        most_queued_us: f64,
+        marks_taken: usize,
+    }
+
+    impl Gpu {
+        fn new(times_us: Vec<f64>) -> Self {
+            let (marks, open) = (VecDeque::new(), Vec::new());
+            Self { account: Account::default(), times_us, marks, open, most_queued_us: 0.0, marks_taken: 0 }
+        }
+
+        fn us(&self, operators: &[usize]) -> f64 {
+            operators.iter().map(|&operator| self.times_us[operator]).sum()
+        }
+
+        fn step(&mut self) {
+            self.account.begin();
+            for operator in 0..self.times_us.len() {
+                loop {
+                    if self.account.wants_mark(BUDGET_US) {
+                        self.account.mark();
+                        self.marks.push_back(std::mem::take(&mut self.open));
+                        self.marks_taken += 1;
+                    }
+                    if !self.account.is_full(BUDGET_US) {
+                        break;
+                    }
+                    let passed = self.marks.pop_front().expect("what is full has a mark to wait for");
+                    self.account.pass(Some(self.us(&passed)));
+                }
+                self.account.launch();
+                self.open.push(operator);
+                let queued: f64 = self.marks.iter().map(|work| self.us(work)).sum();
+                self.most_queued_us = self.most_queued_us.max(queued + self.us(&self.open));
+            }
+        }
+    }
+
+    proptest! {
+        /// Once times are known, which takes a mark or two: no more than the budget, or one operator that takes longer.
+        #[test]
+        fn no_more_is_queued_than_the_budget(times_us in prop::collection::vec(1.0..900.0_f64, 1..400)) {
+            let longest = times_us.iter().copied().fold(0.0, f64::max);
+            let mut gpu = Gpu::new(times_us);
+            for _ in 0..8 {
+                gpu.step();
+            }
+            gpu.most_queued_us = 0.0;
+            gpu.step();
+            prop_assert!(gpu.most_queued_us <= BUDGET_US.max(longest) * 1.001, "{}", gpu.most_queued_us);
+        }
+    }
+
+    #[test]
+    fn short_operators_share_a_mark_once_they_are_known() {
+        let mut gpu = Gpu::new(vec![10.0; 400]);
+        gpu.step();
+        assert!(gpu.marks_taken > 300, "each is timed at first: {}", gpu.marks_taken);
+        gpu.step();
+        gpu.marks_taken = 0;
+        gpu.step();
+        assert!((20..=22).contains(&gpu.marks_taken), "{}", gpu.marks_taken);
+        // The GPU always has something to do.
+        assert!(gpu.most_queued_us > 500.0, "{}", gpu.most_queued_us);
+    }
+
+    #[test]
+    fn times_follow_the_gpu() {
+        let mut gpu = Gpu::new(vec![10.0; 100]);
+        gpu.step();
+        gpu.step();
+        gpu.times_us = vec![30.0; 100];
+        for _ in 0..3 {
+            gpu.step();
+        }
+        let known = &gpu.account.times_us[..90];
+        assert!(known.iter().all(|time| (time - 30.0).abs() < 1.0), "{known:?}");
+    }
+
+    #[test]
+    fn without_a_budget_every_operator_is_waited_for() {
+        let mut account = Account::default();
+        for _ in 0..10 {
+            assert!(!account.is_full(0.0));
+            account.launch();
+            assert!(account.wants_mark(0.0));
+            account.mark();
+            assert!(account.is_full(0.0));
+            account.pass(Some(5.0));
+        }
+        assert_eq!(account.times_us, [5.0; 10]);
+    }
+}
