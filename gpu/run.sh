@@ -5,7 +5,7 @@
 # is the step's. What it prints goes to run.log, and what it hands to `say` or `show` is seen as well.
 set -uo pipefail
 
-default_steps=facts,models,fixtures,tests,switch,plan,switching,kill
+default_steps=facts,models,fixtures,tests,switch,plan,switching,kill,training,stops,train
 # The measurements switch between these; `pswitch.gpu_models` makes them.
 model_names=(resnet152 inception_v3 bert-base vit_l_16)
 device=cuda:0
@@ -123,6 +123,46 @@ step_switching() {
 # Two models: a worker that builds all four takes twice as long to come up.
 step_kill() { bench kill --kills 50 --model "$models"/{resnet152,inception_v3}; }
 
+# What `stops` and `train` train: ResNet152 by rows that are made up once, in batches of 32.
+step_training() {
+    [ -f "$training/resnet152/model.pt2" ] ||
+        "$python" -m pswitch.cli --train torchvision:resnet152 --loss cross-entropy --batch 32 --out "$training" ||
+        return
+    "$python" - "$training" <<'END' | show
+import pathlib, sys
+import safetensors.torch, torch
+from pswitch.cases import input_names
+
+folder = pathlib.Path(sys.argv[1])
+program = torch.export.load(folder / "resnet152/model.pt2")
+generator = torch.Generator().manual_seed(0)
+pictures, labels = input_names(program)
+safetensors.torch.save_file(
+    {
+        pictures: torch.randn(128, 3, 224, 224, generator=generator),
+        labels: torch.randint(1000, (128,), generator=generator),
+    },
+    folder / "data.safetensors",
+)
+task = f'''program: {folder}/resnet152
+optimizer: {{kind: sgd, lr: 0.01, momentum: 0.9, weight_decay: 1e-4}}
+data: {{files: [{folder}/data.safetensors], batch_size: 32, shuffle: false}}
+length: {{steps: 1}}
+'''
+(folder / "train.yaml").write_text(task)
+(folder / "stops.yaml").write_text(task + "deterministic: true\n")
+print(f"a training program with inputs {pictures} and {labels}")
+END
+}
+
+step_stops() {
+    bench stops --task "$training/stops.yaml" --training-size 24GiB --python "$python"
+}
+
+step_train() {
+    bench train --task "$training/train.yaml" --model "$models/resnet152" --training-size 24GiB --python "$python"
+}
+
 bench() {
     "$bundle/pswitch" bench "$@" --device "$device" --out "$out" | show
 }
@@ -182,6 +222,9 @@ export PYTHONPATH=$bundle/python${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 mkdir -p "$out" "$models" "$fixtures" || exit 1
 # Absolute: a program may be started somewhere else.
 out=$(cd "$out" && pwd) models=$(cd "$models" && pwd) fixtures=$(cd "$fixtures" && pwd)
+# Beside the models, and no model of a repository.
+training=$models-training
+mkdir -p "$training" || exit 1
 # Where tests find what was made here, and the binary that they start.
 export PSWITCH_MODELS=$models PSWITCH_FIXTURES=$fixtures PSWITCH_BINARY=$bundle/pswitch
 model_folders=("${model_names[@]/#/$models/}")

@@ -26,6 +26,7 @@
 //!
 //! - `subject`: an archive with inputs and their right outputs; `caller` sends them and checks every answer;
 //! - `serving`: a server over a repository made for the occasion; `keep_alive`: a client of its HTTP front end;
+//! - `trained`: a training task in a server, and PyTorch's own loop over it;
 //! - `matched_link`: a link of the host that is as slow as a model computes;
 //! - `processes`: memory and descriptors of a server's processes; `machine`: where a result was made;
 //! - `stats`: medians and tails; `report`: tables, JSON, and what was asked for; `progress`: how far a command is;
@@ -45,6 +46,7 @@ mod report;
 mod serving;
 mod stats;
 mod subject;
+mod trained;
 
 pub use args::Args;
 pub use machine::{Gpu, Machine};

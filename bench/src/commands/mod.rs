@@ -5,6 +5,7 @@ mod kill;
 mod pipelining;
 mod plan;
 mod start_up;
+mod stops;
 mod sweep;
 mod switch;
 mod switching;
@@ -33,6 +34,7 @@ pub(crate) enum Command {
     StartUp(start_up::StartUp),
     Sweep(sweep::Sweep),
     Train(train::Train),
+    Stops(stops::Stops),
 }
 
 impl Command {
@@ -46,7 +48,8 @@ impl Command {
             | Self::Switching(_)
             | Self::Kill(_)
             | Self::StartUp(_)
-            | Self::Train(_) => 1,
+            | Self::Train(_)
+            | Self::Stops(_) => 1,
             Self::Sweep(_) => 0,
         }
     }
@@ -62,6 +65,7 @@ impl Command {
             Self::Kill(command) => &command.serving,
             Self::StartUp(command) => &command.serving,
             Self::Train(command) => &command.serving,
+            Self::Stops(command) => &command.serving,
             Self::Sweep(_) => return None,
         };
         Some(serving.device())
@@ -79,6 +83,7 @@ impl Command {
             Self::StartUp(command) => command.run(zygotes),
             Self::Sweep(command) => command.run(),
             Self::Train(command) => command.run(zygotes),
+            Self::Stops(command) => command.run(zygotes),
         }
     }
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
-use pswitch_controller::{ByteSize, InferenceService as _, TaskCommand, TaskState, TaskStatus};
+use anyhow::{Context as _, ensure};
+use pswitch_controller::{ByteSize, TaskCommand, TaskState, TaskStatus};
+use pswitch_device::DeviceId;
 use pswitch_train::TaskConfig;
 use serde_json::json;
 
@@ -15,17 +16,24 @@ use crate::progress::Progress;
 use crate::random::Random;
 use crate::report::{Goal, Report, Table};
 use crate::serving::{Bench, Plan, Serving, Zygotes};
-use crate::stats::{Samples, Summary};
+use crate::stats::{Samples, Summary, milliseconds};
 use crate::subject::Subject;
+use crate::trained::{PyTorchLoop, Trained, task_config};
 
 /// The task's name in the server.
 const TASK: &str = "bench";
 
+/// The other model of the same archive.
+const RIVAL: &str = "rival";
+
 /// Steps ahead of those that count.
 const WARM_UP_STEPS: u64 = 5;
 
-/// Time that anything may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// A bound on what is queued on a GPU that bounds nothing: as if nobody ever asked for it to be short.
+const UNBOUNDED_US: u64 = 1 << 40;
+
+/// Requests that are waited for in this time did not have to stop the task.
+const UNNOTICED: Duration = Duration::from_millis(200);
 
 /// What is trained by default: a configuration over what `cargo xtask fixtures` has made.
 const DEFAULT_TASK: &str = "
@@ -38,13 +46,15 @@ data: {files: [target/training/resnet18/data.safetensors], batch_size: 8}
 /// Requests beside a training task: what either costs the other.
 ///
 /// In turn: the task alone; requests alone, the task being paused; requests at random moments of its steps, each after it
-/// has gone on; and seconds of back-to-back requests between seconds without any. The model fits the pool, so that no
-/// request switches. A step that a request stops is thrown away and done again.
+/// has gone on; and seconds of back-to-back requests between seconds without any. The pool has room for the model or for
+/// another of the same archive, so that requests are cold where the other was asked before. A step that a request stops is thrown away and done again. On a GPU also what it costs to keep the work
+/// that is queued short: steps a second without a bound, and with every operator waited for.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   pswitch bench train --out
-  pswitch bench train --task task.yaml --model models/resnet152 --training-size 12GiB --device cuda:0")]
+  pswitch bench train --task task.yaml --model models/resnet152 --training-size 12GiB --device cuda:0
+  PYTHONPATH=python/src pswitch bench train --python .torch/venv/bin/python")]
 pub(crate) struct Train {
     /// The task: a configuration whose length is ignored. By default a ResNet18 of target/training.
     #[arg(long, value_name = "FILE")]
@@ -61,6 +71,9 @@ pub(crate) struct Train {
     /// Seconds that the task is alone, and seconds of requests between as many without.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..))]
     seconds: u64,
+    /// A Python with torch: PyTorch's own loop over the same task is measured as well.
+    #[arg(long, value_name = "PROGRAM")]
+    python: Option<PathBuf>,
     #[command(flatten)]
     pub(super) serving: Serving,
 }
@@ -68,13 +81,49 @@ pub(crate) struct Train {
 /// What was found.
 struct Found {
     alone_steps_per_s: f64,
-    idle: Summary,
-    beside: Summary,
+    /// Without a bound on what is queued, and with every operator waited for; on GPUs.
+    unbounded_steps_per_s: Option<f64>,
+    synchronous_steps_per_s: Option<f64>,
+    idle: Latencies,
+    beside: Latencies,
     yields: Summary,
     alone_requests_per_s: f64,
     mixed_requests_per_s: f64,
     mixed_steps_per_s: f64,
     last: TaskStatus,
+}
+
+/// Of requests that find the model resident, and of those that do not.
+struct Latencies {
+    ready: Summary,
+    cold: Summary,
+}
+
+/// The model that is asked, and the one that drives it out.
+struct Callers {
+    model: Caller,
+    rival: Caller,
+}
+
+impl Callers {
+    /// A cold request and one for the model that is resident then. What `before` returns for each, `after` is given.
+    fn pair<T>(
+        &mut self,
+        bench: &Bench,
+        mut before: impl FnMut() -> anyhow::Result<T>,
+        mut after: impl FnMut(T) -> anyhow::Result<()>,
+    ) -> anyhow::Result<[f64; 2]> {
+        bench.call(&mut self.rival)?;
+        let mut latencies = [0.0; 2];
+        for (latency, switches) in latencies.iter_mut().zip([true, false]) {
+            let given = before()?;
+            let call = bench.call(&mut self.model)?;
+            after(given)?;
+            ensure!(call.timings.switched == switches, "the request was not one to be measured: {call:?}");
+            *latency = milliseconds(call.latency);
+        }
+        Ok(latencies)
+    }
 }
 
 impl Train {
@@ -84,27 +133,35 @@ impl Train {
         let config = self.config()?;
         let bench = Bench::start(
             Plan {
-                serving: &self.serving,
-                served,
-                models: vec![(subject.name.clone(), &*subject.archive)],
-                homes_bytes: Some(subject.span_bytes * 5 / 4),
-                link_bandwidth: None,
                 training_size: Some(self.training_size),
+                ..Plan::of_rivals(&self.serving, served, &subject, RIVAL, None)
             },
             zygotes,
             Arc::new(|_| ()),
         )?;
-        let mut caller = Caller::new(&subject.name, subject.examples(served)?);
-        let found = self.measure(&bench, &mut caller, &config)?;
+        let mut callers = Callers {
+            model: Caller::new(&subject.name, subject.examples(served)?),
+            rival: Caller::new(RIVAL, subject.examples(served)?),
+        };
+        let found = self.measure(&bench, &mut callers, &config)?;
         bench.stop()?;
+        let pytorch = self.python.as_deref();
+        let pytorch = pytorch
+            .map(|python| PyTorchLoop::measure(python, served, &config, 0, self.seconds))
+            .transpose()?;
 
         let ms = |value: f64| format!("{value:.2}");
         let mut table = Table::new(["", "alone", "beside each other"]);
         let mut row = |what: &str, alone: String, beside: String| {
             table.push([what.to_owned(), alone, beside]);
         };
-        row("request, median ms", ms(found.idle.median), ms(found.beside.median));
-        row("request, p99 ms", ms(found.idle.p99), ms(found.beside.p99));
+        for (what, idle, beside) in [
+            ("request", &found.idle.ready, &found.beside.ready),
+            ("cold request", &found.idle.cold, &found.beside.cold),
+        ] {
+            row(&format!("{what}, median ms"), ms(idle.median), ms(beside.median));
+            row(&format!("{what}, p99 ms"), ms(idle.p99), ms(beside.p99));
+        }
         row("task computes on after a request, median ms", "-".to_owned(), ms(found.yields.median));
         row("the same, p99 ms", "-".to_owned(), ms(found.yields.p99));
         row(
@@ -113,13 +170,34 @@ impl Train {
             ms(found.mixed_requests_per_s),
         );
         row("steps a second, in its seconds", ms(found.alone_steps_per_s), ms(found.mixed_steps_per_s));
-        let goals = vec![
+        let mut rates = Table::new(["steps a second", ""]);
+        let mut goals = Vec::new();
+        rates.push(["as served".to_owned(), ms(found.alone_steps_per_s)]);
+        for (what, rate, least) in [
+            ("without a bound on what is queued", found.unbounded_steps_per_s, Some(98.0)),
+            ("every operator waited for", found.synchronous_steps_per_s, None),
+            ("PyTorch's own loop", pytorch.as_ref().map(|it| it.steps_per_s), Some(100.0)),
+        ] {
+            let Some(rate) = rate else { continue };
+            rates.push([what.to_owned(), ms(rate)]);
+            if let Some(least) = least {
+                let what = format!("steps a second, of {what}");
+                goals.push(Goal::at_least(what, least, "%", found.alone_steps_per_s / rate * 100.0));
+            }
+        }
+        goals.extend([
             Goal::at_most("task computes on after a request, p99", 1.5, "ms", found.yields.p99),
             Goal::at_most(
                 "request beside the task less request alone, median",
                 1.0,
                 "ms",
-                found.beside.median - found.idle.median,
+                found.beside.ready.median - found.idle.ready.median,
+            ),
+            Goal::at_most(
+                "the same of cold requests",
+                1.0,
+                "ms",
+                found.beside.cold.median - found.idle.cold.median,
             ),
             Goal::at_least(
                 "requests a second in their seconds, of those alone",
@@ -133,7 +211,7 @@ impl Train {
                 "%",
                 found.mixed_steps_per_s / found.alone_steps_per_s * 100.0,
             ),
-        ];
+        ]);
         let results = json!({
             "model": subject.name,
             "program": config.program,
@@ -141,68 +219,86 @@ impl Train {
             "device": served.device.to_string(),
             "threads": served.threads,
             "alone_steps_per_s": found.alone_steps_per_s,
+            "unbounded_steps_per_s": found.unbounded_steps_per_s,
+            "synchronous_steps_per_s": found.synchronous_steps_per_s,
+            "pytorch": pytorch,
             "mixed_steps_per_s": found.mixed_steps_per_s,
             "alone_requests_per_s": found.alone_requests_per_s,
             "mixed_requests_per_s": found.mixed_requests_per_s,
-            "idle_ms": found.idle,
-            "beside_ms": found.beside,
+            "idle_ms": found.idle.ready,
+            "idle_cold_ms": found.idle.cold,
+            "beside_ms": found.beside.ready,
+            "beside_cold_ms": found.beside.cold,
             "yield_ms": found.yields,
             "progress": found.last.progress,
         });
-        Ok(Report { command: "train", tables: vec![table], goals, results })
+        Ok(Report { command: "train", tables: vec![rates, table], goals, results })
     }
 
     fn config(&self) -> anyhow::Result<TaskConfig> {
-        let config = match &self.task {
-            Some(file) => TaskConfig::open(file),
-            None => TaskConfig::from_yaml(DEFAULT_TASK),
-        };
-        let mut config = config.context("the task means nothing")?;
-        let program = config.archive();
-        ensure!(program.exists(), "{} is missing: run `cargo xtask fixtures`", program.display());
+        let mut config = task_config(self.task.as_deref(), DEFAULT_TASK)?;
         // It goes on for as long as it is measured, and leaves nothing behind.
         config.length = pswitch_train::Length::Steps(u64::MAX >> 1);
         config.checkpoint = None;
         Ok(config)
     }
 
-    fn measure(&self, bench: &Bench, caller: &mut Caller, config: &TaskConfig) -> anyhow::Result<Found> {
-        let seconds = Duration::from_secs(self.seconds);
-        for _ in 0..caller.turns().max(3) {
-            bench.call(caller)?;
-        }
-        let config = serde_json::to_string(config)?;
-        bench.runtime.block_on(bench.server.submit_training(TASK, &config))?;
-        await_steps(bench, WARM_UP_STEPS)?;
-        eprintln!("the task alone, {} s ...", self.seconds);
-        let alone_steps_per_s = steps_per_s(bench, seconds)?;
+    /// Steps a second of the same task with another bound on what is queued.
+    fn steps_with_bound(&self, bench: &Bench, config: &TaskConfig, run_ahead_us: u64) -> anyhow::Result<f64> {
+        let name = format!("{TASK}-{run_ahead_us}");
+        let task = Trained::submit(bench, &name, &TaskConfig { run_ahead_us, ..config.clone() })?;
+        task.await_steps(WARM_UP_STEPS)?;
+        let rate = task.steps_per_s(Duration::from_secs(self.seconds))?;
+        task.tell(TaskCommand::Stop)?;
+        Ok(rate)
+    }
 
-        tell(bench, TaskCommand::Pause)?;
-        let mut idle = Samples::with_capacity(self.requests as usize);
+    fn measure(&self, bench: &Bench, callers: &mut Callers, config: &TaskConfig) -> anyhow::Result<Found> {
+        let seconds = Duration::from_secs(self.seconds);
+        for _ in 0..callers.model.turns().max(3) {
+            callers.pair(bench, || Ok(()), Ok)?;
+        }
+        let on_gpu = matches!(self.serving.device(), DeviceId::Cuda(_));
+        let with_bound = |bound| on_gpu.then(|| self.steps_with_bound(bench, config, bound)).transpose();
+        let synchronous_steps_per_s = with_bound(0)?;
+        let unbounded_steps_per_s = with_bound(UNBOUNDED_US)?;
+        let task = Trained::submit(bench, TASK, config)?;
+        task.await_steps(WARM_UP_STEPS)?;
+        eprintln!("the task alone, {} s ...", self.seconds);
+        let alone_steps_per_s = task.steps_per_s(seconds)?;
+
+        task.tell(TaskCommand::Pause)?;
+        let mut idle = [Samples::default(), Samples::default()];
         let progress = Progress::new("requests alone", self.requests as usize);
         for _ in 0..self.requests {
-            idle.push_ms(bench.call(caller)?.latency);
+            push(&mut idle, callers.pair(bench, || Ok(()), Ok)?);
             progress.step();
         }
         drop(progress);
-        let alone_requests_per_s = requests_per_s(bench, caller, Duration::from_secs(2))?;
+        let alone_requests_per_s = requests_per_s(bench, &mut callers.model, Duration::from_secs(2))?;
 
-        tell(bench, TaskCommand::Resume)?;
-        let (mut beside, mut yields) = (Samples::default(), Samples::default());
+        task.tell(TaskCommand::Resume)?;
+        let (mut beside, mut yields) = ([Samples::default(), Samples::default()], Samples::default());
         let mut random = Random::new(1);
         let step = Duration::from_secs_f64(1.0 / alone_steps_per_s);
         let progress = Progress::new("requests beside the task", self.requests as usize);
         for _ in 0..self.requests {
-            await_state(bench, TaskState::Training)?;
-            thread::sleep(step.mul_f64(random.share() * 2.0));
-            let before = status(bench)?.progress.interruptions;
-            beside.push_ms(bench.call(caller)?.latency);
-            // None if it was between two steps and nobody had to stop.
-            if let Some(us) = await_interruption(bench, before)? {
-                // Microseconds of one interruption.
-                #[allow(clippy::cast_precision_loss)]
-                yields.push(us as f64 / 1e3);
-            }
+            let begins = || {
+                task.await_state(TaskState::Training)?;
+                thread::sleep(step.mul_f64(random.share() * 2.0));
+                Ok(task.status()?.progress.interruptions)
+            };
+            let ends = |before| {
+                // None if it was between two steps and nobody had to stop.
+                if let Some(us) = await_interruption(&task, before)? {
+                    // Microseconds of one interruption.
+                    #[allow(clippy::cast_precision_loss)]
+                    yields.push(us as f64 / 1e3);
+                }
+                Ok(())
+            };
+            let latencies = callers.pair(bench, begins, ends)?;
+            push(&mut beside, latencies);
             progress.step();
         }
         drop(progress);
@@ -213,24 +309,26 @@ impl Train {
         for _ in 0..self.seconds {
             let begun = Instant::now();
             while begun.elapsed() < Duration::from_secs(1) {
-                bench.call(caller)?;
+                bench.call(&mut callers.model)?;
                 requests += 1;
             }
             asking += begun.elapsed();
-            let (from, begun) = (status(bench)?.progress.steps_done, Instant::now());
+            let (from, begun) = (task.status()?.progress.steps_done, Instant::now());
             thread::sleep(Duration::from_secs(1));
-            steps += status(bench)?.progress.steps_done - from;
+            steps += task.status()?.progress.steps_done - from;
             training += begun.elapsed();
         }
-        let last = status(bench)?;
-        tell(bench, TaskCommand::Stop)?;
+        let last = task.status()?;
+        task.tell(TaskCommand::Stop)?;
         // Counts of some thousands.
         #[allow(clippy::cast_precision_loss)]
         let rate = |count: u64, time: Duration| count as f64 / time.as_secs_f64();
         Ok(Found {
             alone_steps_per_s,
-            idle: idle.summary().context("nothing was measured")?,
-            beside: beside.summary().context("nothing was measured")?,
+            unbounded_steps_per_s,
+            synchronous_steps_per_s,
+            idle: latencies(&idle)?,
+            beside: latencies(&beside)?,
             yields: yields.summary().context("no request came while the task computed")?,
             alone_requests_per_s,
             mixed_requests_per_s: rate(requests, asking),
@@ -240,67 +338,28 @@ impl Train {
     }
 }
 
-fn status(bench: &Bench) -> anyhow::Result<TaskStatus> {
-    let status = bench.server.training().into_iter().find(|status| status.name == TASK);
-    let status = status.context("the task is gone")?;
-    if status.state == TaskState::Failed {
-        bail!("the task failed: {}", status.reason);
-    }
-    Ok(status)
+fn push([cold, ready]: &mut [Samples; 2], [cold_ms, ready_ms]: [f64; 2]) {
+    cold.push(cold_ms);
+    ready.push(ready_ms);
 }
 
-fn tell(bench: &Bench, command: TaskCommand) -> anyhow::Result<()> {
-    bench.runtime.block_on(bench.server.command_training(TASK, command))?;
-    Ok(())
-}
-
-fn wait_for<T>(
-    bench: &Bench,
-    what: &str,
-    mut look: impl FnMut(&TaskStatus) -> Option<T>,
-) -> anyhow::Result<T> {
-    let begun = Instant::now();
-    loop {
-        let status = status(bench)?;
-        if let Some(found) = look(&status) {
-            return Ok(found);
-        }
-        ensure!(begun.elapsed() < PATIENCE, "the task does not come to {what}: {status:?}");
-        thread::sleep(Duration::from_micros(200));
-    }
-}
-
-fn await_steps(bench: &Bench, steps: u64) -> anyhow::Result<()> {
-    wait_for(bench, "its first steps", |status| (status.progress.steps_done >= steps).then_some(()))
-}
-
-fn await_state(bench: &Bench, state: TaskState) -> anyhow::Result<()> {
-    wait_for(bench, "training", |status| (status.state == state).then_some(()))
+fn latencies([cold, ready]: &[Samples; 2]) -> anyhow::Result<Latencies> {
+    let summary = |samples: &Samples| samples.summary().context("nothing was measured");
+    Ok(Latencies { ready: summary(ready)?, cold: summary(cold)? })
 }
 
 /// How long the task went on computing, once another interruption is counted or it trains as if there had been none.
-fn await_interruption(bench: &Bench, before: u64) -> anyhow::Result<Option<u64>> {
+fn await_interruption(task: &Trained<'_>, before: u64) -> anyhow::Result<Option<u64>> {
     let begun = Instant::now();
-    wait_for(bench, "an interruption", |status| {
+    task.wait_for("an interruption", |status| {
         if status.progress.interruptions > before {
             Some(status.last_yield_us)
-        } else if begun.elapsed() > Duration::from_millis(200) {
+        } else if begun.elapsed() > UNNOTICED {
             Some(None)
         } else {
             None
         }
     })
-}
-
-fn steps_per_s(bench: &Bench, time: Duration) -> anyhow::Result<f64> {
-    let (from, begun) = (status(bench)?.progress.steps_done, Instant::now());
-    thread::sleep(time);
-    let steps = status(bench)?.progress.steps_done - from;
-    ensure!(steps > 0, "not a step in {} s: give it more --seconds", time.as_secs());
-    // Counts of some thousands.
-    #[allow(clippy::cast_precision_loss)]
-    let rate = steps as f64 / begun.elapsed().as_secs_f64();
-    Ok(rate)
 }
 
 fn requests_per_s(bench: &Bench, caller: &mut Caller, time: Duration) -> anyhow::Result<f64> {

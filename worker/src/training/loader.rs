@@ -288,7 +288,7 @@ mod tests {
         };
         let mut inputs: Vec<Vec<u64>> = layout.places(batch.rows).map(read).collect();
         let last = inputs.pop().unwrap();
-        assert_eq!(inputs, [last.clone()], "both inputs take the same rows");
+        assert!(inputs.iter().all(|input| *input == last), "both inputs take the same rows");
         last
     }
 

@@ -1,0 +1,146 @@
+//! A training task in a server that is measured.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use pswitch_controller::{InferenceService as _, TaskCommand, TaskState, TaskStatus};
+use pswitch_device::DeviceId;
+use pswitch_train::TaskConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::serving::Bench;
+use crate::subject::Served;
+
+/// Time that anything may take.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// PyTorch's own loop over a task.
+const MODULE: &str = "pswitch.training_loop";
+
+/// A task that was submitted.
+pub(crate) struct Trained<'a> {
+    bench: &'a Bench,
+    name: String,
+}
+
+/// What PyTorch's own loop makes of a task, as the module prints it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PyTorchLoop {
+    torch: String,
+    gpu: Option<String>,
+    /// Of the first steps, if data and their order are known.
+    pub(crate) losses: Vec<f64>,
+    pub(crate) steps_per_s: f64,
+}
+
+/// A task of a file, or of a text; paths in it are those of the working directory then.
+pub(crate) fn task_config(file: Option<&Path>, text: &str) -> anyhow::Result<TaskConfig> {
+    let config = match file {
+        Some(file) => TaskConfig::open(file),
+        None => TaskConfig::from_yaml(text),
+    };
+    let config = config.context("the task means nothing")?;
+    let program = config.archive();
+    ensure!(program.exists(), "{} is missing: run `cargo xtask fixtures`", program.display());
+    Ok(config)
+}
+
+impl<'a> Trained<'a> {
+    pub(crate) fn submit(bench: &'a Bench, name: &str, config: &TaskConfig) -> anyhow::Result<Self> {
+        let config = serde_json::to_string(config)?;
+        bench.runtime.block_on(bench.server.submit_training(name, &config))?;
+        Ok(Self { bench, name: name.to_owned() })
+    }
+
+    /// What the server says of it.
+    pub(crate) fn status(&self) -> anyhow::Result<TaskStatus> {
+        let status = self.bench.server.training().into_iter().find(|status| status.name == self.name);
+        let status = status.context("the task is gone")?;
+        if status.state == TaskState::Failed {
+            bail!("the task failed: {}", status.reason);
+        }
+        Ok(status)
+    }
+
+    pub(crate) fn tell(&self, command: TaskCommand) -> anyhow::Result<()> {
+        self.bench.runtime.block_on(self.bench.server.command_training(&self.name, command))?;
+        Ok(())
+    }
+
+    /// Looks until there is something to be seen.
+    pub(crate) fn wait_for<T>(
+        &self,
+        what: &str,
+        mut look: impl FnMut(&TaskStatus) -> Option<T>,
+    ) -> anyhow::Result<T> {
+        let begun = Instant::now();
+        loop {
+            let status = self.status()?;
+            if let Some(found) = look(&status) {
+                return Ok(found);
+            }
+            ensure!(begun.elapsed() < PATIENCE, "the task does not come to {what}: {status:?}");
+            thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    pub(crate) fn await_steps(&self, steps: u64) -> anyhow::Result<()> {
+        self.wait_for("its steps", |status| (status.progress.steps_done >= steps).then_some(()))
+    }
+
+    pub(crate) fn await_state(&self, state: TaskState) -> anyhow::Result<()> {
+        self.wait_for(state.name(), |status| (status.state == state).then_some(()))
+    }
+
+    /// Steps a second, over some time.
+    pub(crate) fn steps_per_s(&self, time: Duration) -> anyhow::Result<f64> {
+        // From the end of one step to that of another.
+        let from = self.status()?.progress.steps_done + 1;
+        self.await_steps(from)?;
+        let begun = Instant::now();
+        thread::sleep(time);
+        let to = self.status()?.progress.steps_done + 1;
+        self.await_steps(to)?;
+        ensure!(to > from, "not a step in {} s: give it more --seconds", time.as_secs());
+        // Counts of some thousands.
+        #[allow(clippy::cast_precision_loss)]
+        let rate = (to - from) as f64 / begun.elapsed().as_secs_f64();
+        Ok(rate)
+    }
+}
+
+impl PyTorchLoop {
+    /// Has PyTorch train a task for `steps` steps, and then for some seconds, in a process of its own.
+    pub(crate) fn measure(
+        python: &Path,
+        served: Served,
+        config: &TaskConfig,
+        steps: u64,
+        seconds: u64,
+    ) -> anyhow::Result<Self> {
+        eprintln!("PyTorch's own loop ...");
+        let task = tempfile::NamedTempFile::new().context("no file for the task")?;
+        serde_json::to_writer(&task, config)?;
+        let mut command = Command::new(python);
+        command.args(["-m", MODULE, "--task"]).arg(task.path());
+        command.args(["--steps", &steps.to_string(), "--seconds", &seconds.to_string(), "--device"]);
+        match served.device {
+            DeviceId::Host(_) => command.args(["cpu", "--threads", &served.threads.to_string()]),
+            DeviceId::Cuda(_) => command.arg(served.device.to_string()),
+        };
+        command.env("CUBLAS_WORKSPACE_CONFIG", ":4096:8");
+        let output = command.stderr(Stdio::inherit()).output();
+        let output = output.with_context(|| format!("cannot start {}", python.display()))?;
+        ensure!(
+            output.status.success(),
+            "{} -m {MODULE} failed ({}); is PYTHONPATH python/src?",
+            python.display(),
+            output.status
+        );
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("{MODULE} prints what was not expected"))
+    }
+}
