@@ -73,6 +73,9 @@ pub(crate) struct Serve {
     /// Part of a device's pool for training: states, and activations of one step, as in 4GiB. With 0 no task can be trained.
     #[arg(long, value_name = "SIZE")]
     training_size: Option<ByteSize>,
+    /// Share of the time, up to 0.9, that training has although requests never end.
+    #[arg(long, value_name = "SHARE")]
+    training_share: Option<f64>,
     /// A task that is trained beside serving, with the file of its configuration; may be given more than once.
     #[arg(long, value_name = "NAME=FILE.yaml", value_parser = task)]
     train: Vec<(String, PathBuf)>,
@@ -99,6 +102,7 @@ impl Serve {
         ConfigOverrides {
             repository: self.repository.clone(),
             training_size: self.training_size,
+            training_share: self.training_share,
             training_tasks: self.train.clone(),
             workers: self.workers,
             http_address: self.http,

@@ -80,6 +80,9 @@ pub struct DeviceConfig {
     pub arena_size: SizeSetting,
     /// Part of the pool for training: states, and activations of one step. Default: 0, no task can be trained.
     pub training_size: ByteSize,
+    /// Share of the device's time that requests leave to training although they never end, up to 0.9: then some wait for a
+    /// turn of it. Default: 0, training has what they leave by themselves.
+    pub training_share: f64,
     /// Executions at a time, each with an arena of its own: 1 to 16. Default: 1.
     #[serde(deserialize_with = "fields::number::<_, _, 1, 16>")]
     pub arenas: u32,
@@ -180,6 +183,8 @@ pub struct ConfigOverrides {
     pub arena_size: Option<SizeSetting>,
     /// Replaces [`DeviceConfig::training_size`] of every device.
     pub training_size: Option<ByteSize>,
+    /// Replaces [`DeviceConfig::training_share`] of every device.
+    pub training_share: Option<f64>,
     /// Replaces [`DeviceConfig::workers`] of every device.
     pub workers: Option<u32>,
     /// Replaces [`DeviceConfig::threads`] of every device.
@@ -223,6 +228,7 @@ impl Default for DeviceConfig {
             pool_size: SizeSetting::Auto,
             arena_size: SizeSetting::Auto,
             training_size: ByteSize::from_bytes(0),
+            training_share: 0.0,
             arenas: 1,
             workers: 2,
             threads: 0,
@@ -294,6 +300,7 @@ impl Config {
             pool_size,
             arena_size,
             training_size,
+            training_share,
             workers,
             threads,
             link_bandwidth,
@@ -322,6 +329,7 @@ impl Config {
             replace(&mut device.pool_size, pool_size);
             replace(&mut device.arena_size, arena_size);
             replace(&mut device.training_size, training_size);
+            replace(&mut device.training_share, training_share);
             replace(&mut device.workers, workers);
             replace(&mut device.threads, threads);
             replace(&mut device.link.per_copy, link_per_copy);
@@ -379,6 +387,13 @@ impl DeviceConfig {
             let zero = size == SizeSetting::Fixed(ByteSize::from_bytes(0));
             ensure(!zero, key(name), || "it must be more than 0".to_owned())?;
         }
+        let share = self.training_share;
+        ensure((0.0..=0.9).contains(&share), key("training_share"), || {
+            format!("{share} is not between 0 and 0.9")
+        })?;
+        ensure(share == 0.0 || self.training_size.bytes() > 0, key("training_share"), || {
+            "there is no training_size, so that no task can be trained".to_owned()
+        })?;
         if let SizeSetting::Fixed(pool) = self.pool_size {
             let mut left_bytes = pool.bytes();
             if let SizeSetting::Fixed(arena) = self.arena_size {

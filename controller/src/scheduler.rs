@@ -15,6 +15,8 @@
 //! 3. If the model whose turn it is has no room, because executions hold weights in its place, nothing new begins in
 //!    that place until it has; others run meanwhile.
 //!
+//! Between [`Event::Hold`] and [`Event::Release`] nothing begins at all.
+//!
 //! The next request goes to the worker that finished last: it is awake. What cannot run yet is prefetched, one model
 //! at a time, the oldest request's first, where the place is neither held nor wanted by requests that wait.
 //!
@@ -103,6 +105,8 @@ pub struct Scheduler {
     timers: Timers,
     turn: Turn,
     draining: bool,
+    /// Nothing begins.
+    held: bool,
     next_sequence: u64,
     next_execution: u64,
 }
@@ -125,6 +129,7 @@ impl Scheduler {
             timers: Timers::default(),
             turn: Turn::default(),
             draining: false,
+            held: false,
             next_sequence: 0,
             next_execution: 0,
         }

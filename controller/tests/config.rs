@@ -158,6 +158,15 @@ fn contradictions_are_told_with_their_keys() {
             "devices[0].training_size: 768MiB beside the arenas leaves nothing of a pool of 1GiB",
         ),
         (
+            "devices: [{training_size: 1GiB, training_share: 0.95}]",
+            "devices[0].training_share: 0.95 is not between 0 and 0.9",
+        ),
+        (
+            "devices: [{training_size: 1GiB, training_share: .nan}]",
+            "devices[0].training_share: NaN is not between 0 and 0.9",
+        ),
+        ("devices: [{training_share: 0.2}]", "devices[0].training_share: there is no training_size"),
+        (
             "devices: [{pool_size: 1GiB, training_size: 2GiB}]",
             "devices[0].training_size: 2GiB beside the arenas leaves nothing of a pool of 1GiB",
         ),

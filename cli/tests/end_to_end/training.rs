@@ -1,6 +1,7 @@
 //! Training beside serving: tasks give way to requests, survive kills and restarts, and lose nothing by it.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -286,4 +287,38 @@ fn without_room_for_training_tasks_are_refused() {
     let (code, refusal) = submit(&server.client, "task", &place.task("task", 10));
     assert_eq!(code, 501, "{refusal}");
     assert_says(refusal["error"].as_str().unwrap(), &["training_size"]);
+}
+
+/// Requests that follow each other without an end leave nothing to a task, unless it has a share.
+#[test]
+fn a_share_of_the_device_is_kept_from_requests_that_never_end() {
+    let (fixture, place) = (Fixture::load("resnet18"), Place::new());
+    let server = serve(&fixture).flag("--training-share", "0.3").start();
+    let (code, taken) = submit(&server.client, "shared", &place.task("shared", 1_000_000));
+    assert_eq!(code, 201, "{taken}");
+    await_steps(&server.client, "shared", 5);
+    let mut requests = 0;
+    let ask = |requests: &mut usize| {
+        server.client.check(&fixture.name, &fixture.cases[*requests % fixture.cases.len()]);
+        *requests += 1;
+    };
+    // Two clients, so that there is always a request.
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            let client = Client::new(&server.url());
+            while !stop.load(Ordering::Relaxed) {
+                client.check(&fixture.name, &fixture.cases[0]);
+            }
+        });
+        let from = status(&server.client, "shared")["steps_done"].as_u64().unwrap();
+        let mut steps = from;
+        while steps < from + 50 {
+            ask(&mut requests);
+            steps = status(&server.client, "shared")["steps_done"].as_u64().unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        other.join().unwrap();
+    });
+    assert!(requests > 1, "requests were answered meanwhile");
 }

@@ -30,7 +30,7 @@ use crate::error::ControllerError;
 use crate::scheduler::{Event, ExecutionId, Outcome, RequestId, Scheduler, SchedulerOptions, WorkerId};
 use crate::service::ServiceError;
 use crate::supervisor::{Loss, Supervisor};
-use crate::training::Gate;
+use crate::training::{Demand, Gate, Share, TurnAction};
 use home::HomedModel;
 pub(crate) use links::OutsideUse;
 use links::{Attachment, Links};
@@ -66,6 +66,8 @@ pub(crate) struct DriverParts {
     pub(crate) spin: Duration,
     /// Closed while there are requests, where tasks train in between.
     pub(crate) gate: Option<Arc<Gate>>,
+    /// The share of the device that training has although requests never end.
+    pub(crate) training_share: f64,
 }
 
 /// A driver that runs; dropping it ends it and its workers.
@@ -176,7 +178,9 @@ struct Driver {
     mailbox: Mailbox,
     receiver: mpsc::Receiver<Mail>,
     view: SharedView,
+    /// Who has the device, where tasks can be trained, and what share of it training has beside requests.
     gate: Option<Arc<Gate>>,
+    share: Share,
     stopped: bool,
 }
 
@@ -189,7 +193,18 @@ impl Driver {
         view: SharedView,
     ) -> Result<Self, ControllerError> {
         let DriverParts {
-            device, pool, store, slots, supervisor, options, workers, threads, spin, gate, ..
+            device,
+            pool,
+            store,
+            slots,
+            supervisor,
+            options,
+            workers,
+            threads,
+            spin,
+            gate,
+            training_share,
+            ..
         } = parts;
         let landed = mailbox.clone();
         let engine = Engine::new(
@@ -243,6 +258,7 @@ impl Driver {
             receiver,
             view,
             gate,
+            share: Share::new(training_share, Instant::now()),
             stopped: false,
         };
         driver.fork_missing();
@@ -274,7 +290,33 @@ impl Driver {
                 self.take(mail);
             }
             self.tick();
+            self.take_turns();
             self.publish();
+        }
+    }
+
+    /// What there is on the device for requests and for training.
+    fn demand(&self) -> Option<Demand> {
+        let (training, step) = self.gate.as_ref()?.wanted();
+        let (requests, executing) = (!self.jobs.is_empty(), !self.running.is_empty());
+        Some(Demand { requests, executing, training, step })
+    }
+
+    /// Lets training have its share.
+    fn take_turns(&mut self) {
+        while let Some(demand) = self.demand()
+            && let Some(action) = self.share.update(demand, Instant::now())
+        {
+            match action {
+                TurnAction::Hold => self.feed(Event::Hold),
+                TurnAction::Admit => self.gate.iter().for_each(|gate| gate.open_for_a_turn()),
+                TurnAction::Release => {
+                    if demand.requests {
+                        self.gate.iter().for_each(|gate| gate.close());
+                    }
+                    self.feed(Event::Release);
+                }
+            }
         }
     }
 
@@ -297,7 +339,8 @@ impl Driver {
     fn next_deadline(&self) -> Option<Instant> {
         let respawn = self.links.not_before.filter(|_| self.links.len() < self.workers);
         let startup = self.starting.values().min().map(|begin| *begin + STARTUP_TIMEOUT);
-        [self.scheduler.next_deadline(), respawn, startup].into_iter().flatten().min()
+        let turn = self.demand().and_then(|demand| self.share.next(demand));
+        [self.scheduler.next_deadline(), respawn, startup, turn].into_iter().flatten().min()
     }
 
     /// What time alone brings about.
@@ -575,7 +618,9 @@ impl Driver {
             return;
         }
         let (request, model, deadline) = (job.request, job.model, job.deadline);
-        if let Some(gate) = &self.gate {
+        if let Some(gate) = &self.gate
+            && !self.share.is_turn()
+        {
             gate.close();
         }
         self.jobs.insert(request, job);

@@ -35,6 +35,8 @@ impl Scheduler {
                 self.execution_finished(execution, outcome, actions);
             }
             Event::ModelRemoved { model } => self.model_removed(model, actions),
+            Event::Hold => self.held = true,
+            Event::Release => self.held = false,
             Event::Draining => self.draining = true,
             Event::Tick => {}
         }
@@ -342,6 +344,7 @@ impl Scheduler {
     /// Begins whatever can begin.
     pub(super) fn dispatch(&mut self, now: Instant, actions: &mut Vec<Action>) {
         while self.waiting > 0
+            && !self.held
             && let Some(worker) = self.workers.next_standby()
             && let Some(arena) = self.switcher.ledger().free_arena()
             && let Some(model) = self.pick(now)

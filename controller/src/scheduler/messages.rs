@@ -133,6 +133,10 @@ pub enum Event {
         /// The model.
         model: ModelId,
     },
+    /// Something else is to have the device: no execution begins until [`Event::Release`].
+    Hold,
+    /// Executions may begin again.
+    Release,
     /// The server is to end: what is new is refused, what was accepted is finished.
     Draining,
     /// Time has passed: [`Scheduler::next_deadline`](super::Scheduler::next_deadline) asks for it.

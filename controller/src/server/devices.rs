@@ -123,6 +123,7 @@ impl OpenedDevice {
             threads: self.config.threads,
             spin: self.config.spin(id),
             gate: training.as_ref().map(|training| Arc::clone(training.gate())),
+            training_share: self.config.training_share,
         })?;
         Ok(ServedDevice {
             driver,

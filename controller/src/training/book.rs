@@ -96,6 +96,8 @@ struct Task {
     saved: u64,
     extent: TaskExtent,
     rate: Option<f64>,
+    /// How long a step takes: the last that counts, or longer, if more than that was thrown away.
+    step: Duration,
     is_interrupted: bool,
     progress: Progress,
     reason: String,
@@ -133,6 +135,7 @@ impl Book {
             saved: 0,
             extent: TaskExtent { steps_done: 0, total_steps: 0 },
             rate: None,
+            step: Duration::ZERO,
             is_interrupted: false,
             progress: Progress::new(0, at, WINDOW),
             reason: String::new(),
@@ -185,6 +188,12 @@ impl Book {
             rate: task.rate,
             progress: task.progress.report(at),
         })
+    }
+
+    /// Whether a task computes or could, and how long the longest step takes of those that do.
+    pub(super) fn demand(&self) -> (bool, Duration) {
+        let wanting = || self.tasks.values().filter(|task| task.could_train() || task.wants_to_go_on());
+        (wanting().next().is_some(), wanting().map(|task| task.step).max().unwrap_or_default())
     }
 
     pub(super) fn computes(&self, id: TaskId) -> bool {
@@ -264,6 +273,10 @@ impl Task {
         matches!(self.phase, Phase::Training { .. } | Phase::Yielding { .. })
     }
 
+    fn wants_to_go_on(&self) -> bool {
+        self.computes() && !self.is_paused && !self.is_stopping
+    }
+
     fn could_train(&self) -> bool {
         self.phase == Phase::Idle && !self.is_paused && !self.is_stopping
     }
@@ -323,6 +336,7 @@ impl Task {
                 let duration = Duration::from_nanos(step.took_ns);
                 self.note(at, ProgressEvent::StepFinished { loss, samples, duration });
                 self.pass += duration.as_secs_f64() / self.weight;
+                self.step = duration;
             }
             TaskEvent::Saved { step, written } => {
                 if written {
@@ -348,6 +362,8 @@ impl Task {
                 if let Some(nanos) = discarded_ns {
                     let duration = Duration::from_nanos(nanos);
                     self.note(at, ProgressEvent::StepDiscarded { duration });
+                    // It takes longer than that.
+                    self.step = self.step.max(duration * 2);
                     self.pass += duration.as_secs_f64() / self.weight;
                 }
                 // Training or Yielding, stopped -> Idle.

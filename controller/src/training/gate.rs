@@ -19,6 +19,9 @@ pub(crate) struct Gate {
     opened_ns: AtomicU64,
     /// The block of the worker that trains, or [`NOBODY`].
     current: AtomicU64,
+    /// Whether a task could compute, and how long one of its steps takes, in microseconds.
+    wanted: AtomicBool,
+    step_us: AtomicU64,
     control: SharedMemory,
     waker: Arc<Waker>,
 }
@@ -37,6 +40,8 @@ impl Gate {
             closed_ns: AtomicU64::new(0),
             opened_ns: AtomicU64::new(0),
             current: AtomicU64::new(NOBODY),
+            wanted: AtomicBool::new(false),
+            step_us: AtomicU64::new(0),
             control,
             waker,
         }
@@ -66,6 +71,27 @@ impl Gate {
             self.closed.store(false, Ordering::SeqCst);
             self.wake();
         }
+    }
+
+    /// Training may have it at once, though there are requests.
+    pub(crate) fn open_for_a_turn(&self) {
+        if self.closed.load(Ordering::SeqCst) {
+            self.opened_ns.store(0, Ordering::SeqCst);
+            self.closed.store(false, Ordering::SeqCst);
+            self.wake();
+        }
+    }
+
+    /// Says whether a task could compute, and how long one of its steps takes.
+    pub(super) fn want(&self, wanted: bool, step: Duration) {
+        self.step_us.store(u64::try_from(step.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.wanted.store(wanted, Ordering::Relaxed);
+    }
+
+    /// Whether a task could compute, and how long one of its steps takes, as far as that is known.
+    pub(crate) fn wanted(&self) -> (bool, Duration) {
+        let step = Duration::from_micros(self.step_us.load(Ordering::Relaxed));
+        (self.wanted.load(Ordering::Relaxed), step)
     }
 
     /// In what time training may have the device, if no request comes meanwhile; nothing while there are some.

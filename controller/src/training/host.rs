@@ -121,6 +121,8 @@ impl Host {
                 }
             }
             self.choose();
+            let (wanted, step) = self.book.demand();
+            self.gate.want(wanted, step);
             self.publish();
         }
     }

@@ -7,6 +7,7 @@
 mod book;
 mod gate;
 mod host;
+mod share;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ use crate::service::{ServiceError, TaskCommand, TaskStatus};
 use crate::supervisor::Supervisor;
 pub(crate) use gate::Gate;
 use host::Host;
+pub(crate) use share::{Demand, Share, TurnAction};
 use worker::{Attachment, MAIL};
 
 /// Tasks that a device may have that are not over: blocks of the control page.

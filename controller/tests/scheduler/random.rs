@@ -29,6 +29,7 @@ enum Step {
     Tick,
     PlaceModel { units: u64 },
     RemoveModel(usize),
+    Hold(bool),
     Drain,
 }
 
@@ -74,6 +75,7 @@ fn healthy() -> BoxedStrategy<Step> {
         6 => any::<usize>().prop_map(Step::Transfer),
         4 => Just(Step::Deliver),
         2 => (0..60_u64).prop_map(|ms| Step::Advance { ms }),
+        2 => any::<bool>().prop_map(Step::Hold),
     ]
     .boxed()
 }
@@ -125,6 +127,7 @@ fn take(world: &mut World, step: Step) {
         Step::Tick => world.tick(),
         Step::PlaceModel { units } => world.place_model(units),
         Step::RemoveModel(nth) => world.remove_model(nth),
+        Step::Hold(held) => world.hold(held),
         Step::Drain => world.drain(),
     }
 }

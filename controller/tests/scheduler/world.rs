@@ -136,6 +136,7 @@ pub(crate) struct World {
     next_request: u64,
     next_worker: u32,
     draining: bool,
+    held: bool,
     /// The model that was executed last, and how often in a row while others could have been.
     row: (Option<ModelId>, u32),
     /// The oldest request that waits, and how often others were begun that could have waited instead.
@@ -160,6 +161,7 @@ impl World {
             next_request: 0,
             next_worker: 0,
             draining: false,
+            held: false,
             row: (None, 0),
             passed_over: (None, 0),
         };
@@ -368,8 +370,15 @@ impl World {
         self.tell(Event::Draining);
     }
 
+    /// Something else has the device, or has it no more.
+    pub(crate) fn hold(&mut self, held: bool) {
+        self.held = held;
+        self.tell(if held { Event::Hold } else { Event::Release });
+    }
+
     /// From here on everything works, if what hangs is killed: everything must come to an end.
     pub(crate) fn settle(&mut self) {
+        self.hold(false);
         let mut idle_rounds = 0;
         for _ in 0..10_000 {
             if self.scheduler.is_idle() && self.workers.values().all(|worker| !worker.killed) {

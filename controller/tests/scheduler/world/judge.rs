@@ -115,6 +115,7 @@ impl World {
     }
 
     fn execute(&mut self, begun: &Execute) {
+        assert!(!self.held, "it begins although something else has the device");
         self.judge_order(begun);
         let Execute { execution, request, worker, model, arena, transfer, evicted } = begun.clone();
         let record = self.requests.get_mut(&request).expect("it is accepted and not answered");
