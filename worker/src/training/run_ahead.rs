@@ -141,6 +141,14 @@ impl RunAhead {
         GpuPace { stream, stop, state: Mutex::new(State { ahead: self, stopped_ns: None, failure: None }) }
     }
 
+    /// Another step begins. Between the steps is the optimizer, which is no operator of either.
+    fn begin(&mut self) -> Result<(), DeviceError> {
+        while !self.moments.is_empty() && self.look()? {}
+        self.spare.extend(self.passed.take());
+        self.account.begin();
+        Ok(())
+    }
+
     fn mark(&mut self, stream: &GpuStream) -> Result<(), DeviceError> {
         let moment = match self.spare.pop() {
             Some(moment) => moment,
@@ -223,7 +231,9 @@ impl<'a> GpuPace<'a> {
 
 impl Pace for GpuPace<'_> {
     fn begin(&self) {
-        self.state().ahead.account.begin();
+        let mut state = self.state();
+        let result = state.ahead.begin();
+        state.failure = state.failure.take().or(result.err());
     }
 
     fn stops(&self) -> bool {

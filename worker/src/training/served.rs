@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pswitch_device::{DeviceAddress, DeviceError, DeviceSlice, GpuStream, HostSlice, SharedMemory};
+use pswitch_device::{DeviceAddress, DeviceSlice, GpuStream, HostSlice, SharedMemory};
 use pswitch_mem_pool::ArenaStats;
 use pswitch_model::{Archive, StorageId};
 use pswitch_protocol::{
@@ -15,7 +15,7 @@ use pswitch_protocol::{
 };
 use pswitch_train::{StateLayout, TaskConfig, TrainError, latest_checkpoint};
 
-use super::run_ahead::RunAhead;
+use super::run_ahead::{GpuPace, RunAhead};
 use super::task::{TaskStep, TrainingTask, Upload};
 use crate::arena::ExecutionArena;
 use crate::error::{RunError, WorkerError};
@@ -29,12 +29,23 @@ const SAVE_AGAIN: Duration = Duration::from_secs(2);
 
 /// The task of a worker.
 pub(crate) struct ServedTask {
-    task: TrainingTask,
-    config: TaskConfig,
+    kept: KeptTask,
     /// What is queued on a GPU, and how long it takes.
     ahead: RunAhead,
+}
+
+/// A task and what is written down of it.
+struct KeptTask {
+    task: TrainingTask,
+    config: TaskConfig,
     /// Writes the last snapshot while steps go on.
     writer: Option<Writer>,
+}
+
+/// What computes the steps of a task: the host, or a GPU whose queue is kept short.
+enum Computer<'a> {
+    Host(&'a AtomicU32),
+    Gpu(&'a GpuStream, GpuPace<'a>),
 }
 
 struct Writer {
@@ -76,11 +87,12 @@ impl ServedTask {
             tracing::info!(task = order.name, step = task.steps_done(), file = %checkpoint.path().display(), "resumed");
         }
         let ahead = RunAhead::new(Duration::from_micros(config.run_ahead_us));
-        Ok(Self { task, config, ahead, writer: None })
+        Ok(Self { kept: KeptTask { task, config, writer: None }, ahead })
     }
 
     pub(crate) fn extent(&self) -> TaskExtent {
-        TaskExtent { steps_done: self.task.steps_done(), total_steps: self.task.total_steps() }
+        let task = &self.kept.task;
+        TaskExtent { steps_done: task.steps_done(), total_steps: task.total_steps() }
     }
 
     /// Steps until the stop flag is set or all are done, each of which is told. `gpu` is the stream that computes, if one does.
@@ -93,19 +105,86 @@ impl ServedTask {
     ) -> Result<TaskPause, WorkerError> {
         let stop = shared.control.word(shared.block + control::STOP)?;
         let place = shared.slice(arena)?;
+        let computer = match gpu {
+            Some(stream) => Computer::Gpu(stream, self.ahead.watch(stream, stop)),
+            None => Computer::Host(stop),
+        };
+        let pause = self.kept.train(&computer, stop, &place, channel)?;
+        let stopped_ns = computer.end()?;
+        Ok(match pause {
+            TaskPause::Stopped { discarded_ns, .. } => TaskPause::Stopped { discarded_ns, at_ns: stopped_ns },
+            over => over,
+        })
+    }
+
+    /// Writes a checkpoint of this moment, if it has a place for them, and waits until it is there. False if it could not be
+    /// written.
+    pub(crate) fn save(&mut self, channel: &Channel) -> Result<bool, WorkerError> {
+        self.kept.save(channel)
+    }
+}
+
+impl Computer<'_> {
+    /// One step within a place in the pool. Behind one that was finished a GPU may still have the optimizer before it.
+    fn step(&self, task: &mut TrainingTask, place: &DeviceSlice) -> (Result<TaskStep, RunError>, ArenaStats) {
+        let (stream, pace) = match self {
+            Computer::Host(stop) => {
+                let arena = ExecutionArena::begin(place.address(), place.bytes());
+                // SAFETY: nothing is uploaded.
+                let end = unsafe { task.step(*stop, None) };
+                return (end, arena.end());
+            }
+            Computer::Gpu(stream, pace) => (*stream, pace),
+        };
+        // Inputs first, and what is left for what the step allocates.
+        let inputs_bytes = task.inputs_bytes().min(place.bytes());
+        let rest = DeviceAddress(place.address().0 + inputs_bytes);
+        let arena = ExecutionArena::begin(rest, place.bytes() - inputs_bytes);
+        let end = if inputs_bytes < task.inputs_bytes() {
+            let message = format!("a batch of {} bytes does not fit", task.inputs_bytes());
+            Err(RunError { class: FaultClass::OutOfMemory, message })
+        } else {
+            let upload = Upload { stream, at: place.address() };
+            // SAFETY: the place is this task's until the stream has done all that was launched, which `end` waits for.
+            unsafe { task.step(pace, Some(upload)) }
+        };
+        (end, arena.end())
+    }
+
+    /// Waits until nothing is computed any more, and says when that was, on `CLOCK_MONOTONIC`.
+    fn end(self) -> Result<u64, WorkerError> {
+        match self {
+            Computer::Host(_) => Ok(monotonic_ns()),
+            Computer::Gpu(stream, pace) => {
+                stream.synchronize()?;
+                Ok(pace.end()?.unwrap_or_else(monotonic_ns))
+            }
+        }
+    }
+}
+
+impl KeptTask {
+    /// As [`ServedTask::train`]; the times of its answer are to be put right.
+    fn train(
+        &mut self,
+        computer: &Computer<'_>,
+        stop: &AtomicU32,
+        place: &DeviceSlice,
+        channel: &Channel,
+    ) -> Result<TaskPause, WorkerError> {
         while !self.task.is_finished() {
             if stop.load(Ordering::Relaxed) != 0 {
-                return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: monotonic_ns() });
+                return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: 0 });
             }
             let begun = Instant::now();
-            let (end, stats) = self.step(stop, &place, gpu);
+            let (end, stats) = computer.step(&mut self.task, place);
             // After an error autograd's engine may keep some of it; but then nothing of this task runs here any more.
             if end.is_ok() && stats.in_use_bytes != 0 {
                 return Err(WorkerError::Kept { bytes: stats.in_use_bytes });
             }
             let took_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
             match end {
-                Ok((TaskStep::Finished { step, loss, rate, samples }, _)) => {
+                Ok(TaskStep::Finished { step, loss, rate, samples }) => {
                     channel.send(
                         &FromWorker::TaskStep(Counted {
                             step,
@@ -122,8 +201,8 @@ impl ServedTask {
                         self.begin_write(channel)?;
                     }
                 }
-                Ok((TaskStep::Stopped, at_ns)) => {
-                    return Ok(TaskPause::Stopped { discarded_ns: Some(took_ns), at_ns });
+                Ok(TaskStep::Stopped) => {
+                    return Ok(TaskPause::Stopped { discarded_ns: Some(took_ns), at_ns: 0 });
                 }
                 Err(error) => {
                     let reason = explain(error, stats.capacity_bytes);
@@ -138,50 +217,12 @@ impl ServedTask {
             let again_at = Instant::now() + SAVE_AGAIN;
             while Instant::now() < again_at {
                 if stop.load(Ordering::Relaxed) != 0 {
-                    return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: monotonic_ns() });
+                    return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: 0 });
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
         Ok(TaskPause::Finished)
-    }
-
-    /// One step within a place in the pool, and when the device was done, should it have been stopped. Then nothing of it is
-    /// computed any more; behind one that was finished a GPU may still have the optimizer before it.
-    #[allow(clippy::type_complexity)] // a step's end, its time, and what it has used
-    fn step(
-        &mut self,
-        stop: &AtomicU32,
-        place: &DeviceSlice,
-        gpu: Option<&GpuStream>,
-    ) -> (Result<(TaskStep, u64), RunError>, ArenaStats) {
-        let Some(stream) = gpu else {
-            let arena = ExecutionArena::begin(place.address(), place.bytes());
-            // SAFETY: nothing is uploaded.
-            let end = unsafe { self.task.step(stop, None) };
-            return (end.map(|end| (end, monotonic_ns())), arena.end());
-        };
-        // Inputs first, and what is left for what the step allocates.
-        let inputs_bytes = self.task.inputs_bytes().min(place.bytes());
-        let rest = DeviceAddress(place.address().0 + inputs_bytes);
-        let arena = ExecutionArena::begin(rest, place.bytes() - inputs_bytes);
-        let upload = Upload { stream, at: place.address() };
-        let pace = self.ahead.watch(stream, stop);
-        let end = if inputs_bytes < self.task.inputs_bytes() {
-            let message = format!("a batch of {} bytes does not fit", self.task.inputs_bytes());
-            Err(RunError { class: FaultClass::OutOfMemory, message })
-        } else {
-            // SAFETY: the place is this task's for as long as it trains, which it says to be over when the stream is idle.
-            unsafe { self.task.step(&pace, Some(upload)) }
-        };
-        let failed = |error: DeviceError| RunError { class: FaultClass::Model, message: error.to_string() };
-        let stopped = pace.end().map_err(failed);
-        let end = stopped.and_then(|stopped_ns| Ok((end?, stopped_ns.unwrap_or_else(monotonic_ns))));
-        // Others may have the place behind all but a step that counts, which another one follows on the same stream.
-        let is_over = !matches!(end, Ok((TaskStep::Finished { .. }, _))) || self.task.is_finished();
-        let idle = if is_over { stream.synchronize().map_err(failed) } else { Ok(()) };
-        let end = idle.and(end);
-        (end, arena.end())
     }
 
     fn is_due(&self) -> bool {
@@ -190,9 +231,8 @@ impl ServedTask {
             && !self.task.is_finished()
     }
 
-    /// Writes a checkpoint of this moment, if it has a place for them, and waits until it is there. False if it could not be
-    /// written.
-    pub(crate) fn save(&mut self, channel: &Channel) -> Result<bool, WorkerError> {
+    /// As [`ServedTask::save`].
+    fn save(&mut self, channel: &Channel) -> Result<bool, WorkerError> {
         self.tell_written(channel, true)?;
         self.begin_write(channel)?;
         Ok(self.config.checkpoint.is_none() || self.tell_written(channel, true)?)
