@@ -1,15 +1,16 @@
 //! Training against the same loop in eager PyTorch: losses and final states to the last bit, with and without stops.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use pswitch_device::{DeviceAddress, SharedMemory};
 use pswitch_model::{Archive, DType, InputKind, StorageId};
 use pswitch_protocol::FaultClass;
 use pswitch_train::{Optimizer, Role, StateLayout, step_seed};
-use pswitch_worker::{ExecutionArena, Input, Phase, RunError, StepEnd, StepOrder, TorchDevice, Trainer};
+use pswitch_worker::{
+    ExecutionArena, Input, Pace, Phase, RunError, StepEnd, StepOrder, TorchDevice, Trainer,
+};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -140,7 +141,7 @@ impl Task {
         (inputs, memory)
     }
 
-    fn step(&mut self, step: u64, stop: &AtomicU32, arena: &SharedMemory) -> Result<StepEnd, RunError> {
+    fn step(&mut self, step: u64, pace: &dyn Pace, arena: &SharedMemory) -> Result<StepEnd, RunError> {
         let order = StepOrder {
             seed: step_seed(self.seed, step),
             rate: self.rate,
@@ -152,7 +153,7 @@ impl Task {
             (0..micro_batches).map(|index| self.batch(step * micro_batches + index)).collect();
         let scope = ExecutionArena::begin(DeviceAddress(arena.as_ptr() as u64), arena.bytes());
         // SAFETY: the data stays where it is.
-        let end = unsafe { self.trainer.step(&order, stop, |index| Ok(batches[index as usize].0.clone())) };
+        let end = unsafe { self.trainer.step(&order, pace, |index| Ok(batches[index as usize].0.clone())) };
         assert_eq!(scope.end().in_use_bytes, 0, "a step keeps nothing in the arena");
         end
     }
@@ -230,6 +231,24 @@ trains! {
 }
 
 /// Stops at random moments until 100 of them have hit a step: the losses are those of a run without stops.
+/// Stops a step ahead of an operator, forwards or backwards, by its number.
+struct StopAt {
+    operator: u64,
+    asked: AtomicU64,
+}
+
+impl StopAt {
+    fn new(operator: u64) -> Self {
+        Self { operator, asked: AtomicU64::new(0) }
+    }
+}
+
+impl Pace for StopAt {
+    fn stops(&self) -> bool {
+        self.asked.fetch_add(1, Ordering::Relaxed) >= self.operator
+    }
+}
+
 #[test]
 fn a_hundred_stops_change_nothing() {
     let (_guard, arena) = exclusive();
@@ -238,39 +257,29 @@ fn a_hundred_stops_change_nothing() {
     {
         let mut undisturbed = Task::new(name, run);
         let expected: Vec<f32> = (0..steps).map(|step| undisturbed.loss(step, &arena)).collect();
+        // How many operators a step has, forwards and backwards.
+        let counted = StopAt::new(u64::MAX);
+        Task::new(name, run).step(0, &counted, &arena).unwrap();
+        let operators = counted.asked.load(Ordering::Relaxed);
         let mut task = Task::new(name, run);
-        let (stop, ends) = (AtomicU32::new(0), AtomicBool::new(false));
         let mut phases = [0_u32; 2];
         let mut losses = Vec::new();
         let mut random = 1_u64;
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                // Also when the test fails: a scope waits for its threads.
-                let begun = std::time::Instant::now();
-                while !ends.load(Ordering::Relaxed) && begun.elapsed() < Duration::from_secs(20) {
-                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                    let most_us = if name == "perceptron" { 600 } else { 60_000 };
-                    std::thread::sleep(Duration::from_micros((random >> 33) % most_us));
-                    stop.store(1, Ordering::Relaxed);
+        let mut step = 0;
+        while step < steps {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            // Once they have hit often enough, the rest goes undisturbed.
+            let is_hit = phases.iter().sum::<u32>() < stops;
+            let pace = StopAt::new(if is_hit { (random >> 33) % (operators * 10 / 9) } else { u64::MAX });
+            match task.step(step, &pace, &arena).unwrap() {
+                #[allow(clippy::cast_possible_truncation)] // it was one
+                StepEnd::Finished { loss } => {
+                    losses.push(loss as f32);
+                    step += 1;
                 }
-            });
-            let mut step = 0;
-            while step < steps {
-                // Once they have hit often enough, the rest goes undisturbed.
-                let never = AtomicU32::new(0);
-                let stop = if phases.iter().sum::<u32>() < stops { &stop } else { &never };
-                match task.step(step, stop, &arena).unwrap() {
-                    #[allow(clippy::cast_possible_truncation)] // it was one
-                    StepEnd::Finished { loss } => {
-                        losses.push(loss as f32);
-                        step += 1;
-                    }
-                    StepEnd::Stopped { phase } => phases[usize::from(phase == Phase::Backward)] += 1,
-                }
-                stop.store(0, Ordering::Relaxed);
+                StepEnd::Stopped { phase } => phases[usize::from(phase == Phase::Backward)] += 1,
             }
-            ends.store(true, Ordering::Relaxed);
-        });
+        }
         println!("{name}: stopped {} times forwards, {} times backwards", phases[0], phases[1]);
         assert_eq!(losses, expected, "{name}");
         assert!(phases.iter().all(|&hits| hits > 0), "{phases:?}");

