@@ -35,6 +35,7 @@
 mod args;
 mod caller;
 mod commands;
+mod figures;
 mod keep_alive;
 mod machine;
 mod matched_link;
