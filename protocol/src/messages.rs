@@ -180,7 +180,7 @@ pub enum ToWorker {
     Plan {
         /// The model.
         model: u32,
-        /// For every group the node that waits at its doorbell, ascending: the first that uses its bytes.
+        /// For every group the node that waits at its doorbell, never falling: the first that uses its bytes, or an earlier one.
         wait_nodes: Vec<u32>,
         /// The same for every table that may be read from the host store; their doorbells follow those of the groups.
         table_nodes: Vec<u32>,

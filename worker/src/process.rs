@@ -287,6 +287,7 @@ impl Worker {
     }
 
     fn send_back(&mut self, number: u32) -> Result<(), WorkerError> {
+        self.settle()?;
         let device = Arc::clone(&self.shared.device);
         self.model(number)?.weights.send_back(&*device)
     }
@@ -314,7 +315,7 @@ impl Worker {
     fn plan(&mut self, number: u32, wait_nodes: Vec<u32>, table_nodes: Vec<u32>) -> Result<(), WorkerError> {
         // A model that could not be built is planned all the same: the controller may not have heard yet.
         let Some(model) = self.models.get_mut(&number) else { return Ok(()) };
-        let ascending = wait_nodes.windows(2).all(|pair| pair[0] < pair[1]);
+        let ascending = wait_nodes.windows(2).all(|pair| pair[0] <= pair[1]);
         let nodes = model.executable.nodes();
         let inside = wait_nodes.iter().chain(&table_nodes).all(|&node| (node as usize) < nodes);
         let words = (wait_nodes.len() + table_nodes.len()) as u64;
