@@ -54,6 +54,11 @@ impl Serving {
         }
     }
 
+    /// Bytes of the pool for the activations of one execution.
+    pub(crate) fn arena_bytes(&self) -> u64 {
+        self.arena_size.bytes()
+    }
+
     /// With so many threads, unless the flag says otherwise.
     pub(crate) fn with_threads(&self, default: u32) -> Served {
         Served { device: self.device(), threads: self.threads.unwrap_or(default) }
@@ -211,17 +216,7 @@ impl Bench {
 
     /// Opens its HTTP front end on loopback.
     pub(crate) fn front_end(&self) -> anyhow::Result<FrontEnd> {
-        let service: Arc<dyn InferenceService> = Arc::clone(&self.server) as _;
-        let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let http = HttpServer::bind(any_port, service, Metrics::new(), HttpOptions::default());
-        let http = self.runtime.block_on(http).context("cannot listen on loopback")?;
-        let address = http.address();
-        let (stop, stopped) = oneshot::channel();
-        let serving = self.runtime.spawn(http.run(async {
-            // A dropped sender stops it as well.
-            let _ = stopped.await;
-        }));
-        Ok(FrontEnd { address, stop, serving })
+        FrontEnd::open(&self.runtime, Arc::clone(&self.server) as _)
     }
 
     /// What this process, the zygote and the workers hold now.
@@ -258,10 +253,24 @@ pub(crate) struct FrontEnd {
 }
 
 impl FrontEnd {
+    /// Opens one on loopback.
+    pub(crate) fn open(runtime: &Runtime, service: Arc<dyn InferenceService>) -> anyhow::Result<Self> {
+        let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let http = HttpServer::bind(any_port, service, Metrics::new(), HttpOptions::default());
+        let http = runtime.block_on(http).context("cannot listen on loopback")?;
+        let address = http.address();
+        let (stop, stopped) = oneshot::channel();
+        let serving = runtime.spawn(http.run(async {
+            // A dropped sender stops it as well.
+            let _ = stopped.await;
+        }));
+        Ok(Self { address, stop, serving })
+    }
+
     /// Ends it; connections have to be closed before.
-    pub(crate) fn stop(self, bench: &Bench) -> anyhow::Result<()> {
+    pub(crate) fn stop(self, runtime: &Runtime) -> anyhow::Result<()> {
         drop(self.stop);
-        bench.runtime.block_on(self.serving).context("the front end panicked")
+        runtime.block_on(self.serving).context("the front end panicked")
     }
 }
 

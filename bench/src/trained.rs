@@ -36,18 +36,6 @@ pub(crate) struct PyTorchLoop {
     pub(crate) steps_per_s: f64,
 }
 
-/// A task of a file, or of a text; paths in it are those of the working directory then.
-pub(crate) fn task_config(file: Option<&Path>, text: &str) -> anyhow::Result<TaskConfig> {
-    let config = match file {
-        Some(file) => TaskConfig::open(file),
-        None => TaskConfig::from_yaml(text),
-    };
-    let config = config.context("the task means nothing")?;
-    let program = config.archive();
-    ensure!(program.exists(), "{} is missing: run `cargo xtask fixtures`", program.display());
-    Ok(config)
-}
-
 impl<'a> Trained<'a> {
     pub(crate) fn submit(bench: &'a Bench, name: &str, config: &TaskConfig) -> anyhow::Result<Self> {
         let config = serde_json::to_string(config)?;

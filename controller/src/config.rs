@@ -52,7 +52,7 @@ pub struct Config {
     pub slot_memory_size: ByteSize,
     /// Queues, time-outs and the order of service.
     pub limits: LimitsConfig,
-    /// How transfers are divided into groups: `optimal`, `paper`, `per-layer`, `whole` or `equal-N`.
+    /// How transfers are divided into groups: `optimal`, `paper`, `per-layer`, `whole`, `sequential` or `equal-N`.
     /// Default: `optimal`.
     #[serde(deserialize_with = "fields::algorithm")]
     pub plan: Algorithm,

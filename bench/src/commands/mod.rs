@@ -1,5 +1,6 @@
 //! One module a command: its flags, its measurement, its report.
 
+mod figures;
 mod front_end;
 mod kill;
 mod pipelining;
@@ -15,6 +16,7 @@ use clap::Subcommand;
 
 use pswitch_device::DeviceId;
 
+use crate::mechanisms::WorkerProcess;
 use crate::report::Report;
 use crate::serving::Zygotes;
 
@@ -35,6 +37,12 @@ pub(crate) enum Command {
     Sweep(sweep::Sweep),
     Train(train::Train),
     Stops(stops::Stops),
+    Figure5(figures::Figure5),
+    Figure7(figures::Figure7),
+    Figure8(figures::Figure8),
+    Figure9(figures::Figure9),
+    #[command(hide = true)]
+    WorkerProcess(WorkerProcess),
 }
 
 impl Command {
@@ -43,6 +51,10 @@ impl Command {
         match self {
             Self::Pipelining(_) => pipelining::SERVERS,
             Self::Plan(command) => command.servers(),
+            Self::Figure5(command) => command.experiment.servers(),
+            Self::Figure7(command) => command.experiment.servers(),
+            Self::Figure8(command) => command.experiment.servers(),
+            Self::Figure9(command) => command.experiment.servers(),
             Self::Switch(_)
             | Self::FrontEnd(_)
             | Self::Switching(_)
@@ -50,7 +62,7 @@ impl Command {
             | Self::StartUp(_)
             | Self::Train(_)
             | Self::Stops(_) => 1,
-            Self::Sweep(_) => 0,
+            Self::Sweep(_) | Self::WorkerProcess(_) => 0,
         }
     }
 
@@ -66,7 +78,11 @@ impl Command {
             Self::StartUp(command) => &command.serving,
             Self::Train(command) => &command.serving,
             Self::Stops(command) => &command.serving,
-            Self::Sweep(_) => return None,
+            Self::Figure5(command) => &command.experiment.serving,
+            Self::Figure7(command) => &command.experiment.serving,
+            Self::Figure8(command) => &command.experiment.serving,
+            Self::Figure9(command) => &command.experiment.serving,
+            Self::Sweep(_) | Self::WorkerProcess(_) => return None,
         };
         Some(serving.device())
     }
@@ -84,6 +100,11 @@ impl Command {
             Self::Sweep(command) => command.run(),
             Self::Train(command) => command.run(zygotes),
             Self::Stops(command) => command.run(zygotes),
+            Self::Figure5(command) => command.run(zygotes),
+            Self::Figure7(command) => command.run(zygotes),
+            Self::Figure8(command) => command.run(zygotes),
+            Self::Figure9(command) => command.run(zygotes),
+            Self::WorkerProcess(command) => command.run(),
         }
     }
 }

@@ -14,7 +14,8 @@ use crate::progress::Progress;
 use crate::random::Random;
 use crate::report::{Goal, Report, Table};
 use crate::serving::{Bench, Plan, Serving, Zygotes};
-use crate::trained::{PyTorchLoop, Trained, task_config};
+use crate::task;
+use crate::trained::{PyTorchLoop, Trained};
 
 /// What is trained by default: a configuration over what `cargo xtask fixtures` has made.
 const DEFAULT_TASK: &str = "
@@ -68,7 +69,7 @@ struct Run {
 impl Stops {
     pub(crate) fn run(&self, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
         let served = self.serving.like_references(&[]);
-        let mut config = task_config(self.task.as_deref(), DEFAULT_TASK)?;
+        let mut config = task::read(self.task.as_deref(), DEFAULT_TASK)?;
         config.length = Length::Steps(self.steps);
         config.log_every_steps = 1;
         let bench = Bench::start(

@@ -18,7 +18,8 @@ use crate::report::{Goal, Report, Table};
 use crate::serving::{Bench, Plan, Serving, Zygotes};
 use crate::stats::{Samples, Summary, milliseconds};
 use crate::subject::Subject;
-use crate::trained::{PyTorchLoop, Trained, task_config};
+use crate::task;
+use crate::trained::{PyTorchLoop, Trained};
 
 /// The task's name in the server.
 const TASK: &str = "bench";
@@ -34,14 +35,6 @@ const UNBOUNDED_US: u64 = 1 << 40;
 
 /// Requests that are waited for in this time did not have to stop the task.
 const UNNOTICED: Duration = Duration::from_millis(200);
-
-/// What is trained by default: a configuration over what `cargo xtask fixtures` has made.
-const DEFAULT_TASK: &str = "
-program: target/training/resnet18
-optimizer: {kind: sgd, lr: 0.05, momentum: 0.9}
-length: {steps: 1000000000}
-data: {files: [target/training/resnet18/data.safetensors], batch_size: 8}
-";
 
 /// Requests beside a training task: what either costs the other.
 ///
@@ -130,7 +123,7 @@ impl Train {
     pub(crate) fn run(&self, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
         let subject = Subject::open(&self.model)?;
         let served = self.serving.like_references(std::slice::from_ref(&subject));
-        let config = self.config()?;
+        let config = task::open(self.task.as_deref())?;
         let bench = Bench::start(
             Plan {
                 training_size: Some(self.training_size),
@@ -233,14 +226,6 @@ impl Train {
             "progress": found.last.progress,
         });
         Ok(Report { command: "train", tables: vec![rates, table], goals, results })
-    }
-
-    fn config(&self) -> anyhow::Result<TaskConfig> {
-        let mut config = task_config(self.task.as_deref(), DEFAULT_TASK)?;
-        // It goes on for as long as it is measured, and leaves nothing behind.
-        config.length = pswitch_train::Length::Steps(u64::MAX >> 1);
-        config.checkpoint = None;
-        Ok(config)
     }
 
     /// Steps a second of the same task with another bound on what is queued.
@@ -370,17 +355,4 @@ fn requests_per_s(bench: &Bench, caller: &mut Caller, time: Duration) -> anyhow:
         requests += 1;
     }
     Ok(f64::from(requests) / begun.elapsed().as_secs_f64())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-
-    #[test]
-    fn the_default_task_means_something() {
-        let config = TaskConfig::from_yaml(DEFAULT_TASK).unwrap();
-        assert_eq!(config.program, Path::new("target/training/resnet18"));
-    }
 }

@@ -1,0 +1,5 @@
+//! What the figures of the paper, and our own, are made of: results as they are measured, drawn and kept.
+
+mod data;
+
+pub(crate) use data::{Bar, Figure, LeftOut, Parts};
