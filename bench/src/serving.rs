@@ -40,9 +40,17 @@ pub(crate) struct Serving {
     /// Part of the pool for the activations of one execution: 64MiB or more.
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = arena_size)]
     arena_size: ByteSize,
+    /// Whether the host store is not pinned.
+    #[arg(skip)]
+    lends_weights: bool,
 }
 
 impl Serving {
+    /// The same, with a host store that is not pinned.
+    pub(crate) fn without_pinning(&self) -> Self {
+        Self { lends_weights: true, ..self.clone() }
+    }
+
     /// The device; `auto` is the first GPU, or the host where there is none.
     pub(crate) fn device(&self) -> DeviceId {
         match self.device {
@@ -188,6 +196,7 @@ impl Bench {
             threads: Some(plan.served.threads),
             link_bandwidth: plan.link_bandwidth,
             training_size: plan.training_size,
+            pin_weights: Some(!plan.serving.lends_weights),
             ..ConfigOverrides::default()
         })?;
         let runtime = tokio::runtime::Builder::new_multi_thread()

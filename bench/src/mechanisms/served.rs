@@ -133,7 +133,7 @@ impl Arm for ServedArm<'_> {
     }
 
     fn steps(&mut self) -> anyhow::Result<u64> {
-        Ok(if self.trains() { self.server.status()?.progress.steps_done } else { 0 })
+        Ok(if self.server.is_submitted { self.server.status()?.progress.steps_done } else { 0 })
     }
 
     fn stopped(&mut self) -> anyhow::Result<Option<Duration>> {

@@ -66,7 +66,7 @@ impl Rounds {
 
 impl Bars {
     pub(super) fn run(&self, experiment: &Experiment, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
-        let subjects = experiment.subjects()?;
+        let subjects = experiment.subjects(usize::MAX)?;
         let served = experiment.served(&subjects);
         let mut session = Session::new(experiment, served, zygotes)?;
         let mut rounds = Rounds::of(experiment);

@@ -2,6 +2,7 @@
 
 mod bars;
 mod figure5;
+mod figure6;
 mod figure7;
 mod figure8;
 mod figure9;
@@ -16,6 +17,7 @@ use super::GPU_MODELS;
 use crate::serving::Serving;
 use crate::subject::{Served, Subject};
 pub(crate) use figure5::Figure5;
+pub(crate) use figure6::Figure6;
 pub(crate) use figure7::Figure7;
 pub(crate) use figure8::Figure8;
 pub(crate) use figure9::Figure9;
@@ -64,7 +66,8 @@ impl Experiment {
         models * SERVERS
     }
 
-    fn subjects(&self) -> anyhow::Result<Vec<Subject>> {
+    /// The models that are named, or so many of the others.
+    fn subjects(&self, default: usize) -> anyhow::Result<Vec<Subject>> {
         let paths: &[&str] = match self.serving.device() {
             _ if !self.models.is_empty() => {
                 return self.models.iter().map(|path| Subject::open(path)).collect();
@@ -72,7 +75,7 @@ impl Experiment {
             DeviceId::Cuda(_) => &ON_GPU,
             DeviceId::Host(_) => &ON_HOST,
         };
-        paths.iter().map(|path| Subject::open(path.as_ref())).collect()
+        paths.iter().take(default).map(|path| Subject::open(path.as_ref())).collect()
     }
 
     /// On the host a core is left to the link: there it is a thread that copies.

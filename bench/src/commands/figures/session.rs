@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use anyhow::ensure;
 use pswitch_controller::Bandwidth;
 use pswitch_device::DeviceId;
 use pswitch_train::TaskConfig;
-use pswitch_transfer::Plan;
+use pswitch_transfer::{Algorithm, Plan};
 
 use super::Experiment;
 use crate::caller::{Caller, WrongOutput};
@@ -13,7 +14,7 @@ use crate::figures::LeftOut;
 use crate::interrupt;
 use crate::matched_link::MatchedLink;
 use crate::mechanisms::{AloneArm, Arm, Desk, Kind, ServedModel};
-use crate::serving::Zygotes;
+use crate::serving::{Serving, Zygotes};
 use crate::subject::{Served, Subject};
 use crate::task;
 
@@ -77,11 +78,14 @@ impl<'a> Session<'a> {
             }
         };
         // The server comes first: others need its plan.
-        let (served, alone): (Vec<Kind>, Vec<Kind>) = kinds.iter().partition(|kind| kind.plan().is_some());
+        let (served, others): (Vec<Kind>, Vec<Kind>) = kinds.iter().partition(|kind| kind.plan().is_some());
         self.run_served(&mut model, &served, measure, &mut found);
-        for kind in alone {
+        for kind in others {
             eprintln!("{}: {} ...", subject.name, kind.name());
-            let result = self.run_alone(&mut model, kind, measure);
+            let result = match kind {
+                Kind::NoPinned => self.run_unpinned(&mut model, measure),
+                kind => self.run_alone(&mut model, kind, measure),
+            };
             self.note(subject, kind, result, &mut found);
         }
         found.sort_by_key(|(kind, _)| kinds.iter().position(|listed| listed == kind));
@@ -123,6 +127,30 @@ impl<'a> Session<'a> {
         if let Err(error) = server.stop() {
             eprintln!("{}: the server: {error:#}", subject.name);
         }
+    }
+
+    fn server(&mut self, model: &Model<'_>, serving: &Serving) -> anyhow::Result<ServedModel> {
+        interrupt::check()?;
+        eprintln!("{}: starting a server ...", model.subject.name);
+        let training_size = self.experiment.training_size;
+        let Model { subject, link, .. } = *model;
+        ServedModel::start(subject, serving, self.served, link, &self.task, training_size, self.zygotes)
+    }
+
+    /// pswitch with a host store that is not pinned.
+    fn run_unpinned<M: Measure>(
+        &mut self,
+        model: &mut Model<'_>,
+        measure: &mut M,
+    ) -> anyhow::Result<M::Found> {
+        ensure!(matches!(self.served.device, DeviceId::Cuda(_)), "the host copies any memory alike");
+        let mut server = self.server(model, &self.experiment.serving.without_pinning())?;
+        let found = server
+            .switches(Algorithm::Optimal)
+            .and_then(|mut arm| measure.measure(Kind::NoPinned, &mut arm, &mut model.caller));
+        let stopped = server.stop();
+        let found = found?;
+        stopped.map(|()| found)
     }
 
     fn run_alone<M: Measure>(
