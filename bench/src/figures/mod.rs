@@ -2,4 +2,4 @@
 
 mod data;
 
-pub(crate) use data::{Bar, Figure, LeftOut, Parts};
+pub(crate) use data::{Bar, Cycle, Figure, LeftOut, Parts};
