@@ -274,7 +274,9 @@ mod tests {
     fn a_bar_says_all_that_was_asked_for() {
         let latencies: Vec<f64> = (1..=101).map(f64::from).collect();
         let text = table(&[bar("m", Kind::Pswitch, &latencies)]).to_string();
-        assert!(text.contains("m, pswitch      51.00  51.00  100.00  1.00  101.00"), "{text}");
+        let cells: Vec<&str> = text.lines().last().unwrap().split("  ").map(str::trim).collect();
+        let cells: Vec<&str> = cells.into_iter().filter(|cell| !cell.is_empty()).collect();
+        assert_eq!(cells[..6], ["m, pswitch", "51.00", "51.00", "100.00", "1.00", "101.00"]);
     }
 
     #[test]
@@ -282,6 +284,7 @@ mod tests {
         assert_eq!(left_out_table(&[]), None);
         let left_out = LeftOut { mechanism: "mps".to_owned(), model: None, reason: "no GPU".to_owned() };
         let text = left_out_table(&[left_out]).unwrap().to_string();
-        assert_eq!(text.lines().last(), Some("mps                no GPU"));
+        let last = text.lines().last().unwrap();
+        assert!(last.starts_with("mps ") && last.ends_with(" no GPU"), "{text}");
     }
 }
