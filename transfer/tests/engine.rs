@@ -25,6 +25,7 @@ enum Asked {
     In { offset: u64, bytes: u64 },
     Out { offset: u64, bytes: u64 },
     Word { offset: u64, value: u32 },
+    Wait,
 }
 
 /// The host device with notes about what its streams are asked for, which may be told to refuse an operation.
@@ -137,6 +138,11 @@ impl CopyStream for SpyStream {
 
     fn record(&mut self) -> Result<Arc<dyn Event>, DeviceError> {
         self.stream.record()
+    }
+
+    fn wait_event(&mut self, event: &Arc<dyn Event>) -> Result<(), DeviceError> {
+        self.note(Asked::Wait)?;
+        self.stream.wait_event(event)
     }
 }
 
