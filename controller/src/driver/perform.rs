@@ -297,5 +297,12 @@ impl Driver {
 }
 
 fn transfer_of(id: TransferId) -> Transfer {
-    Transfer { id, clear: Vec::new(), inputs: Vec::new(), input_doorbell: None, groups: Vec::new() }
+    Transfer {
+        id,
+        clear: Vec::new(),
+        inputs: Vec::new(),
+        input_doorbell: None,
+        groups: Vec::new(),
+        save: Vec::new(),
+    }
 }
