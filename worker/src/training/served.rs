@@ -95,6 +95,8 @@ impl ServedTask {
         let place = shared.slice(arena)?;
         while !self.task.is_finished() {
             if stop.load(Ordering::Relaxed) != 0 {
+                // The optimizer of the last step may still run, and others may have the place of the state next.
+                gpu.map_or(Ok(()), GpuStream::synchronize)?;
                 return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: monotonic_ns() });
             }
             let begun = Instant::now();
