@@ -73,6 +73,9 @@ pub(crate) struct Serve {
     /// Part of a device's pool for training: states, and activations of one step, as in 4GiB. With 0 no task can be trained.
     #[arg(long, value_name = "SIZE")]
     training_size: Option<ByteSize>,
+    /// Lets models lie in that part where not all have room beside it: states make room for them, and come back.
+    #[arg(long)]
+    training_gives_way: bool,
     /// Share of the time, up to 0.9, that training has although requests never end.
     #[arg(long, value_name = "SHARE")]
     training_share: Option<f64>,
@@ -102,6 +105,7 @@ impl Serve {
         ConfigOverrides {
             repository: self.repository.clone(),
             training_size: self.training_size,
+            training_gives_way: self.training_gives_way.then_some(true),
             training_share: self.training_share,
             training_tasks: self.train.clone(),
             workers: self.workers,

@@ -83,6 +83,9 @@ pub struct DeviceConfig {
     pub arena_size: SizeSetting,
     /// Part of the pool for training: states, and activations of one step. Default: 0, no task can be trained.
     pub training_size: ByteSize,
+    /// Whether models may lie in that part, where not all have room beside it: the states there go to the host while a model
+    /// comes in, and come back when requests leave the device. They take as much pinned host memory then. Default: `false`.
+    pub training_gives_way: bool,
     /// Share of the device's time that requests leave to training although they never end, up to 0.9: then some wait for a
     /// turn of it. Default: 0, training has what they leave by themselves.
     pub training_share: f64,
@@ -186,6 +189,8 @@ pub struct ConfigOverrides {
     pub arena_size: Option<SizeSetting>,
     /// Replaces [`DeviceConfig::training_size`] of every device.
     pub training_size: Option<ByteSize>,
+    /// Replaces [`DeviceConfig::training_gives_way`] of every device.
+    pub training_gives_way: Option<bool>,
     /// Replaces [`DeviceConfig::training_share`] of every device.
     pub training_share: Option<f64>,
     /// Replaces [`DeviceConfig::workers`] of every device.
@@ -234,6 +239,7 @@ impl Default for DeviceConfig {
             pool_size: SizeSetting::Auto,
             arena_size: SizeSetting::Auto,
             training_size: ByteSize::from_bytes(0),
+            training_gives_way: false,
             training_share: 0.0,
             arenas: 1,
             workers: 2,
@@ -306,6 +312,7 @@ impl Config {
             pool_size,
             arena_size,
             training_size,
+            training_gives_way,
             training_share,
             workers,
             threads,
@@ -337,6 +344,7 @@ impl Config {
             replace(&mut device.pool_size, pool_size);
             replace(&mut device.arena_size, arena_size);
             replace(&mut device.training_size, training_size);
+            replace(&mut device.training_gives_way, training_gives_way);
             replace(&mut device.training_share, training_share);
             replace(&mut device.workers, workers);
             replace(&mut device.threads, threads);
@@ -402,6 +410,11 @@ impl DeviceConfig {
         ensure(share == 0.0 || self.training_size.bytes() > 0, key("training_share"), || {
             "there is no training_size, so that no task can be trained".to_owned()
         })?;
+        ensure(
+            !self.training_gives_way || self.training_size.bytes() > 0,
+            key("training_gives_way"),
+            || "there is no training_size, so that no task can be trained".to_owned(),
+        )?;
         if let SizeSetting::Fixed(pool) = self.pool_size {
             let mut left_bytes = pool.bytes();
             if let SizeSetting::Fixed(arena) = self.arena_size {

@@ -41,9 +41,9 @@ pub use server::{
 };
 pub use service::{
     Answer, CheckpointStatus, Datatype, DimensionSignature, ErrorClass, InferOptions, InferenceService,
-    ModelSignature, ModelSnapshot, ModelState, ModelStatus, OutputTensor, PlacedTensor, ServiceError,
-    ServiceFuture, ServiceSnapshot, Submission, TaskCommand, TaskState, TaskStatus, TensorSignature,
-    TensorSpec, Timings,
+    ModelSignature, ModelSnapshot, ModelState, ModelStatus, OutputTensor, PlacedTensor, Residence,
+    ServiceError, ServiceFuture, ServiceSnapshot, Submission, TaskCommand, TaskState, TaskStatus,
+    TensorSignature, TensorSpec, Timings,
 };
 pub use slots::{FrozenSlot, Slot, SlotMemory};
 pub use yaml::YamlError;

@@ -20,6 +20,12 @@
 //! The next request goes to the worker that finished last: it is awake. What cannot run yet is prefetched, one model
 //! at a time, the oldest request's first, where the place is neither held nor wanted by requests that wait.
 //!
+//! # Training
+//!
+//! Where training's part of the pool gives way to models, it is one more span to the switcher: [`Event::TrainingAsks`] has it
+//! brought back and held once no request is there, or [`Event::Hold`] keeps them; while it is held, models that overlap
+//! with it do not begin. After [`Event::TrainingLeaves`] they evict it like any other.
+//!
 //! # Promises
 //!
 //! Every accepted request gets exactly one [`Action::Reply`], and only when neither a worker nor a transfer touches its
@@ -48,7 +54,7 @@ pub use messages::{
     Action, Event, ExecutionId, Load, ModelLimits, Outcome, Rejection, RequestId, SchedulerOptions, WorkerId,
 };
 use policy::Turn;
-use records::{Execution, Model, Request};
+use records::{Claim, Execution, Model, Request};
 use switcher::Switcher;
 use timers::Timers;
 pub use workers::WorkerCounts;
@@ -104,6 +110,8 @@ pub struct Scheduler {
     workers: Workers,
     timers: Timers,
     turn: Turn,
+    /// What training wants of the place that it may share with models.
+    claim: Claim,
     draining: bool,
     /// Nothing begins.
     held: bool,
@@ -128,6 +136,7 @@ impl Scheduler {
             workers: Workers::default(),
             timers: Timers::default(),
             turn: Turn::default(),
+            claim: Claim::Absent,
             draining: false,
             held: false,
             next_sequence: 0,

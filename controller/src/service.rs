@@ -27,7 +27,7 @@ pub use datatype::Datatype;
 pub use error::{ErrorClass, ServiceError};
 pub use signature::{DimensionSignature, ModelSignature, TensorSignature, TensorSpec};
 pub use submission::{PlacedTensor, Submission};
-pub use training::{CheckpointStatus, TaskCommand, TaskState, TaskStatus};
+pub use training::{CheckpointStatus, Residence, TaskCommand, TaskState, TaskStatus};
 
 /// What the service returns where it has to wait.
 pub type ServiceFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, ServiceError>> + Send + 'a>>;

@@ -168,6 +168,7 @@ fn contradictions_are_told_with_their_keys() {
             "devices: [{training_size: 1GiB, training_share: .nan}]",
             "devices[0].training_share: NaN is not between 0 and 0.9",
         ),
+        ("devices: [{training_gives_way: true}]", "devices[0].training_gives_way: there is no training_size"),
         ("devices: [{training_share: 0.2}]", "devices[0].training_share: there is no training_size"),
         (
             "devices: [{pool_size: 1GiB, training_size: 2GiB}]",

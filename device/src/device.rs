@@ -1,3 +1,4 @@
+use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -204,10 +205,17 @@ pub trait CopyStream: Send + Debug {
     /// # Errors
     /// [`DeviceError::StreamEnded`], [`DeviceError::System`], [`DeviceError::Cuda`].
     fn record(&mut self) -> Result<Arc<dyn Event>, DeviceError>;
+
+    /// Lets all that is enqueued after this call wait until another stream of the device has passed an event.
+    ///
+    /// # Errors
+    /// [`DeviceError::ForeignEvent`] for one of another kind of device; what went wrong in its stream, if that is known;
+    /// [`DeviceError::StreamEnded`], [`DeviceError::Cuda`].
+    fn wait_event(&mut self, event: &Arc<dyn Event>) -> Result<(), DeviceError>;
 }
 
 /// A point in a [`CopyStream`].
-pub trait Event: Send + Sync + Debug {
+pub trait Event: Any + Send + Sync + Debug {
     /// Whether the stream has passed it.
     ///
     /// # Errors

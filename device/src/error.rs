@@ -46,6 +46,12 @@ pub enum DeviceError {
         /// The device that the memory belongs to.
         memory: DeviceId,
     },
+    /// An event of another kind of device was given to this one.
+    #[error("an event of another kind of device was given to device {device}")]
+    ForeignEvent {
+        /// The device that was asked.
+        device: DeviceId,
+    },
     /// More than the device has: it can never fit.
     #[error(
         "{asked_bytes} bytes can never fit into device {device}, which has {capacity_bytes} bytes in all"

@@ -118,6 +118,12 @@ pub enum PoolError {
         /// What was to be done.
         action: &'static str,
     },
+    /// Somebody lets go of what nobody keeps in its place.
+    #[error("{model} is let go, and nobody holds it")]
+    NotHeld {
+        /// The model.
+        model: ModelId,
+    },
     /// No such arena.
     #[error("{arena} does not exist: the pool has {arenas}")]
     UnknownArena {

@@ -21,7 +21,7 @@ pub struct PoolLayout {
     /// One range for each execution that can run at a time.
     pub arenas: Vec<Range>,
     /// The states of training tasks, which [`TrainingMemory`](crate::TrainingMemory) hands out, and behind them the arena
-    /// of their steps; empty where nothing is trained.
+    /// of their steps; empty where nothing is trained. It is a part of the homes if it gives way to models.
     pub training: Range,
 }
 
@@ -87,6 +87,31 @@ impl PoolLayout {
         Ok(self)
     }
 
+    /// Gives training the first `bytes` (rounded up) of the homes, where models may lie too. Those that overlap with it are
+    /// in the pool while it is not, which the [`Ledger`](crate::Ledger) sees to under the name
+    /// [`ModelId::TRAINING`](crate::ModelId::TRAINING).
+    ///
+    /// # Errors
+    /// [`PoolError::NeverFits`] if the homes are smaller.
+    pub fn with_training_in_homes(mut self, bytes: u64) -> Result<Self, PoolError> {
+        let training_bytes = align_up(bytes, TENSOR_ALIGNMENT_BYTES).unwrap_or(u64::MAX);
+        if training_bytes > self.homes.bytes {
+            return Err(PoolError::NeverFits {
+                what: format!("a part for training of {bytes} bytes among the homes"),
+                asked_bytes: training_bytes,
+                capacity_bytes: self.homes.bytes,
+                advice: "make the pool larger, or the part for training or the arenas smaller",
+            });
+        }
+        self.training = Range::new(self.homes.offset, training_bytes);
+        Ok(self)
+    }
+
+    /// Whether models may lie where training does.
+    pub fn training_gives_way(&self) -> bool {
+        self.training.bytes > 0 && self.homes.contains(&self.training)
+    }
+
     /// Bytes of pool that it needs.
     pub fn bytes(&self) -> u64 {
         let parts = [&self.doorbells, &self.homes, &self.training];
@@ -128,6 +153,20 @@ mod tests {
         assert_eq!((with.doorbells, with.bytes()), (without.doorbells, 1 << 20));
         // Anew, not on top.
         assert_eq!(with.with_training(0), Ok(without));
+    }
+
+    #[test]
+    fn training_may_lie_among_the_homes() {
+        let without = PoolLayout::new(1 << 20, 2, 64 * 1024).unwrap();
+        let with = without.clone().with_training_in_homes(1000).unwrap();
+        assert_eq!(with.training, Range::new(without.homes.offset, 1024));
+        assert!(with.training_gives_way() && !without.training_gives_way());
+        assert!(!without.clone().with_training(1000).unwrap().training_gives_way());
+        assert_eq!(PoolLayout { training: without.training, ..with }, without);
+        let error = without.clone().with_training_in_homes(1 << 20).unwrap_err();
+        let capacity_bytes = without.homes.bytes;
+        assert!(matches!(error, PoolError::NeverFits { asked_bytes: 1_048_576, capacity_bytes: found, .. }
+            if found == capacity_bytes));
     }
 
     proptest! {

@@ -17,6 +17,11 @@ fn layout(homes_bytes: u64) -> PoolLayout {
     PoolLayout { doorbells: Range::new(0, 64), homes, arenas, training: Range::default() }
 }
 
+/// The same with that many bytes of the homes for training.
+fn layout_with_training(homes_bytes: u64, training_bytes: u64) -> PoolLayout {
+    layout(homes_bytes).with_training_in_homes(training_bytes).unwrap()
+}
+
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Place {
@@ -28,14 +33,18 @@ enum Step {
     BeginMove(ModelId),
     FinishMove(ModelId),
     FailMove(ModelId),
+    Hold(ModelId),
+    LetGo(ModelId),
     Lease(ModelId, ArenaId),
     /// Releases the lease at this place, modulo how many there are.
     Release(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let model = || (0..MODELS).prop_map(ModelId);
+    let model = || (0..=MODELS).prop_map(|id| if id < MODELS { ModelId(id) } else { ModelId::TRAINING });
     prop_oneof![
+        2 => model().prop_map(Step::Hold),
+        2 => model().prop_map(Step::LetGo),
         3 => (model(), 0_u64..6_000, 0_u32..7)
             .prop_map(|(model, span_bytes, doorbells)| Step::Place { model, span_bytes, doorbells }),
         1 => model().prop_map(Step::Remove),
@@ -52,6 +61,7 @@ fn step() -> impl Strategy<Value = Step> {
 struct Expected {
     models: BTreeMap<ModelId, (Home, Residency)>,
     leases: Vec<Lease>,
+    held: BTreeSet<ModelId>,
 }
 
 impl Expected {
@@ -64,7 +74,7 @@ impl Expected {
     }
 
     fn is_leased(&self, model: ModelId) -> bool {
-        self.leases.iter().any(|lease| lease.model() == model)
+        self.held.contains(&model) || self.leases.iter().any(|lease| lease.model() == model)
     }
 
     /// The models in the pool that share a byte with `model`'s home.
@@ -156,6 +166,20 @@ fn take(ledger: &mut Ledger, expected: &mut Expected, step: Step) -> Result<(), 
             }
             done.err()
         }
+        Step::Hold(model) => {
+            let done = ledger.hold(model);
+            let may = expected.state(model) == Some(Resident) && !expected.held.contains(&model);
+            prop_assert_eq!(done.is_ok(), may);
+            if may {
+                expected.held.insert(model);
+            }
+            done.err()
+        }
+        Step::LetGo(model) => {
+            let done = ledger.let_go(model);
+            prop_assert_eq!(done.is_ok(), expected.held.remove(&model));
+            done.err()
+        }
         Step::Lease(model, arena) => {
             let in_pool = matches!(expected.state(model), Some(Moving | Resident));
             let free = arena.0 < ARENAS && expected.leases.iter().all(|lease| lease.arena() != arena);
@@ -195,7 +219,8 @@ fn look(ledger: &Ledger, expected: &Expected) -> Result<(), TestCaseError> {
     prop_assert_eq!(&known, &expected.models);
     for (index, one) in report.models.iter().enumerate() {
         let leases = expected.leases.iter().filter(|lease| lease.model() == one.model).count();
-        prop_assert_eq!(one.leases, leases);
+        prop_assert_eq!(one.leases, leases + usize::from(expected.held.contains(&one.model)));
+        prop_assert!(!expected.held.contains(&one.model) || one.state == Residency::Resident);
         prop_assert!(leases == 0 || one.state != Residency::Host, "a leased span was evicted");
         for other in &report.models[index + 1..] {
             prop_assert!(!one.home.doorbells.overlaps(&other.home.doorbells), "a doorbell is shared");
@@ -223,9 +248,18 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn histories_keep_all_invariants(homes in 1_u64..20, steps in prop::collection::vec(step(), 0..150)) {
-        let mut ledger = Ledger::new(&layout(homes * 512));
+    fn histories_keep_all_invariants(
+        homes in 1_u64..20,
+        training in 0_u64..10,
+        steps in prop::collection::vec(step(), 0..150),
+    ) {
+        let layout = layout_with_training(homes * 512, training.min(homes) * 512);
+        let mut ledger = Ledger::new(&layout);
         let mut expected = Expected::default();
+        if layout.training_gives_way() {
+            let home = Home { span: layout.training, doorbells: Range::new(0, 0) };
+            expected.models.insert(ModelId::TRAINING, (home, Residency::Resident));
+        }
         for step in steps {
             take(&mut ledger, &mut expected, step)?;
             look(&ledger, &expected)?;
@@ -233,6 +267,9 @@ proptest! {
         // Everything can be given back.
         for lease in std::mem::take(&mut expected.leases) {
             prop_assert_eq!(ledger.release(lease), Ok(()));
+        }
+        for model in std::mem::take(&mut expected.held) {
+            prop_assert_eq!(ledger.let_go(model), Ok(()));
         }
         for (model, (_, state)) in std::mem::take(&mut expected.models) {
             if state == Residency::Moving {
@@ -283,6 +320,24 @@ fn a_newcomer_evicts_what_lies_in_its_place_and_nothing_else() {
     assert_eq!(resident(&mut ledger, c), [a]);
     assert_eq!(ledger.state(b), Ok(Residency::Resident));
     assert_eq!(resident(&mut ledger, a), [c]);
+}
+
+#[test]
+fn models_lie_beside_training_while_there_is_room_and_then_in_its_place() {
+    let mut ledger = Ledger::new(&layout_with_training(4 * 512, 2 * 512));
+    let [beside, over] = [0, 1].map(ModelId);
+    ledger.place(beside, 1024, 1).unwrap();
+    ledger.place(over, 512, 1).unwrap();
+    assert_eq!(resident(&mut ledger, beside), []);
+    ledger.hold(ModelId::TRAINING).unwrap();
+    assert_eq!(
+        ledger.begin_move(over).unwrap_err().to_string(),
+        "model 1 (512 bytes) does not fit now: its place is held by training; try again when they have finished"
+    );
+    ledger.let_go(ModelId::TRAINING).unwrap();
+    assert_eq!(resident(&mut ledger, over), [ModelId::TRAINING]);
+    assert_eq!(resident(&mut ledger, ModelId::TRAINING), [over]);
+    assert_eq!(ledger.state(beside), Ok(Residency::Resident));
 }
 
 #[test]

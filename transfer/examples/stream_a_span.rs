@@ -103,6 +103,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             inputs: vec![],
             input_doorbell: None,
             groups: groups.clone(),
+            save: vec![],
         })?;
         println!("{algorithm}: {} groups", groups.len());
         let took = compute(device.as_ref(), &groups, &prediction, begun)?;

@@ -1,6 +1,7 @@
 //! The engine: streams plans over a device.
 
 mod lane;
+mod room;
 mod transfer;
 
 use std::sync::Arc;
@@ -9,7 +10,8 @@ use pswitch_device::{CopyStream, Device, DeviceError, DeviceSlice, doorbell};
 
 use crate::TransferError;
 use lane::{Lane, Reporter};
-pub use transfer::{CopyIn, CopyOut, GroupCopy, Save, Transfer, TransferId, TransferReport};
+use room::Room;
+pub use transfer::{BringBack, CopyIn, CopyOut, GroupCopy, Transfer, TransferId, TransferReport};
 
 /// Told about every transfer, once, when it has landed or failed.
 pub type OnLanded = Box<dyn Fn(TransferId, Result<TransferReport, TransferError>) + Send>;
@@ -17,8 +19,9 @@ pub type OnLanded = Box<dyn Fn(TransferId, Result<TransferReport, TransferError>
 /// Moves models onto a device and state back, and rings a doorbell for every group on the way.
 ///
 /// It has three streams, each with a thread that reports what has landed: for weights, for inputs alone, which overtake
-/// the weights of another transfer under way, and for what goes back to the host, since the link is full duplex. Within
-/// a stream all is done in order; between streams there is no order.
+/// the weights of another transfer under way, and for state that makes room for weights or comes back. Within a stream all is
+/// done in order. Between streams there is none, but that weights wait for the state in their place to be saved: piece by
+/// piece, while those ahead of them come in, since the link is full duplex.
 ///
 /// A call checks, enqueues everything and returns; it never waits for the device. May be shared between threads.
 ///
@@ -38,7 +41,7 @@ pub struct Engine {
     device: Arc<dyn Device>,
     weights: Lane,
     inputs: Lane,
-    saves: Lane,
+    state: Lane,
 }
 
 impl Engine {
@@ -49,8 +52,8 @@ impl Engine {
     pub fn new(device: Arc<dyn Device>, on_landed: OnLanded) -> Result<Self, TransferError> {
         let reporter = Arc::new(Reporter::new(on_landed));
         let lane = |name| Lane::open(device.as_ref(), name, Arc::clone(&reporter));
-        let (weights, inputs, saves) = (lane("weights")?, lane("inputs")?, lane("saves")?);
-        Ok(Self { device, weights, inputs, saves })
+        let (weights, inputs, state) = (lane("weights")?, lane("inputs")?, lane("state")?);
+        Ok(Self { device, weights, inputs, state })
     }
 
     /// Enqueues a transfer: copies the inputs, rings theirs, then copies group after group and rings for each; doorbells to
@@ -70,65 +73,76 @@ impl Engine {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_and(&self, transfer: Transfer, meanwhile: impl FnOnce()) -> Result<(), TransferError> {
-        let Transfer { id, clear, inputs, input_doorbell, groups } = transfer;
-        let mut bytes = 0_u64;
-        for CopyIn { from, to } in inputs.iter().chain(groups.iter().map(|group| &group.copy)) {
-            bytes =
-                bytes.saturating_add(self.check_copy(from.bytes(), to.bytes(), to).map_err(cannot(COPY_IN))?);
+        let Transfer { id, clear, inputs, input_doorbell, groups, save } = transfer;
+        let mut bytes = self.check_in(inputs.iter().chain(groups.iter().map(|group| &group.copy)))?;
+        for CopyOut { from, to } in &save {
+            let saved = self.check_copy(from.bytes(), to.bytes(), from).map_err(cannot(COPY_OUT))?;
+            bytes = bytes.saturating_add(saved);
         }
-        for words in &clear {
+        self.check_clear(&clear)?;
+        for word in input_doorbell.iter().chain(groups.iter().map(|group| &group.doorbell)) {
+            self.check_word(word).map_err(cannot(WRITE_WORD))?;
+        }
+        let mut room = Room::new(&save, &self.state).map_err(cannot(COPY_OUT))?;
+        let lane = if groups.is_empty() { &self.inputs } else { &self.weights };
+        // Behind the first group's doorbell, which somebody waits for, but never behind the last one's.
+        let clear_at = groups.len().min(2).saturating_sub(1);
+        lane.run(id, bytes, |stream| {
+            let sent = send_inputs(stream, &inputs, input_doorbell.as_ref());
+            meanwhile();
+            let sent = sent.and_then(|()| {
+                if groups.is_empty() {
+                    clear_words(stream, &clear)?;
+                }
+                for (index, GroupCopy { copy, doorbell: word }) in groups.iter().enumerate() {
+                    room.copy_in(stream, copy)?;
+                    if index == clear_at {
+                        clear_words(stream, &clear)?;
+                    }
+                    write_word(stream, word, doorbell::RUNG)?;
+                }
+                Ok(())
+            });
+            let saved = room.finish(stream, sent.is_ok());
+            sent.and(saved)
+        });
+        Ok(())
+    }
+
+    /// Enqueues the way back of state that was saved, behind all that is still being saved. What crosses the link meanwhile
+    /// comes in between.
+    ///
+    /// # Errors
+    /// As [`start`](Engine::start).
+    pub fn bring_back(&self, back: BringBack) -> Result<(), TransferError> {
+        let BringBack { id, clear, copies } = back;
+        let bytes = self.check_in(copies.iter())?;
+        self.check_clear(&clear)?;
+        self.state.run(id, bytes, |stream| {
+            copies.iter().try_for_each(|copy| room::bring_back(stream, copy)).map_err(cannot(COPY_IN))?;
+            clear_words(stream, &clear)
+        });
+        Ok(())
+    }
+
+    /// Bytes of copies to the device, if nothing is wrong with them.
+    fn check_in<'a>(&self, copies: impl Iterator<Item = &'a CopyIn>) -> Result<u64, TransferError> {
+        let mut bytes = 0_u64;
+        for CopyIn { from, to } in copies {
+            let checked = self.check_copy(from.bytes(), to.bytes(), to).map_err(cannot(COPY_IN))?;
+            bytes = bytes.saturating_add(checked);
+        }
+        Ok(bytes)
+    }
+
+    fn check_clear(&self, clear: &[DeviceSlice]) -> Result<(), TransferError> {
+        for words in clear {
             self.check_device(words).map_err(cannot(CLEAR))?;
             if !words.bytes().is_multiple_of(4) || !words.address().0.is_multiple_of(4) {
                 let (offset, bytes) = (words.offset(), words.bytes());
                 return Err(cannot(CLEAR)(DeviceError::NotAWord { offset, bytes }));
             }
         }
-        for word in input_doorbell.iter().chain(groups.iter().map(|group| &group.doorbell)) {
-            self.check_word(word).map_err(cannot(WRITE_WORD))?;
-        }
-        let lane = if groups.is_empty() { &self.inputs } else { &self.weights };
-        // Behind the first group's doorbell, which somebody waits for, but never behind the last one's.
-        let clear_at = groups.len().min(2).saturating_sub(1);
-        let clear = |stream: &mut dyn CopyStream| {
-            clear.iter().try_for_each(|words| stream.clear_words(words).map_err(cannot(CLEAR)))
-        };
-        lane.run(id, bytes, |stream| {
-            let sent = send_inputs(stream, &inputs, input_doorbell.as_ref());
-            meanwhile();
-            sent?;
-            if groups.is_empty() {
-                clear(stream)?;
-            }
-            for (index, GroupCopy { copy, doorbell: word }) in groups.iter().enumerate() {
-                copy_in(stream, copy)?;
-                if index == clear_at {
-                    clear(stream)?;
-                }
-                write_word(stream, word, doorbell::RUNG)?;
-            }
-            Ok(())
-        });
-        Ok(())
-    }
-
-    /// Enqueues copies back to the host, by a stream of their own and in the other direction of the link.
-    ///
-    /// They are in no order with transfers to the device: start one into the same memory when this is reported.
-    ///
-    /// # Errors
-    /// As [`start`](Engine::start).
-    pub fn save(&self, save: Save) -> Result<(), TransferError> {
-        let Save { id, copies } = save;
-        let mut bytes = 0_u64;
-        for CopyOut { from, to } in &copies {
-            bytes = bytes
-                .saturating_add(self.check_copy(from.bytes(), to.bytes(), from).map_err(cannot(COPY_OUT))?);
-        }
-        self.saves.run(id, bytes, |stream| {
-            copies
-                .iter()
-                .try_for_each(|CopyOut { from, to }| stream.copy_out(from, to).map_err(cannot(COPY_OUT)))
-        });
         Ok(())
     }
 
@@ -167,12 +181,13 @@ fn send_inputs(
     inputs: &[CopyIn],
     input_doorbell: Option<&DeviceSlice>,
 ) -> Result<(), TransferError> {
-    inputs.iter().try_for_each(|copy| copy_in(stream, copy))?;
+    let copy_in = |copy: &CopyIn| stream.copy_in(&copy.from, &copy.to).map_err(cannot(COPY_IN));
+    inputs.iter().try_for_each(copy_in)?;
     input_doorbell.map_or(Ok(()), |word| write_word(stream, word, doorbell::RUNG))
 }
 
-fn copy_in(stream: &mut dyn CopyStream, copy: &CopyIn) -> Result<(), TransferError> {
-    stream.copy_in(&copy.from, &copy.to).map_err(cannot(COPY_IN))
+fn clear_words(stream: &mut dyn CopyStream, clear: &[DeviceSlice]) -> Result<(), TransferError> {
+    clear.iter().try_for_each(|words| stream.clear_words(words).map_err(cannot(CLEAR)))
 }
 
 fn write_word(stream: &mut dyn CopyStream, word: &DeviceSlice, value: u32) -> Result<(), TransferError> {

@@ -117,6 +117,7 @@ engine.start(Transfer {
     inputs: vec![],
     input_doorbell: None,
     groups: vec![group(0)?, group(1)?],
+    save: vec![],
 })?;
 
 // Whoever executes waits for doorbells, not for the engine.
@@ -149,7 +150,9 @@ mod table;
 pub use algorithm::Algorithm;
 pub use compare::{Compared, Comparison, compare};
 #[cfg(feature = "engine")]
-pub use engine::{CopyIn, CopyOut, Engine, GroupCopy, OnLanded, Save, Transfer, TransferId, TransferReport};
+pub use engine::{
+    BringBack, CopyIn, CopyOut, Engine, GroupCopy, OnLanded, Transfer, TransferId, TransferReport,
+};
 pub use error::TransferError;
 pub use margin::plan_with_margin;
 pub use plan::{Group, Plan, plan, plan_within};

@@ -11,7 +11,8 @@ use pswitch_device::{
     open_device,
 };
 use pswitch_transfer::{
-    CopyIn, CopyOut, Engine, GroupCopy, OnLanded, Save, Transfer, TransferError, TransferId, TransferReport,
+    BringBack, CopyIn, CopyOut, Engine, GroupCopy, OnLanded, Transfer, TransferError, TransferId,
+    TransferReport,
 };
 
 type Report = (TransferId, Result<TransferReport, TransferError>);
@@ -25,6 +26,7 @@ enum Asked {
     In { offset: u64, bytes: u64 },
     Out { offset: u64, bytes: u64 },
     Word { offset: u64, value: u32 },
+    Wait,
 }
 
 /// The host device with notes about what its streams are asked for, which may be told to refuse an operation.
@@ -150,6 +152,11 @@ impl CopyStream for SpyStream {
     fn record(&mut self) -> Result<Arc<dyn Event>, DeviceError> {
         self.stream.record()
     }
+
+    fn wait_event(&mut self, event: &Arc<dyn Event>) -> Result<(), DeviceError> {
+        self.note(Asked::Wait)?;
+        self.stream.wait_event(event)
+    }
 }
 
 /// A device with a pool and a span of the same size, a page of doorbells behind the pool, and an engine.
@@ -219,7 +226,7 @@ fn patterns(offset: u64, bytes: u64) -> Vec<u8> {
 }
 
 fn transfer(id: u64, groups: Vec<GroupCopy>) -> Transfer {
-    Transfer { id: TransferId(id), clear: vec![], inputs: vec![], input_doorbell: None, groups }
+    Transfer { id: TransferId(id), clear: vec![], inputs: vec![], input_doorbell: None, groups, save: vec![] }
 }
 
 fn throttled(bytes_per_s: f64) -> LinkThrottle {
@@ -237,6 +244,7 @@ fn everything_is_enqueued_in_order_on_one_stream() {
             inputs: vec![rig.copy(512 * KIB, 100), rig.copy(600 * KIB, 200)],
             input_doorbell: Some(rig.word(8)),
             groups: vec![rig.group(0, 64 * KIB), rig.group(1, 64 * KIB)],
+            save: vec![],
         })
         .unwrap();
     let (id, report) = rig.report();
@@ -322,6 +330,7 @@ fn inputs_alone_overtake_weights_under_way() {
             inputs: vec![rig.copy(1000 * KIB, 1000)],
             input_doorbell: Some(rig.word(40)),
             groups: vec![],
+            save: vec![],
         })
         .unwrap();
     let (first, report) = rig.report();
@@ -343,28 +352,139 @@ fn transfers_land_in_the_order_in_which_they_were_started() {
     assert_eq!(landed, (0..50).collect::<Vec<_>>());
 }
 
-#[test]
-fn state_goes_back_to_the_host_while_weights_arrive() {
-    // 340 ms for the weights, 30 for the state.
-    let rig = Rig::new(throttled(2.0 * 1024.0 * 1024.0));
-    rig.engine.start(transfer(1, vec![rig.group(0, 64 * KIB)])).unwrap();
-    rig.report().1.unwrap();
+/// State in the pool, and host memory that it goes to: what lies at `offset` of the pool goes to `offset` there.
+struct State {
+    saved: PinnedMemory,
+    bytes: Vec<u8>,
+}
 
-    let saved = rig.device.pin(Arc::new(SharedMemory::create("saved", 64 * KIB).unwrap())).unwrap();
-    rig.engine.start(transfer(2, (1..12).map(|index| rig.group(index, 64 * KIB)).collect())).unwrap();
-    let copy = |offset, bytes| CopyOut {
-        from: DeviceSlice::new(rig.pool.clone(), offset, bytes).unwrap(),
-        to: HostSlice::new(saved.clone(), offset, bytes).unwrap(),
+impl State {
+    /// Fills the whole pool with bytes that no span has.
+    fn new(rig: &Rig) -> Self {
+        let bytes: Vec<u8> = (0..1024 * KIB).map(|offset| !pattern(offset * 7)).collect();
+        let memory = || rig.device.pin(Arc::new(SharedMemory::create("state", 1024 * KIB).unwrap())).unwrap();
+        let source = memory();
+        source.memory().write(0, &bytes).unwrap();
+        let mut stream = rig.device.device.copy_stream("state").unwrap();
+        let all = DeviceSlice::new(rig.pool.clone(), 0, 1024 * KIB).unwrap();
+        stream.copy_in(&HostSlice::new(source, 0, 1024 * KIB).unwrap(), &all).unwrap();
+        Self { saved: memory(), bytes }
+    }
+
+    fn save(&self, rig: &Rig, offset: u64, bytes: u64) -> CopyOut {
+        CopyOut {
+            from: DeviceSlice::new(rig.pool.clone(), offset, bytes).unwrap(),
+            to: HostSlice::new(self.saved.clone(), offset, bytes).unwrap(),
+        }
+    }
+
+    fn bring_back(&self, rig: &Rig, offset: u64, bytes: u64) -> CopyIn {
+        let CopyOut { from, to } = self.save(rig, offset, bytes);
+        CopyIn { from: to, to: from }
+    }
+
+    #[track_caller]
+    fn assert_saved(&self, offset: u64, bytes: u64) {
+        let mut found = vec![0; usize::try_from(bytes).unwrap()];
+        self.saved.memory().read(offset, &mut found).unwrap();
+        assert!(found == self.part(offset, bytes), "what was at {offset} is not what was saved");
+    }
+
+    fn part(&self, offset: u64, bytes: u64) -> &[u8] {
+        let [begin, end] = [offset, offset + bytes].map(|at| usize::try_from(at).unwrap());
+        &self.bytes[begin..end]
+    }
+}
+
+#[test]
+fn state_makes_room_ahead_of_the_groups_and_comes_back() {
+    let rig = Rig::new(LinkThrottle::default());
+    let state = State::new(&rig);
+    // One that two groups go over, one between two groups' ends, one that nothing goes over; in no order.
+    let places = [(300 * KIB, 20 * KIB), (60 * KIB, 8 * KIB), (130 * KIB, 10 * KIB)];
+    let save = places.map(|(offset, bytes)| state.save(&rig, offset, bytes)).to_vec();
+    let groups = (0..3).map(|index| rig.group(index, 64 * KIB)).collect();
+    rig.engine.start(Transfer { save, ..transfer(1, groups) }).unwrap();
+    let report = rig.report().1.unwrap();
+    assert_eq!(report.bytes, (3 * 64 + 38) * KIB);
+    places.iter().for_each(|&(offset, bytes)| state.assert_saved(offset, bytes));
+    assert_eq!(rig.there(0, 192 * KIB), patterns(0, 192 * KIB));
+    let copied = |offset: u64, bytes: u64| Asked::In { offset: offset * KIB, bytes: bytes * KIB };
+    let rung = |index: u64| Asked::Word { offset: 1024 * KIB + 4 * index, value: doorbell::RUNG };
+    let expected = [
+        copied(0, 60),
+        Asked::Wait,
+        copied(60, 4),
+        rung(0),
+        copied(64, 64),
+        rung(1),
+        copied(128, 2),
+        Asked::Wait,
+        copied(130, 10),
+        copied(140, 52),
+        rung(2),
+        Asked::Wait,
+    ];
+    let asked = std::mem::take(&mut *rig.device.asked.lock().unwrap());
+    let of = |name: &str| -> Vec<Asked> {
+        asked.iter().filter(|(stream, _)| stream == name).map(|(_, it)| it.clone()).collect()
     };
-    rig.engine
-        .save(Save { id: TransferId(3), copies: vec![copy(0, 1000), copy(1000, 64 * KIB - 1000)] })
-        .unwrap();
+    assert_eq!(of("weights"), expected);
+    let saved =
+        [1, 2, 0].map(|place: usize| places[place]).map(|(offset, bytes)| Asked::Out { offset, bytes });
+    assert_eq!(of("state"), saved);
+
+    rig.device.set_word(&rig.word(1), doorbell::RUNG).unwrap();
+    let copies = places.map(|(offset, bytes)| state.bring_back(&rig, offset, bytes)).to_vec();
+    rig.engine.bring_back(BringBack { id: TransferId(2), clear: vec![rig.word(1)], copies }).unwrap();
     let (id, report) = rig.report();
-    assert_eq!((id, report.unwrap().bytes), (TransferId(3), 64 * KIB));
-    let mut found = vec![0; 64 * 1024];
-    saved.memory().read(0, &mut found).unwrap();
-    assert_eq!(found, patterns(0, 64 * KIB));
-    rig.report().1.unwrap();
+    assert_eq!((id, report.unwrap().bytes), (TransferId(2), 38 * KIB));
+    for (offset, bytes) in places {
+        assert!(rig.there(offset, bytes) == state.part(offset, bytes), "{offset}");
+    }
+    assert_eq!(rig.device.word(&rig.word(1)).unwrap(), doorbell::CLEAR);
+}
+
+#[test]
+fn both_directions_of_the_link_are_busy_while_state_makes_room() {
+    // 16 pieces and groups of 32 KiB, 15.6 ms each, in both directions: 250 ms each way.
+    let rig = Rig::new(LinkThrottle {
+        bandwidth_bytes_per_s: Some(2.0 * 1024.0 * 1024.0),
+        per_copy: Duration::ZERO,
+    });
+    let state = State::new(&rig);
+    let groups: Vec<GroupCopy> = (0..16).map(|index| rig.group(index, 32 * KIB)).collect();
+    let save = (0..16).map(|index| state.save(&rig, index * 32 * KIB, 32 * KIB)).collect();
+    rig.engine.start(Transfer { save, ..transfer(1, groups) }).unwrap();
+    let report = rig.report().1.unwrap();
+    let took = report.landed_at - report.enqueued_at;
+    // One piece late; one after the other it would be 500 ms.
+    assert!(took > Duration::from_millis(255) && took < Duration::from_millis(400), "{took:?}");
+    state.assert_saved(0, 512 * KIB);
+    assert_eq!(rig.there(0, 512 * KIB), patterns(0, 512 * KIB));
+}
+
+#[test]
+fn no_byte_of_state_is_lost_by_a_failure() {
+    let rig = Rig::new(LinkThrottle::default());
+    // Save, wait, copy, ring, three times, and what is left of the state.
+    for refused in 0..14 {
+        let state = State::new(&rig);
+        rig.device.until_refusal.store(refused, Ordering::Relaxed);
+        let groups = (0..3).map(|index| rig.group(index, 16 * KIB)).collect();
+        let save = (0..4).map(|index| state.save(&rig, index * 16 * KIB, 16 * KIB)).collect();
+        rig.engine.start(Transfer { save, ..transfer(1, groups) }).unwrap();
+        let (id, report) = rig.report();
+        assert_eq!(id, TransferId(1));
+        report.unwrap_err();
+        rig.device.until_refusal.store(usize::MAX, Ordering::Relaxed);
+        for piece in 0..4 {
+            let offset = piece * 16 * KIB;
+            if rig.there(offset, 16 * KIB) != state.part(offset, 16 * KIB) {
+                state.assert_saved(offset, 16 * KIB);
+            }
+        }
+    }
 }
 
 #[test]

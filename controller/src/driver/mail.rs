@@ -154,6 +154,10 @@ pub(crate) enum Mail {
         worker: WorkerId,
         reason: String,
     },
+    /// Training wants its part of the pool.
+    TrainingAsks,
+    /// Training uses it no more.
+    TrainingLeaves,
     /// Refuse what is new; `done` when nothing is left.
     Drain {
         done: oneshot::Sender<()>,

@@ -30,7 +30,7 @@ use crate::error::ControllerError;
 use crate::scheduler::{Event, ExecutionId, Outcome, RequestId, Scheduler, SchedulerOptions, WorkerId};
 use crate::service::ServiceError;
 use crate::supervisor::{Loss, Supervisor};
-use crate::training::{Demand, Gate, Share, TurnAction};
+use crate::training::{Demand, Gate, Room, Share, TurnAction};
 use home::HomedModel;
 pub(crate) use links::OutsideUse;
 use links::{Attachment, Links};
@@ -66,6 +66,8 @@ pub(crate) struct DriverParts {
     pub(crate) spin: Duration,
     /// Closed while there are requests, where tasks train in between.
     pub(crate) gate: Option<Arc<Gate>>,
+    /// States of tasks, where they give way to models.
+    pub(crate) room: Option<Room>,
     /// The share of the device that training has although requests never end.
     pub(crate) training_share: f64,
 }
@@ -180,6 +182,7 @@ struct Driver {
     view: SharedView,
     /// Who has the device, where tasks can be trained, and what share of it training has beside requests.
     gate: Option<Arc<Gate>>,
+    room: Option<Room>,
     share: Share,
     stopped: bool,
 }
@@ -203,6 +206,7 @@ impl Driver {
             threads,
             spin,
             gate,
+            room,
             training_share,
             ..
         } = parts;
@@ -258,6 +262,7 @@ impl Driver {
             receiver,
             view,
             gate,
+            room,
             share: Share::new(training_share, Instant::now()),
             stopped: false,
         };
@@ -535,9 +540,11 @@ impl Driver {
                 Ok(report) => {
                     self.transferred_bytes += report.bytes;
                     self.broken_transfers = 0;
+                    self.room.iter().for_each(|room| room.note_transfer(transfer, true));
                     self.feed(Event::TransferLanded { transfer });
                 }
                 Err(error) => {
+                    self.room.iter().for_each(|room| room.note_transfer(transfer, false));
                     tracing::error!(?transfer, error = &error as &dyn std::error::Error, "a transfer failed");
                     if let TransferError::Device { source: DeviceError::Cuda { .. }, .. } = &error {
                         self.broken_transfers += 1;
@@ -559,6 +566,8 @@ impl Driver {
                 tracing::error!(%worker, reason, "could not be forked");
                 self.lose(worker);
             }
+            Mail::TrainingAsks => self.feed(Event::TrainingAsks),
+            Mail::TrainingLeaves => self.feed(Event::TrainingLeaves),
             Mail::Drain { done } => {
                 self.draining = Some(done);
                 self.feed(Event::Draining);

@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
-use pswitch_device::doorbell;
+use pswitch_device::{DeviceSlice, doorbell};
 use pswitch_mem_pool::{ArenaDivision, ArenaId, ModelId, Residency};
 use pswitch_protocol::{
     Execute, ExecutionFault, FaultClass, InputValue, PlacedTensor, Region, ToWorker, monotonic_ns,
 };
-use pswitch_transfer::{CopyIn, Transfer, TransferId};
+use pswitch_transfer::{BringBack, CopyIn, Transfer, TransferId};
 
 use super::refusal::service_error;
 use super::{Driver, Finished, JobInput, JobTimes, ModelSpec, Running};
 use crate::scheduler::{Action, Event, ExecutionId, Load, Outcome, Rejection, RequestId, WorkerId};
 use crate::service::ServiceError;
+use crate::training::Room;
 
 /// Inputs that take longer to cross a link than a worker to wake up.
 const LONG_INPUTS_BYTES: u64 = 1 << 20;
@@ -38,9 +39,10 @@ impl Driver {
             Action::Prefetch { transfer, model, load } => {
                 let mut prefetch = transfer_of(transfer);
                 // For whoever comes: most requests read tables from the host.
-                self.load(&mut prefetch, model, &load, true);
-                if let Err(error) = self.engine.start(prefetch) {
-                    self.pending.push_back(Event::TransferFailed { transfer, reason: error.to_string() });
+                let loaded = self.load(&mut prefetch, model, &load, true);
+                let start = || self.engine.start(prefetch).map_err(|error| error.to_string());
+                if let Err(reason) = loaded.and_then(|()| start()) {
+                    self.refuse_transfer(transfer, reason);
                 }
             }
             Action::Poison { model } => self.set_doorbells(model, doorbell::POISONED),
@@ -67,6 +69,13 @@ impl Driver {
             }
             Action::Reply { request, result } => self.reply(request, result),
             Action::Forget { model } => self.forget(model),
+            Action::BringBack { transfer, load } => {
+                if let Err(reason) = self.bring_back(transfer, &load) {
+                    self.refuse_transfer(transfer, reason);
+                }
+            }
+            Action::AdmitTraining => self.room.iter().for_each(Room::admit),
+            Action::RefuseTraining => self.room.iter().for_each(Room::refuse),
         }
     }
 
@@ -116,7 +125,7 @@ impl Driver {
                 }
                 if let Err(error) = started {
                     let reason = error.to_string();
-                    self.pending.push_back(Event::TransferFailed { transfer, reason: reason.clone() });
+                    self.refuse_transfer(transfer, reason.clone());
                     if !is_told {
                         self.end_untold(execution, reason);
                     }
@@ -124,10 +133,16 @@ impl Driver {
             }
             Err(reason) => {
                 // Nobody was told anything: neither transfer nor worker would ever report.
-                self.pending.push_back(Event::TransferFailed { transfer, reason: reason.clone() });
+                self.refuse_transfer(transfer, reason.clone());
                 self.end_untold(execution, reason);
             }
         }
+    }
+
+    /// Reports that a transfer did not begin.
+    fn refuse_transfer(&mut self, transfer: TransferId, reason: String) {
+        self.room.iter().for_each(|room| room.states.refused(transfer));
+        self.pending.push_back(Event::TransferFailed { transfer, reason });
     }
 
     /// Reports the end of an execution that no worker was told of.
@@ -180,21 +195,41 @@ impl Driver {
         });
         transfer.input_doorbell = Some(input_doorbell);
         if let Some(load) = &dispatch.load {
-            self.load(&mut transfer, dispatch.model, load, host_tables);
+            self.load(&mut transfer, dispatch.model, load, host_tables)?;
         }
         Ok((message, transfer))
     }
 
-    /// Adds a model's weights to a transfer.
-    fn load(&self, transfer: &mut Transfer, model: ModelId, load: &Load, host_tables: bool) {
-        for evicted in &load.evicted {
-            if let Some(homed) = self.models.get(evicted) {
-                transfer.clear.extend(homed.used_doorbells.iter().cloned());
-            }
+    /// Adds a model's weights to a transfer, and the state that they come in the place of.
+    fn load(
+        &self,
+        transfer: &mut Transfer,
+        model: ModelId,
+        load: &Load,
+        host_tables: bool,
+    ) -> Result<(), String> {
+        transfer.clear = self.used_doorbells(&load.evicted);
+        let Some(homed) = self.models.get(&model) else { return Ok(()) };
+        transfer.groups.extend(homed.load(host_tables).cloned());
+        if let Some(room) = &self.room {
+            let saved = room.states.make_room(transfer.id, homed.home.span);
+            transfer.save = saved.map_err(|error| error.to_string())?;
         }
-        if let Some(homed) = self.models.get(&model) {
-            transfer.groups.extend(homed.load(host_tables).cloned());
-        }
+        Ok(())
+    }
+
+    /// Starts the way back of all states that made room.
+    fn bring_back(&self, id: TransferId, load: &Load) -> Result<(), String> {
+        let room = self.room.as_ref().ok_or("nothing gives way here")?;
+        let copies = room.states.bring_back(id).map_err(|error| error.to_string())?;
+        let back = BringBack { id, clear: self.used_doorbells(&load.evicted), copies };
+        self.engine.bring_back(back).map_err(|error| error.to_string())
+    }
+
+    /// What has to be cleared before models that are evicted may come back.
+    fn used_doorbells(&self, evicted: &[ModelId]) -> Vec<DeviceSlice> {
+        let homed = evicted.iter().filter_map(|model| self.models.get(model));
+        homed.filter_map(|homed| homed.used_doorbells.clone()).collect()
     }
 
     /// How long a worker waits for weights: longer than an execution may take, so that it is told to stop first.
@@ -297,5 +332,12 @@ impl Driver {
 }
 
 fn transfer_of(id: TransferId) -> Transfer {
-    Transfer { id, clear: Vec::new(), inputs: Vec::new(), input_doorbell: None, groups: Vec::new() }
+    Transfer {
+        id,
+        clear: Vec::new(),
+        inputs: Vec::new(),
+        input_doorbell: None,
+        groups: Vec::new(),
+        save: Vec::new(),
+    }
 }

@@ -142,7 +142,7 @@ fn write_training(page: &mut Page, tasks: &[TaskStatus]) {
         page.sample("pswitch_training_task", &[("task", &task.name), ("state", task.state.name())], 1);
     }
     type Counter = (&'static str, &'static str, fn(&TaskStatus) -> u64);
-    let counters: [Counter; 5] = [
+    let counters: [Counter; 6] = [
         ("pswitch_training_steps_total", "Steps computed, those included that were done again.", |task| {
             task.progress.steps_computed
         }),
@@ -157,6 +157,9 @@ fn write_training(page: &mut Page, tasks: &[TaskStatus]) {
         }),
         ("pswitch_training_paused_microseconds_total", "Time in which a task had to wait.", |task| {
             task.progress.paused_us
+        }),
+        ("pswitch_training_made_room_total", "Times that a task's state made room for a model.", |task| {
+            task.made_room
         }),
     ];
     for (family, help, of) in counters {

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use pswitch_mem_pool::ModelId;
+
 use super::Scheduler;
-use super::records::{Inputs, Phase, RequestState};
+use super::records::{Claim, Inputs, Phase, RequestState};
 use super::timers::Timer;
 use super::workers::WorkerState;
 
@@ -18,6 +20,10 @@ impl Scheduler {
         self.check_queues()?;
         self.check_executions()?;
         self.check_workers()?;
+        let holds = self.switcher.ledger().leases(ModelId::TRAINING) == Ok(1);
+        ensure(holds == (self.claim == Claim::Admitted), || {
+            format!("training is {:?}, and its place held: {holds}", self.claim)
+        })?;
         self.check_timers()
     }
 

@@ -8,7 +8,8 @@ use pswitch_transfer::TransferId;
 
 use super::Scheduler;
 use super::messages::{Action, Event, ExecutionId, Load, Outcome, Rejection, RequestId, WorkerId};
-use super::records::{Execution, Inputs, Phase, Request, RequestState, StopReason, Verdict};
+use super::records::{Claim, Execution, Inputs, Phase, Request, RequestState, StopReason, Verdict};
+use super::switcher::Claimed;
 use super::timers::Timer;
 
 impl Scheduler {
@@ -35,6 +36,15 @@ impl Scheduler {
                 self.execution_finished(execution, outcome, actions);
             }
             Event::ModelRemoved { model } => self.model_removed(model, actions),
+            // Absent, it asks -> Asked.
+            Event::TrainingAsks if self.claim == Claim::Absent => self.claim = Claim::Asked,
+            Event::TrainingAsks => {}
+            Event::TrainingLeaves => {
+                // Asked or Admitted, it leaves -> Absent.
+                if std::mem::take(&mut self.claim) == Claim::Admitted {
+                    self.switcher.let_training_go();
+                }
+            }
             Event::Hold => self.held = true,
             Event::Release => self.held = false,
             Event::Draining => self.draining = true,
@@ -263,6 +273,11 @@ impl Scheduler {
 
     fn transfer_failed(&mut self, transfer: TransferId, reason: String, actions: &mut Vec<Action>) {
         let (inputs_of, weights) = self.switcher.failed(transfer, &reason, actions);
+        if weights == Some(ModelId::TRAINING) && self.claim == Claim::Asked {
+            // Asked, it does not come back -> Absent.
+            self.claim = Claim::Absent;
+            actions.push(Action::RefuseTraining);
+        }
         if let Some(model) = weights {
             if let Some(record) = self.models.get_mut(&model) {
                 record.prefetch_failed |= inputs_of.is_none();
@@ -357,6 +372,27 @@ impl Scheduler {
         {
             self.relist_load(model, Some(&load));
             actions.push(Action::Prefetch { transfer, model, load });
+        }
+        self.admit_training(actions);
+    }
+
+    /// Asked, and no request is in the way: Admitted if all is there, or else it is brought back.
+    fn admit_training(&mut self, actions: &mut Vec<Action>) {
+        let is_its_turn = self.requests.is_empty() || (self.held && self.executions.is_empty());
+        if self.claim != Claim::Asked || !is_its_turn {
+            return;
+        }
+        match self.switcher.claim_for_training() {
+            Some(Claimed::Held) => {
+                self.claim = Claim::Admitted;
+                actions.push(Action::AdmitTraining);
+            }
+            Some(Claimed::Moves(transfer, load)) => {
+                self.relist_load(ModelId::TRAINING, Some(&load));
+                actions.push(Action::BringBack { transfer, load });
+            }
+            // What moves in its place or out of it has to land first.
+            None => {}
         }
     }
 

@@ -133,6 +133,11 @@ pub enum Event {
         /// The model.
         model: ModelId,
     },
+    /// Training wants its part of the pool, where that gives way to models: it is answered by [`Action::AdmitTraining`] or
+    /// [`Action::RefuseTraining`], when no request is there or [`Event::Hold`] keeps them.
+    TrainingAsks,
+    /// Training uses its part no more, or wants it no more.
+    TrainingLeaves,
     /// Something else is to have the device: no execution begins until [`Event::Release`].
     Hold,
     /// Executions may begin again.
@@ -196,6 +201,17 @@ pub enum Action {
         /// What else there is to know.
         load: Load,
     },
+    /// Start the transfer that brings back what lay in training's part of the pool.
+    BringBack {
+        /// Number of the transfer.
+        transfer: TransferId,
+        /// What makes room for it.
+        load: Load,
+    },
+    /// Training's part of the pool is there, and stays until [`Event::TrainingLeaves`].
+    AdmitTraining,
+    /// It could not be brought back. Training may ask again.
+    RefuseTraining,
     /// Poison a model's doorbells: its transfer failed, and executions wait there.
     Poison {
         /// The model.
@@ -238,7 +254,7 @@ pub enum Action {
 /// Weights that move into the pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Load {
-    /// Models that were in the pool where the new one goes. The transfer clears their doorbells before its last one rings.
+    /// Models, or training, that were in the pool where the new one goes. The transfer clears their doorbells before its last one rings.
     pub evicted: Vec<ModelId>,
 }
 

@@ -144,3 +144,15 @@ pub(super) enum Verdict {
     /// Nothing is known: it is tried again.
     Retry,
 }
+
+/// What training wants of its part of the pool, where that gives way to models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Claim {
+    /// Nothing: models may lie there.
+    #[default]
+    Absent,
+    /// It waits to have it.
+    Asked,
+    /// It has it.
+    Admitted,
+}

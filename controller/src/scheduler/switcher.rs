@@ -45,6 +45,14 @@ struct Transfer {
     weights: Option<(ModelId, Vec<ModelId>)>,
 }
 
+/// What came of training's wish for its part of the pool.
+pub(super) enum Claimed {
+    /// It is there, and stays.
+    Held,
+    /// It is brought back.
+    Moves(TransferId, Load),
+}
+
 /// Which weights are in the pool, which move, and who holds them: the part of the scheduler that owns the ledger.
 #[derive(Debug)]
 pub(super) struct Switcher {
@@ -57,13 +65,13 @@ pub(super) struct Switcher {
 
 impl Switcher {
     pub(super) fn new(ledger: Ledger) -> Self {
-        Self {
-            ledger,
-            spans: BTreeMap::new(),
-            transfers: BTreeMap::new(),
-            weights_under_way: 0,
-            next_transfer: 0,
+        let mut spans = BTreeMap::new();
+        if ledger.state(ModelId::TRAINING).is_ok() {
+            let (state, overlapping) = (SpanState::Resident, Vec::new());
+            let training = Span { state, leases: 0, overlapping, loads: 0, evictions: 0 };
+            spans.insert(ModelId::TRAINING, training);
         }
+        Self { ledger, spans, transfers: BTreeMap::new(), weights_under_way: 0, next_transfer: 0 }
     }
 
     pub(super) fn ledger(&self) -> &Ledger {
@@ -182,6 +190,26 @@ impl Switcher {
         let weights = Some((model, load.evicted.clone()));
         self.transfers.insert(transfer, Transfer { inputs_of: None, weights });
         Some((transfer, load))
+    }
+
+    /// Holds training's part of the pool if it is there, or begins to bring it back if nothing in its place is held.
+    pub(super) fn claim_for_training(&mut self) -> Option<Claimed> {
+        let training = ModelId::TRAINING;
+        if self.has_room(training, |_| false) {
+            return self.prefetch(training).map(|(transfer, load)| Claimed::Moves(transfer, load));
+        }
+        let span = self.spans.get_mut(&training).filter(|span| span.state == SpanState::Resident)?;
+        granted(self.ledger.hold(training))?;
+        span.leases += 1;
+        Some(Claimed::Held)
+    }
+
+    /// What was held may be evicted again.
+    pub(super) fn let_training_go(&mut self) {
+        granted(self.ledger.let_go(ModelId::TRAINING));
+        if let Some(span) = self.spans.get_mut(&ModelId::TRAINING) {
+            span.leases -= 1;
+        }
     }
 
     /// Host, a load begins -> Moving. What it evicts: Resident -> Host.

@@ -91,7 +91,13 @@ impl OpenedDevice {
         let wanted = spans + spans / 4 + arena_bytes * arenas as u64 + SPARE_BYTES;
         let wanted = wanted.saturating_add(training_bytes);
         let pool_bytes = self.config.pool_bytes(id, total_bytes, self.device.free_bytes()?, wanted);
-        let layout = PoolLayout::new(pool_bytes, arenas, arena_bytes)?.with_training(training_bytes)?;
+        let layout = PoolLayout::new(pool_bytes, arenas, arena_bytes)?;
+        let gives_way = self.config.training_gives_way;
+        let layout = if gives_way {
+            layout.with_training_in_homes(training_bytes)?
+        } else {
+            layout.with_training(training_bytes)?
+        };
         let pool = Pool::new(self.device.allocate(pool_bytes)?, layout)?;
         let link = self.measure(&pool)?;
         tracing::info!(
@@ -104,6 +110,7 @@ impl OpenedDevice {
                 device: Arc::clone(&self.device),
                 pool: Arc::clone(pool.memory()),
                 region: pool.layout().training,
+                gives_way,
                 slots: Arc::clone(slots.shared()),
                 supervisor: Arc::clone(supervisor),
                 threads: self.config.threads,
@@ -122,8 +129,12 @@ impl OpenedDevice {
             threads: self.config.threads,
             spin: self.config.spin(id),
             gate: training.as_ref().map(|training| Arc::clone(training.gate())),
+            room: training.as_ref().and_then(|training| training.room().cloned()),
             training_share: self.config.training_share,
         })?;
+        if let Some(training) = &training {
+            training.connect(driver.mailbox().clone());
+        }
         Ok(ServedDevice {
             driver,
             device: self.device,

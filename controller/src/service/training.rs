@@ -30,8 +30,36 @@ pub struct TaskStatus {
     pub checkpoint_error: String,
     /// How long it still computed when requests came last, in microseconds.
     pub last_yield_us: Option<u64>,
+    /// Where its state is.
+    pub residence: Residence,
+    /// Times that its state, or a part of it, made room for a model.
+    pub made_room: u64,
     /// The file that holds a line of JSON for every step that is logged.
     pub log: PathBuf,
+}
+
+/// Where the state of a task is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Residence {
+    /// In its place in the pool.
+    Resident,
+    /// On its way to the host or back.
+    Moving,
+    /// On the host, all of it or a part: a model lies in its place, or did.
+    Host,
+}
+
+impl Residence {
+    /// The name, as in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Resident => "resident",
+            Self::Moving => "moving",
+            Self::Host => "host",
+        }
+    }
 }
 
 /// A checkpoint that was written.

@@ -108,6 +108,8 @@ struct Task {
 pub(super) struct Book {
     tasks: BTreeMap<TaskId, Task>,
     is_closed: bool,
+    /// Models may lie where states do: no state can be filled, used or written down.
+    is_away: bool,
 }
 
 /// What there is to say of a task.
@@ -171,6 +173,11 @@ impl Book {
         self.is_closed = is_closed;
     }
 
+    /// Says whether models may lie where states do, for the events to come.
+    pub(super) fn note_away(&mut self, is_away: bool) {
+        self.is_away = is_away;
+    }
+
     /// Requests have the device, or have it no more; or time has passed.
     pub(super) fn set_closed(&mut self, is_closed: bool, at: Duration) -> Vec<TaskAction> {
         self.is_closed = is_closed;
@@ -190,10 +197,24 @@ impl Book {
         })
     }
 
-    /// Whether a task computes or could, and how long the longest step takes of those that do.
+    /// Whether a task computes or could, or needs its place for something else, and how long the longest step takes of those that do.
     pub(super) fn demand(&self) -> (bool, Duration) {
-        let wanting = || self.tasks.values().filter(|task| task.could_train() || task.wants_to_go_on());
+        let wants = |task: &&Task| {
+            task.could_train() || task.wants_to_go_on() || (self.is_away && task.needs_its_place())
+        };
+        let wanting = || self.tasks.values().filter(wants);
         (wanting().next().is_some(), wanting().map(|task| task.step).max().unwrap_or_default())
+    }
+
+    /// Whether a task has something to do in its place, or does it.
+    pub(super) fn wants_places(&self) -> bool {
+        let rests = |task: &Task| task.is_over() || (task.phase == Phase::Idle && !task.needs_its_place());
+        self.tasks.values().any(|task| !rests(task) || task.could_train())
+    }
+
+    /// Whether the worker of a task, should it have one, touches nothing in the pool.
+    pub(super) fn leaves_its_place_alone(&self, id: TaskId) -> bool {
+        self.tasks.get(&id).is_none_or(|task| matches!(task.phase, Phase::Idle | Phase::Queued))
     }
 
     pub(super) fn computes(&self, id: TaskId) -> bool {
@@ -218,6 +239,13 @@ impl Book {
 
     /// `between_steps`: whoever computes has just finished one, so that least is lost if another has its turn.
     fn dispatch(&mut self, at: Duration, between_steps: bool, actions: &mut Vec<TaskAction>) {
+        for (&id, task) in self.tasks.iter_mut().filter(|_| !self.is_away) {
+            if task.is_to_save() {
+                // Idle, told to stop -> Saving.
+                task.phase = Phase::Saving;
+                actions.push(TaskAction::Save(id));
+            }
+        }
         let queued: Vec<TaskId> =
             self.tasks.iter().filter(|(_, task)| task.phase == Phase::Queued).map(|(&id, _)| id).collect();
         let training = self.tasks.iter().find(|(_, task)| task.computes()).map(|(&id, _)| id);
@@ -239,6 +267,9 @@ impl Book {
                 task.phase = Phase::Yielding { since, reason };
                 actions.push(TaskAction::Interrupt(id));
             }
+            return;
+        }
+        if self.is_away {
             return;
         }
         for id in queued {
@@ -275,6 +306,15 @@ impl Task {
 
     fn wants_to_go_on(&self) -> bool {
         self.computes() && !self.is_paused && !self.is_stopping
+    }
+
+    fn is_to_save(&self) -> bool {
+        self.phase == Phase::Idle && self.is_stopping && self.has_checkpoints
+    }
+
+    /// To be prepared, or to be written down.
+    fn needs_its_place(&self) -> bool {
+        self.phase == Phase::Queued || self.is_to_save()
     }
 
     fn could_train(&self) -> bool {
@@ -406,16 +446,14 @@ impl Task {
         }
     }
 
-    /// Idle, told to stop -> Saving, or Stopped where there is no place for checkpoints. Not prepared yet -> Stopped.
+    /// Idle, told to stop -> Stopped where there is no place for checkpoints. Not prepared yet -> Stopped.
     fn stop_if_told(&mut self, id: TaskId, actions: &mut Vec<TaskAction>) {
         if !self.is_stopping {
             return;
         }
         match self.phase {
-            Phase::Idle if self.has_checkpoints => {
-                self.phase = Phase::Saving;
-                actions.push(TaskAction::Save(id));
-            }
+            // It is saved first, which needs its place.
+            Phase::Idle if self.has_checkpoints => {}
             Phase::Idle | Phase::Queued | Phase::Starting => {
                 self.end(id, TaskState::Stopped, String::new(), actions);
             }

@@ -8,15 +8,17 @@ use std::sync::{Arc, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll};
+use pswitch_device::{Device, DeviceError, PinnedMemory, SharedMemory};
 use pswitch_mem_pool::{Range, TrainingMemory};
 use pswitch_protocol::{FromWorker, Region, TaskPause, ToWorker, control};
 use pswitch_train::TaskConfig;
 
 use super::book::{Book, TaskAction, TaskEvent, TaskId};
+use super::places::Places;
 use super::worker::{self, Attachment, TaskWorker};
 use super::{Gate, MOST_TASKS, Mail, Mailbox, NewTask, Reply, Statuses, TrainingParts};
 use crate::scheduler::WorkerId;
-use crate::service::{CheckpointStatus, ServiceError, TaskCommand, TaskStatus};
+use crate::service::{CheckpointStatus, Residence, ServiceError, TaskCommand, TaskStatus};
 use crate::supervisor::{Loss, Supervisor};
 
 /// After so long a worker that could not be started is tried again.
@@ -38,6 +40,10 @@ struct Record {
     digest: u64,
     /// Where its state lies in the pool; none once it is over and its worker gone.
     state: Option<Range>,
+    /// Where its state goes when it makes room for a model.
+    saved: Option<PinnedMemory>,
+    /// How often it did, for workers that are gone.
+    made_room: u64,
     worker: Option<TaskWorker>,
     checkpoint: Option<CheckpointStatus>,
     checkpoint_error: String,
@@ -51,7 +57,9 @@ struct Record {
 }
 
 pub(super) struct Host {
-    device: String,
+    name: String,
+    device: Arc<dyn Device>,
+    places: Places,
     attachment: Attachment,
     region: Range,
     states: TrainingMemory,
@@ -74,6 +82,7 @@ pub(super) struct Host {
 impl Host {
     pub(super) fn new(
         parts: TrainingParts,
+        places: Places,
         attachment: Attachment,
         gate: Arc<Gate>,
         poll: Poll,
@@ -81,7 +90,9 @@ impl Host {
         statuses: Statuses,
     ) -> Self {
         Self {
-            device: parts.device.properties().id.to_string(),
+            name: parts.device.properties().id.to_string(),
+            device: parts.device,
+            places,
             attachment,
             region: parts.region,
             states: TrainingMemory::new(parts.region),
@@ -133,15 +144,29 @@ impl Host {
 
     fn feed(&mut self, task: TaskId, event: TaskEvent) {
         let at = self.now();
-        self.book.note_closed(self.is_closed());
+        self.note_device();
         let actions = self.book.handle(task, event, at);
         self.perform(actions);
     }
 
     /// Has the book look at the gate and at who is to train.
     fn choose(&mut self) {
-        let actions = self.book.set_closed(self.is_closed(), self.now());
+        let is_closed = self.note_device();
+        let actions = self.book.set_closed(is_closed, self.now());
         self.perform(actions);
+        let used = |(&id, record): (&TaskId, &Record)| {
+            record.worker.is_some() && !self.book.leaves_its_place_alone(id)
+        };
+        let is_used = self.tasks.iter().any(used);
+        self.places.update(is_closed, self.book.wants_places(), is_used);
+    }
+
+    /// Tells the book what training has of the device now, and says whether that is nothing.
+    fn note_device(&mut self) -> bool {
+        let is_closed = self.is_closed();
+        self.book.note_closed(is_closed);
+        self.book.note_away(self.places.are_away(is_closed));
+        is_closed
     }
 
     /// Whether a task has come to its end; one that is not known has.
@@ -174,6 +199,12 @@ impl Host {
                 }
             },
             Mail::Lost(worker, cause) => self.lose(worker, cause),
+            Mail::Connect(driver) => self.places.connect(driver),
+            Mail::Admitted => self.places.admitted(),
+            Mail::Refused => self.places.refused(),
+            // It is published in any case.
+            Mail::Moved => {}
+            Mail::Spoilt(places) => self.give_up(&places),
             Mail::Stop => return false,
         }
         true
@@ -200,6 +231,14 @@ impl Host {
             self.put_back(state);
             return Err(refusal);
         }
+        let saved = match self.places.states().map(|_| self.memory_for(state)).transpose() {
+            Ok(saved) => saved,
+            Err(error) => {
+                self.put_back(state);
+                let message = format!("no host memory for the state of '{}': {error}", task.name);
+                return Err(ServiceError::InvalidRequest { message });
+            }
+        };
         let id = TaskId(self.tasks.last_key_value().map_or(0, |(last, _)| last.0 + 1));
         let NewTask { name, config, digest, .. } = task;
         self.book.submit(id, config.weight, config.checkpoint.is_some(), self.now());
@@ -209,6 +248,8 @@ impl Host {
             config,
             digest,
             state: Some(state),
+            saved,
+            made_room: 0,
             worker: None,
             checkpoint: None,
             checkpoint_error: String::new(),
@@ -220,7 +261,7 @@ impl Host {
         };
         tracing::info!(
             task = record.name,
-            device = self.device,
+            device = self.name,
             state_bytes = state.bytes,
             "training task taken"
         );
@@ -253,6 +294,22 @@ impl Host {
                 message: format!("task '{}' has its checkpoints in the same folder", other.name),
             }),
             None => Ok(()),
+        }
+    }
+
+    /// Memory that a state can go to when it makes room.
+    fn memory_for(&self, state: Range) -> Result<PinnedMemory, DeviceError> {
+        self.device.pin(Arc::new(SharedMemory::create("pswitch-state", state.bytes)?))
+    }
+
+    /// Ends the workers whose states are lost: the tasks go on from their last checkpoints.
+    fn give_up(&self, places: &[Range]) {
+        let spoilt = |record: &&Record| record.state.is_some_and(|state| places.contains(&state));
+        for record in self.tasks.values().filter(spoilt) {
+            tracing::error!(task = record.name, "its state was lost while it made room for a model");
+            if let Some(worker) = &record.worker {
+                self.supervisor.kill(worker.id);
+            }
         }
     }
 
@@ -364,6 +421,9 @@ impl Host {
         match started {
             Ok(worker) => {
                 record.worker = Some(worker);
+                if let (Some(states), Some(saved)) = (self.places.states(), &record.saved) {
+                    states.add(state, saved.clone());
+                }
                 record.deadline = Some(Instant::now() + STARTUP_TIMEOUT);
             }
             // Not at once: what is wrong now may be better in a while, and other actions are to be done first.
@@ -403,7 +463,8 @@ impl Host {
         let opens_in = self.gate.opens_in().filter(|rest| !rest.is_zero());
         let deadlines = self.tasks.values().filter_map(|record| record.deadline);
         let deadline = deadlines.map(|deadline| deadline.saturating_duration_since(now)).min();
-        [retry, opens_in, deadline].into_iter().flatten().min()
+        let places = self.places.due().map(|due| due.saturating_duration_since(now));
+        [retry, opens_in, deadline, places].into_iter().flatten().min()
     }
 
     fn set_deadline(&mut self, id: TaskId, within: Option<Duration>) {
@@ -544,6 +605,10 @@ impl Host {
             if let Some(mut gone) = record.worker.take() {
                 gone.deregister(self.poll.registry());
             }
+            if let (Some(states), Some(state)) = (self.places.states(), record.state) {
+                record.made_room += states.view(state).1;
+                states.remove(state);
+            }
             if !is_over {
                 tracing::error!(task = record.name, %worker, cause, "the worker of a training task is lost");
             }
@@ -568,13 +633,16 @@ impl Host {
         let at = self.now();
         let status = |(&id, record): (&TaskId, &Record)| {
             let view = self.book.view(id, at)?;
+            let place = self.places.states().zip(record.state);
+            let (residence, made_room) =
+                place.map_or((Residence::Resident, 0), |(states, state)| states.view(state));
             Some((
                 record.name.clone(),
                 TaskStatus {
                     name: record.name.clone(),
                     state: view.state,
                     reason: view.reason,
-                    device: self.device.clone(),
+                    device: self.name.clone(),
                     steps_done: view.extent.steps_done,
                     total_steps: view.extent.total_steps,
                     learning_rate: view.rate,
@@ -582,6 +650,8 @@ impl Host {
                     checkpoint: record.checkpoint.clone(),
                     checkpoint_error: record.checkpoint_error.clone(),
                     last_yield_us: record.last_yield_us,
+                    residence,
+                    made_room: record.made_room + made_room,
                     log: record.log.clone(),
                 },
             ))

@@ -2,12 +2,15 @@
 //! there are no requests.
 //!
 //! [`book`] decides, the thread here does what it says. What the driver has to do with it is the [`Gate`]: closed with the
-//! first request, open when the last one is answered.
+//! first request, open when the last one is answered. Where states give way to models, the driver also moves them: it is asked
+//! for their part of the pool, says when that is there, and is told when nobody uses it.
 
 mod book;
 mod gate;
 mod host;
+mod places;
 mod share;
+mod states;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -19,15 +22,19 @@ use pswitch_device::{Device, DeviceMemory, SharedMemory};
 use pswitch_mem_pool::Range;
 use pswitch_protocol::control;
 use pswitch_train::TaskConfig;
+use pswitch_transfer::TransferId;
 use tokio::sync::oneshot;
 
+use crate::driver;
 use crate::error::ControllerError;
 use crate::scheduler::WorkerId;
 use crate::service::{ServiceError, TaskCommand, TaskStatus};
 use crate::supervisor::Supervisor;
 pub(crate) use gate::Gate;
 use host::Host;
+use places::Places;
 pub(crate) use share::{Demand, Share, TurnAction};
+use states::States;
 use worker::{Attachment, MAIL};
 
 /// Tasks that a device may have that are not over: blocks of the control page.
@@ -39,6 +46,8 @@ pub(crate) struct TrainingParts {
     pub(crate) pool: Arc<dyn DeviceMemory>,
     /// The part of the pool for states, and, behind them, what a step allocates.
     pub(crate) region: Range,
+    /// Whether models may lie in that part.
+    pub(crate) gives_way: bool,
     pub(crate) slots: Arc<SharedMemory>,
     pub(crate) supervisor: Arc<Supervisor>,
     pub(crate) threads: u32,
@@ -60,6 +69,16 @@ enum Mail {
     Submit(Box<NewTask>, Reply),
     Command(String, TaskCommand, Reply),
     Lost(WorkerId, String),
+    /// The driver by which places for states are to be had.
+    Connect(driver::Mailbox),
+    /// States are in their places, until they are left.
+    Admitted,
+    /// They could not be brought back.
+    Refused,
+    /// States were moved.
+    Moved,
+    /// The states of these places are of no use any more.
+    Spoilt(Vec<Range>),
     Stop,
 }
 
@@ -80,12 +99,46 @@ impl Mailbox {
     }
 }
 
+/// States that give way to models, as the driver sees them.
+#[derive(Clone)]
+pub(crate) struct Room {
+    pub(crate) states: Arc<States>,
+    mailbox: Mailbox,
+}
+
+impl Room {
+    /// States are in their places, and nothing comes there until the driver is told that they are left.
+    pub(crate) fn admit(&self) {
+        self.mailbox.put(Mail::Admitted);
+    }
+
+    /// They could not be brought back; they are asked for again in a while.
+    pub(crate) fn refuse(&self) {
+        self.mailbox.put(Mail::Refused);
+    }
+
+    /// A transfer is over.
+    pub(crate) fn note_transfer(&self, transfer: TransferId, landed: bool) {
+        if landed {
+            if self.states.landed(transfer) {
+                self.mailbox.put(Mail::Moved);
+            }
+            return;
+        }
+        let spoilt = self.states.failed(transfer);
+        if !spoilt.is_empty() {
+            self.mailbox.put(Mail::Spoilt(spoilt));
+        }
+    }
+}
+
 type Statuses = Arc<Mutex<BTreeMap<String, TaskStatus>>>;
 
 /// Training that runs; dropping it ends all tasks where they are.
 pub(crate) struct Training {
     mailbox: Mailbox,
     gate: Arc<Gate>,
+    room: Option<Room>,
     statuses: Statuses,
     thread: Option<JoinHandle<()>>,
 }
@@ -109,20 +162,33 @@ impl Training {
         let gate = Arc::new(Gate::new(page, Arc::clone(&waker)));
         let (sender, receiver) = mpsc::channel();
         let mailbox = Mailbox { sender, waker };
+        let states = parts.gives_way.then(|| Arc::new(States::new(Arc::clone(&parts.pool))));
+        let room = states.map(|states| Room { states, mailbox: mailbox.clone() });
         let statuses = Statuses::default();
         let name = parts.device.properties().id.to_string();
         let attachment = Attachment::new(&parts, control)?;
         let (host_gate, host_statuses) = (Arc::clone(&gate), Arc::clone(&statuses));
-        let host = Host::new(parts, attachment, host_gate, poll, mailbox.clone(), host_statuses);
+        let places = Places::new(room.as_ref().map(|room| Arc::clone(&room.states)));
+        let host = Host::new(parts, places, attachment, host_gate, poll, mailbox.clone(), host_statuses);
         let thread = std::thread::Builder::new()
             .name(format!("pswitch-training-{name}"))
             .spawn(move || host.run(&receiver))
             .map_err(failed("a thread"))?;
-        Ok(Self { mailbox, gate, statuses, thread: Some(thread) })
+        Ok(Self { mailbox, gate, room, statuses, thread: Some(thread) })
     }
 
     pub(crate) fn gate(&self) -> &Arc<Gate> {
         &self.gate
+    }
+
+    /// What the driver needs to move states, where they give way.
+    pub(crate) fn room(&self) -> Option<&Room> {
+        self.room.as_ref()
+    }
+
+    /// Says by which driver places for states are to be had.
+    pub(crate) fn connect(&self, driver: driver::Mailbox) {
+        self.mailbox.put(Mail::Connect(driver));
     }
 
     /// Every task, by name.

@@ -39,6 +39,8 @@ fn a_task_is_taken_shown_and_listed() {
         "checkpoint": null,
         "checkpoint_error": "",
         "last_yield_us": 850,
+        "residence": "host",
+        "made_room": 3,
         "log": "/logs/resnet-18_v1.5.jsonl",
     });
     assert_eq!((taken.status, taken.json()), (201, expected.clone()));

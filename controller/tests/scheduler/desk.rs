@@ -20,6 +20,11 @@ pub(crate) fn layout(home_units: u64, arenas: u64) -> PoolLayout {
     PoolLayout { doorbells: Range::new(0, 4096), homes, arenas, training: Range::default() }
 }
 
+/// The same, with the first of those units for training while no model needs them.
+pub(crate) fn layout_with_training(home_units: u64, arenas: u64, training_units: u64) -> PoolLayout {
+    layout(home_units, arenas).with_training_in_homes(training_units * UNIT_BYTES).unwrap()
+}
+
 pub(crate) fn options() -> SchedulerOptions {
     SchedulerOptions {
         max_consecutive: 3,

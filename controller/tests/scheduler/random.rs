@@ -30,6 +30,7 @@ enum Step {
     PlaceModel { units: u64 },
     RemoveModel(usize),
     Hold(bool),
+    Train(bool),
     Drain,
 }
 
@@ -37,6 +38,7 @@ enum Step {
 struct Setting {
     home_units: u64,
     arenas: u64,
+    training_units: u64,
     workers: u32,
     model_units: Vec<u64>,
     options: SchedulerOptions,
@@ -55,10 +57,11 @@ fn settings() -> impl Strategy<Value = Setting> {
             }
         });
     let model_units = vec(1..14_u64, 1..7);
-    (6..13_u64, 1..4_u64, 1..5_u32, model_units, options).prop_map(
-        |(home_units, arenas, workers, model_units, options)| Setting {
+    (6..13_u64, 1..4_u64, 0..7_u64, 1..5_u32, model_units, options).prop_map(
+        |(home_units, arenas, training_units, workers, model_units, options)| Setting {
             home_units,
             arenas,
+            training_units,
             workers,
             model_units,
             options,
@@ -76,6 +79,7 @@ fn healthy() -> BoxedStrategy<Step> {
         4 => Just(Step::Deliver),
         2 => (0..60_u64).prop_map(|ms| Step::Advance { ms }),
         2 => any::<bool>().prop_map(Step::Hold),
+        4 => any::<bool>().prop_map(Step::Train),
     ]
     .boxed()
 }
@@ -101,7 +105,8 @@ fn anything() -> BoxedStrategy<Step> {
 }
 
 fn begin(setting: &Setting) -> World {
-    let mut world = World::new(setting.home_units, setting.arenas, setting.workers, setting.options.clone());
+    let Setting { home_units, arenas, training_units, workers, .. } = *setting;
+    let mut world = World::new(home_units, arenas, training_units, workers, setting.options.clone());
     for units in &setting.model_units {
         world.place_model(*units);
     }
@@ -128,6 +133,7 @@ fn take(world: &mut World, step: Step) {
         Step::PlaceModel { units } => world.place_model(units),
         Step::RemoveModel(nth) => world.remove_model(nth),
         Step::Hold(held) => world.hold(held),
+        Step::Train(trains) => world.train(trains),
         Step::Drain => world.drain(),
     }
 }

@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use pswitch_controller::scheduler::{
     Event, ExecutionId, ModelLimits, Outcome, Rejection, RequestId, Scheduler, SchedulerOptions, WorkerId,
 };
-use pswitch_mem_pool::{ArenaId, Ledger, ModelId, Range};
+use pswitch_mem_pool::{ArenaId, Ledger, ModelId, Range, Residency};
 use pswitch_protocol::FaultClass;
 use pswitch_transfer::TransferId;
 
-use crate::desk::{UNIT_BYTES, fault, layout};
+use crate::desk::{UNIT_BYTES, fault, layout_with_training};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Doorbell {
@@ -110,6 +110,14 @@ struct Transfer {
     begun: bool,
 }
 
+/// What training has of the pool, as it knows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Training {
+    Absent,
+    Asking,
+    Computing,
+}
+
 /// What the engine has said of a transfer and the scheduler has not heard.
 #[derive(Debug)]
 struct Report {
@@ -137,6 +145,7 @@ pub(crate) struct World {
     next_worker: u32,
     draining: bool,
     held: bool,
+    training: Training,
     /// The model that was executed last, and how often in a row while others could have been.
     row: (Option<ModelId>, u32),
     /// The oldest request that waits, and how often others were begun that could have waited instead.
@@ -144,9 +153,16 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(home_units: u64, arenas: u64, workers: u32, options: SchedulerOptions) -> Self {
+    pub(crate) fn new(
+        home_units: u64,
+        arenas: u64,
+        training_units: u64,
+        workers: u32,
+        options: SchedulerOptions,
+    ) -> Self {
+        let layout = layout_with_training(home_units, arenas, training_units);
         let mut world = Self {
-            scheduler: Scheduler::new(Ledger::new(&layout(home_units, arenas)), options.clone()),
+            scheduler: Scheduler::new(Ledger::new(&layout), options.clone()),
             options,
             now: Instant::now(),
             spans: BTreeMap::new(),
@@ -162,9 +178,14 @@ impl World {
             next_worker: 0,
             draining: false,
             held: false,
+            training: Training::Absent,
             row: (None, 0),
             passed_over: (None, 0),
         };
+        if layout.training_gives_way() {
+            let (home, place, doorbell) = (layout.training, Place::Resident, Doorbell::Clear);
+            world.spans.insert(ModelId::TRAINING, Span { home, place, doorbell, removed: false });
+        }
         for _ in 0..workers {
             world.start_worker();
         }
@@ -185,7 +206,7 @@ impl World {
     }
 
     pub(crate) fn remove_model(&mut self, nth: usize) {
-        if let Some(model) = pick(self.spans.keys(), nth) {
+        if let Some(model) = pick(self.spans.keys().filter(|model| **model != ModelId::TRAINING), nth) {
             self.spans.get_mut(&model).unwrap().removed = true;
             self.tell(Event::ModelRemoved { model });
         }
@@ -376,9 +397,23 @@ impl World {
         self.tell(if held { Event::Hold } else { Event::Release });
     }
 
+    /// Training wants its place, where it gives way; or it is done there, or gives up.
+    pub(crate) fn train(&mut self, trains: bool) {
+        if trains && self.training == Training::Absent && self.spans.contains_key(&ModelId::TRAINING) {
+            self.training = Training::Asking;
+            self.tell(Event::TrainingAsks);
+        } else if !trains {
+            self.training = Training::Absent;
+            self.tell(Event::TrainingLeaves);
+        }
+    }
+
     /// From here on everything works, if what hangs is killed: everything must come to an end.
     pub(crate) fn settle(&mut self) {
         self.hold(false);
+        if self.training == Training::Computing {
+            self.train(false);
+        }
         let mut idle_rounds = 0;
         for _ in 0..10_000 {
             if self.scheduler.is_idle() && self.workers.values().all(|worker| !worker.killed) {
@@ -406,6 +441,16 @@ impl World {
         assert_eq!(self.answers.len() as u64, self.next_request, "one answer a request");
         assert!(self.executions.is_empty());
         assert!(self.spans.values().all(|span| !span.removed), "what was removed is forgotten");
+        if self.spans.contains_key(&ModelId::TRAINING) {
+            // Nobody is in its way any more.
+            self.train(true);
+            for _ in 0..2 {
+                self.transfer(0);
+            }
+            self.deliver();
+            assert_eq!(self.training, Training::Computing);
+            self.train(false);
+        }
         let report = self.scheduler.ledger().report();
         assert!(report.models.iter().all(|model| model.leases == 0), "{report}");
         assert_eq!(report.moving_bytes, 0, "{report}");
@@ -441,6 +486,11 @@ impl World {
         assert!(waiting <= self.options.queue_limit + self.scheduler.ledger().arenas());
         for (model, span) in &self.spans {
             let present = matches!(span.place, Place::Moving | Place::Resident);
+            if *model == ModelId::TRAINING {
+                let known = self.scheduler.ledger().state(*model);
+                assert_eq!(known.map(|state| state == Residency::Host), Ok(span.place == Place::Host));
+                continue;
+            }
             assert_eq!(self.scheduler.model(*model).map(|counts| counts.present), Some(present), "{model}");
         }
         if let Some(at) = self.scheduler.next_deadline() {

@@ -196,3 +196,38 @@ pub fn an_event_waits_no_longer_than_its_deadline(fixture: &Fixture) {
     }
     panic!("4 GB were copied in {PATIENCE:?}");
 }
+
+/// A copy behind a wait for another stream's event finds what that stream has copied before, however long that takes, and a
+/// wait for what has passed holds nothing up.
+pub fn a_stream_waits_for_events_of_another(fixture: &Fixture) {
+    const BYTES: usize = 4 << 20;
+    const ROUNDS: u64 = 8;
+    let memory = fixture.allocate(BYTES as u64);
+    let place = whole(&memory);
+    fixture.put(&place, &pattern(0, BYTES));
+    let contents: Vec<_> = (1..=ROUNDS).map(|round| fixture.pinned(&pattern(round, BYTES))).collect();
+    let saved: Vec<_> = (0..ROUNDS).map(|_| fixture.pinned(&vec![0; BYTES])).collect();
+    let (mut into, mut out) = (fixture.stream(), fixture.stream());
+    // Out with the old before the new comes in, and in with it before it goes out again.
+    let mut passed = Vec::new();
+    for (content, saved) in contents.iter().zip(&saved) {
+        done(out.copy_out(&place, saved));
+        let gone = done(out.record());
+        done(into.wait_event(&gone));
+        done(into.copy_in(content, &place));
+        let arrived = done(into.record());
+        done(out.wait_event(&arrived));
+        passed.push(arrived);
+    }
+    done(done(out.record()).wait(soon()));
+    for (round, saved) in (0..).zip(&saved) {
+        let mut found = vec![0; BYTES];
+        done(saved.read(0, &mut found));
+        assert!(found == pattern(round, BYTES), "round {round} was saved too early or too late");
+    }
+    assert!(fixture.get(&place) == pattern(ROUNDS, BYTES));
+    // All of these have been passed, most of them long ago.
+    let mut late = fixture.stream();
+    passed.iter().for_each(|event| done(late.wait_event(event)));
+    done(done(late.record()).wait(soon()));
+}

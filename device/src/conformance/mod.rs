@@ -62,6 +62,7 @@ macro_rules! conformance_suite {
             a_dropped_stream_finishes_its_queue,
             events_complete_in_order,
             an_event_waits_no_longer_than_its_deadline,
+            a_stream_waits_for_events_of_another,
             a_word_follows_the_copies_before_it,
             words_can_be_set_and_read_past_all_streams,
             a_stream_clears_a_range_of_words,

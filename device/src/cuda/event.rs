@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::context::{Context, log_failure};
+use super::context::{Context, RawStream, log_failure};
 use super::driver::{check, sys};
 use crate::clock::make_timers_exact;
 use crate::{DeviceError, DeviceMemory, Event, PinnedMemory};
@@ -162,6 +162,26 @@ impl Timeline {
 pub(super) struct CudaEvent {
     point: Arc<Point>,
     timeline: Arc<Timeline>,
+}
+
+impl CudaEvent {
+    /// Lets what is enqueued on a stream from now on wait until the point is passed.
+    pub(super) fn hold_up(&self, stream: &RawStream) -> Result<(), DeviceError> {
+        {
+            // Under the lock the event cannot be recorded anew: it stays that of this point.
+            let state = self.timeline.state();
+            let ahead = state.ahead.iter().rev().find(|ahead| Arc::ptr_eq(&ahead.point, &self.point));
+            if let Some(ahead) = ahead {
+                let _entered = stream.context().enter()?;
+                // SAFETY: the event was recorded and lives, and so does the stream; the driver remembers the point, not
+                // the event, which may be recorded again afterwards.
+                let enqueued = unsafe { sys::cuStreamWaitEvent(stream.raw(), ahead.event.raw, 0) };
+                return check("cuStreamWaitEvent", enqueued);
+            }
+        }
+        // It was seen to have passed, unless its stream failed.
+        self.is_complete().map(|_| ())
+    }
 }
 
 impl Event for CudaEvent {

@@ -1,11 +1,12 @@
 //! Copies in the order in which they were enqueued, by the GPU's copy engines.
 
+use std::any::Any;
 use std::ptr;
 use std::sync::Arc;
 
 use super::context::{Context, RawStream};
 use super::driver::{check, size, sys};
-use super::event::{InUse, Timeline};
+use super::event::{CudaEvent, InUse, Timeline};
 use super::memory::CudaMemory;
 use super::pin::check_pinned;
 use crate::memory::{check_word, check_words, copy_length};
@@ -140,6 +141,12 @@ impl CopyStream for CudaCopyStream {
 
     fn record(&mut self) -> Result<Arc<dyn Event>, DeviceError> {
         Ok(Arc::new(self.timeline.record(self.stream.raw(), &mut self.in_use)?))
+    }
+
+    fn wait_event(&mut self, event: &Arc<dyn Event>) -> Result<(), DeviceError> {
+        let event: &dyn Any = event.as_ref();
+        let event = event.downcast_ref::<CudaEvent>();
+        event.ok_or(DeviceError::ForeignEvent { device: self.device })?.hold_up(&self.stream)
     }
 }
 

@@ -17,6 +17,12 @@ impl HostEvent {
         self.completed.notify_all();
     }
 
+    /// Blocks until it is complete, for as long as that takes, and says when that was.
+    pub(super) fn await_completion(&self) -> Instant {
+        let state = self.completed.wait_while(self.state(), |state| state.is_none());
+        state.unwrap_or_else(PoisonError::into_inner).unwrap_or_else(Instant::now)
+    }
+
     fn state(&self) -> MutexGuard<'_, Option<Instant>> {
         // The value is stored in one step: a thread that panicked cannot have left half of it.
         self.completed_at.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,3 +1,4 @@
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
@@ -29,9 +30,20 @@ pub(super) struct HostCopyStream {
 /// One step of a stream. Everything is checked before it is enqueued.
 #[derive(Debug)]
 enum Operation {
-    Copy { from: Place, to: Place, bytes: u64, link: Arc<Link>, enqueued_at: Instant },
-    Word { word: HostWord, value: u32 },
+    Copy {
+        from: Place,
+        to: Place,
+        bytes: u64,
+        link: Arc<Link>,
+        enqueued_at: Instant,
+    },
+    Word {
+        word: HostWord,
+        value: u32,
+    },
     Event(Arc<HostEvent>),
+    /// Of another stream.
+    Wait(Arc<HostEvent>),
 }
 
 /// One end of a copy, which stays alive until it is done.
@@ -105,6 +117,12 @@ impl CopyStream for HostCopyStream {
         self.enqueue(Operation::Event(Arc::clone(&event)))?;
         Ok(event)
     }
+
+    fn wait_event(&mut self, event: &Arc<dyn Event>) -> Result<(), DeviceError> {
+        let event: Arc<dyn Any + Send + Sync> = Arc::<dyn Event>::clone(event);
+        let foreign = |_| DeviceError::ForeignEvent { device: self.device };
+        self.enqueue(Operation::Wait(event.downcast().map_err(foreign)?))
+    }
 }
 
 impl Drop for HostCopyStream {
@@ -121,7 +139,7 @@ impl Drop for HostCopyStream {
 /// The thread's side of a stream.
 #[derive(Debug, Default)]
 struct Worker {
-    /// When the stream's last throttled copy ended, by the link's schedule.
+    /// When the stream's last throttled copy ended, by the link's schedule, or what it waited for was complete.
     ended_at: Option<Instant>,
 }
 
@@ -135,6 +153,7 @@ impl Worker {
                 }
                 Operation::Word { word, value } => futex::store_and_wake(word.atomic(), value),
                 Operation::Event(event) => event.complete(),
+                Operation::Wait(event) => self.ended_at = self.ended_at.max(Some(event.await_completion())),
             }
         }
     }

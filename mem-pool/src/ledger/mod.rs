@@ -103,9 +103,15 @@ struct Account {
     home: Home,
     state: Residency,
     leases: usize,
+    /// Kept in its place by somebody who needs no arena.
+    held: bool,
 }
 
 impl Account {
+    fn holders(&self) -> usize {
+        self.leases + usize::from(self.held)
+    }
+
     /// The span's place, counted from the begin of the homes and rounded up to whole tensors.
     fn place(&self, homes: Range) -> Range {
         let bytes = self.home.span.bytes.next_multiple_of(TENSOR_ALIGNMENT_BYTES);
@@ -126,14 +132,20 @@ struct Held {
 }
 
 impl Ledger {
-    /// An account of a pool that holds nothing yet.
+    /// An account of a pool that holds nothing yet. Training that gives way has its place, which it need not be brought to.
     pub fn new(layout: &PoolLayout) -> Self {
         let arena = |&range: &Range| Arena { range, held: None };
+        let mut models = BTreeMap::new();
+        if layout.training_gives_way() {
+            let home = Home { span: layout.training, doorbells: Range::new(layout.doorbells.offset, 0) };
+            let training = Account { home, state: Residency::Resident, leases: 0, held: false };
+            models.insert(ModelId::TRAINING, training);
+        }
         Self {
             homes: layout.homes,
             doorbells: layout.doorbells,
             free_doorbells: FreeList::new(layout.doorbells.bytes),
-            models: BTreeMap::new(),
+            models,
             arenas: layout.arenas.iter().map(arena).collect(),
             next_serial: 0,
         }
@@ -164,7 +176,7 @@ impl Ledger {
         let span = Range::new(self.homes.offset + offset, span_bytes);
         let doorbells = self.allocate_doorbells(model, doorbells)?;
         let home = Home { span, doorbells };
-        self.models.insert(model, Account { home, state: Residency::Host, leases: 0 });
+        self.models.insert(model, Account { home, state: Residency::Host, leases: 0, held: false });
         Ok(home)
     }
 
@@ -199,8 +211,8 @@ impl Ledger {
     /// [`PoolError::Leased`], [`PoolError::WrongState`] while it is moving, [`PoolError::UnknownModel`].
     pub fn remove(&mut self, model: ModelId) -> Result<(), PoolError> {
         let account = self.account(model)?;
-        if account.leases > 0 {
-            return Err(PoolError::Leased { model, leases: account.leases, action: "remove it" });
+        if account.holders() > 0 {
+            return Err(PoolError::Leased { model, leases: account.holders(), action: "remove it" });
         }
         if account.state == Residency::Moving {
             let needed = "host or resident";
@@ -230,12 +242,35 @@ impl Ledger {
         Ok(self.account(model)?.state)
     }
 
-    /// How many executions hold the model.
+    /// How many hold the model: executions, and who keeps it in its place.
     ///
     /// # Errors
     /// [`PoolError::UnknownModel`].
     pub fn leases(&self, model: ModelId) -> Result<usize, PoolError> {
-        Ok(self.account(model)?.leases)
+        Ok(self.account(model)?.holders())
+    }
+
+    /// Keeps what is resident in its place until [`let_go`](Self::let_go), without an arena: training, while it computes.
+    ///
+    /// # Errors
+    /// [`PoolError::Leased`] if it is held already, [`PoolError::WrongState`], [`PoolError::UnknownModel`].
+    pub fn hold(&mut self, model: ModelId) -> Result<(), PoolError> {
+        self.expect_state(model, Residency::Resident, "be held")?;
+        let account = self.account_mut(model)?;
+        if account.held {
+            return Err(PoolError::Leased { model, leases: account.holders(), action: "hold it" });
+        }
+        account.held = true;
+        Ok(())
+    }
+
+    /// Lets what was held be evicted again.
+    ///
+    /// # Errors
+    /// [`PoolError::NotHeld`], [`PoolError::UnknownModel`].
+    pub fn let_go(&mut self, model: ModelId) -> Result<(), PoolError> {
+        let account = self.account_mut(model)?;
+        if std::mem::take(&mut account.held) { Ok(()) } else { Err(PoolError::NotHeld { model }) }
     }
 
     /// Host -> Moving. Evicts what overlaps with the model's home (Resident -> Host) and returns it, in order.
@@ -341,7 +376,7 @@ impl Ledger {
 
     /// Whether the model may not be evicted.
     fn is_held(&self, model: ModelId) -> bool {
-        self.models.get(&model).is_some_and(|it| it.leases > 0 || it.state == Residency::Moving)
+        self.models.get(&model).is_some_and(|it| it.holders() > 0 || it.state == Residency::Moving)
     }
 
     fn account(&self, model: ModelId) -> Result<&Account, PoolError> {

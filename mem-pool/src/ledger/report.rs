@@ -34,7 +34,7 @@ pub struct ModelReport {
     pub home: Home,
     /// Where its span is.
     pub state: Residency,
-    /// How many executions hold it.
+    /// How many hold it: executions, and who keeps it in its place.
     pub leases: usize,
 }
 
@@ -55,7 +55,7 @@ impl Ledger {
         let models: Vec<ModelReport> = self
             .models
             .iter()
-            .map(|(&model, it)| ModelReport { model, home: it.home, state: it.state, leases: it.leases })
+            .map(|(&model, it)| ModelReport { model, home: it.home, state: it.state, leases: it.holders() })
             .collect();
         let arena = |(index, arena): (u32, &super::Arena)| ArenaReport {
             arena: ArenaId(index),
@@ -101,6 +101,9 @@ impl Ledger {
             }
             if account.leases > 0 && account.state == Residency::Host {
                 return Err(format!("{id} is leased and on the host"));
+            }
+            if account.held && account.state != Residency::Resident {
+                return Err(format!("{id} is kept in its place and not there"));
             }
             for (other_id, other) in &models[index + 1..] {
                 if doorbells.overlaps(&other.home.doorbells) {

@@ -74,6 +74,11 @@ impl Lane {
         })
     }
 
+    /// Lets `enqueue` fill the stream with something that nobody is told of.
+    pub(super) fn enqueue<T>(&self, enqueue: impl FnOnce(&mut dyn CopyStream) -> T) -> T {
+        enqueue(self.queue.lock().unwrap_or_else(PoisonError::into_inner).stream.as_mut())
+    }
+
     /// Lets `enqueue` fill the stream, and has what it did reported once it is done. Never blocks on the device.
     pub(super) fn run(
         &self,

@@ -55,15 +55,20 @@ pub struct Transfer {
     pub input_doorbell: Option<DeviceSlice>,
     /// The model's groups in order of execution. Without groups the transfer overtakes others that have some.
     pub groups: Vec<GroupCopy>,
+    /// State that makes room: what of it lies where a group goes is on the host before the group is copied over it, and all of
+    /// it when the transfer has landed. No two overlap.
+    pub save: Vec<CopyOut>,
 }
 
-/// State that moves from the device back to the host.
+/// State that was saved and comes back to the device.
 #[derive(Debug, Clone)]
-pub struct Save {
+pub struct BringBack {
     /// Its name in the report.
     pub id: TransferId,
+    /// As in a [`Transfer`].
+    pub clear: Vec<DeviceSlice>,
     /// What to copy, in order.
-    pub copies: Vec<CopyOut>,
+    pub copies: Vec<CopyIn>,
 }
 
 /// What became of a transfer that has landed.
@@ -71,7 +76,7 @@ pub struct Save {
 /// Instants are exact where the device can tell (`host`), and otherwise those at which the engine noticed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TransferReport {
-    /// Bytes that were copied, inputs included.
+    /// Bytes that were copied in either direction, inputs included.
     pub bytes: u64,
     /// When the first operation was enqueued.
     pub enqueued_at: Instant,

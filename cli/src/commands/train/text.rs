@@ -20,13 +20,14 @@ pub(super) fn told(task: &TaskStatus) -> String {
 
 /// A line for each task.
 pub(super) fn table(tasks: &[TaskStatus]) -> String {
-    let head = ["NAME", "STATE", "STEP", "LOSS", "STEPS/S", "GOODPUT", "INTERRUPTIONS", "TIME LOST"]
+    let head = ["NAME", "STATE", "PLACE", "STEP", "LOSS", "STEPS/S", "GOODPUT", "INTERRUPTIONS", "TIME LOST"]
         .map(str::to_owned);
     let rows = tasks.iter().map(|task| {
         let progress = &task.progress;
         [
             printable(&task.name),
             task.state.name().to_owned(),
+            task.residence.name().to_owned(),
             steps(task),
             progress.last_loss.map_or_else(none, |loss| format!("{loss:.6}")),
             format!("{:.2}", progress.steps_per_s),
@@ -37,12 +38,12 @@ pub(super) fn table(tasks: &[TaskStatus]) -> String {
     });
     let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..8).map(width).collect();
+    let widths: Vec<usize> = (0..9).map(width).collect();
     let mut text = String::new();
     for row in &rows {
         let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
             // Words to the left, numbers to the right.
-            if column < 2 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+            if column < 3 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
         });
         text += cells.collect::<Vec<_>>().join("  ").trim_end();
         text.push('\n');
@@ -69,6 +70,7 @@ pub(super) fn facts(task: &TaskStatus) -> String {
         ("discarded", format!("{} for steps that were thrown away", seconds(progress.discarded_us))),
         ("interruptions", interruptions(progress)),
         ("last yield", task.last_yield_us.map_or_else(none, yielded)),
+        ("its state is", residence(task)),
         ("checkpoint", checkpoint(task)),
     ]);
     if !task.checkpoint_error.is_empty() {
@@ -83,6 +85,14 @@ fn yielded(us: u64) -> String {
     #[allow(clippy::cast_precision_loss)]
     let ms = us as f64 / 1e3;
     format!("{ms:.2} ms after the request")
+}
+
+fn residence(task: &TaskStatus) -> String {
+    format!(
+        "{}, and made room {}",
+        task.residence.name(),
+        count(usize::try_from(task.made_room).unwrap_or(usize::MAX), "time")
+    )
 }
 
 fn none() -> String {
@@ -136,6 +146,7 @@ pub(super) fn example() -> TaskStatus {
             }
         },
         "checkpoint": {"step": 100, "path": "/kept/step-100.safetensors"}, "checkpoint_error": "", "last_yield_us": 850,
+        "residence": "host", "made_room": 3,
         "log": "/logs/resnet18.jsonl"
     }"#;
     serde_json::from_str(text).unwrap()
@@ -155,9 +166,9 @@ mod tests {
         (other.steps_done, other.total_steps) = (0, 0);
         (other.progress.last_loss, other.progress.goodput) = (None, None);
         let expected = "\
-NAME           STATE          STEP      LOSS  STEPS/S  GOODPUT  INTERRUPTIONS  TIME LOST
-resnet18       waiting    120/1000  1.250000    12.50   96.0 %              7     1.75 s
-a-longer-name  preparing       0/?         -    12.50        -              7     1.75 s
+NAME           STATE      PLACE      STEP      LOSS  STEPS/S  GOODPUT  INTERRUPTIONS  TIME LOST
+resnet18       waiting    host   120/1000  1.250000    12.50   96.0 %              7     1.75 s
+a-longer-name  preparing  host        0/?         -    12.50        -              7     1.75 s
 ";
         assert_eq!(table(&[example(), other]), expected);
         assert_eq!(table(&[]).lines().count(), 1);
@@ -179,6 +190,7 @@ computed       9.60 s for steps that were kept
 discarded      0.250 s for steps that were thrown away
 interruptions  7 in 1.50 s, request 6 in 1.40 s, checkpoint 1 in 0.100 s
 last yield     0.85 ms after the request
+its state is   host, and made room 3 times
 checkpoint     /kept/step-100.safetensors of step 100
 log            /logs/resnet18.jsonl
 ";

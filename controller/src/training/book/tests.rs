@@ -17,6 +17,7 @@ enum Worker {
 struct World {
     book: Book,
     closed: bool,
+    away: bool,
     at: Duration,
     workers: BTreeMap<TaskId, Worker>,
     ended: BTreeMap<TaskId, bool>,
@@ -33,6 +34,7 @@ impl World {
         let mut world = Self {
             book: Book::default(),
             closed: false,
+            away: false,
             at: Duration::ZERO,
             workers: BTreeMap::new(),
             ended: BTreeMap::new(),
@@ -60,12 +62,13 @@ impl World {
         for action in actions {
             match action {
                 TaskAction::Start(id) => {
+                    assert!(!self.away, "models may lie in its place");
                     assert_eq!((self.workers[&id], self.computing()), (Worker::None, 0), "{action:?}");
                     self.workers.insert(id, Worker::Starting);
                 }
                 TaskAction::Train(id) => {
                     assert_eq!((self.workers[&id], self.computing()), (Worker::Idle, 0), "{action:?}");
-                    assert!(!self.closed, "nobody trains while requests have the device");
+                    assert!(!self.closed && !self.away, "nobody trains while others have the device");
                     self.workers.insert(id, Worker::Training);
                 }
                 TaskAction::Interrupt(id) => {
@@ -73,6 +76,7 @@ impl World {
                     self.workers.insert(id, Worker::Stopping);
                 }
                 TaskAction::Save(id) => {
+                    assert!(!self.away, "models may lie in its place");
                     assert_eq!(self.workers[&id], Worker::Idle, "{action:?}");
                     self.workers.insert(id, Worker::Saving);
                 }
@@ -91,6 +95,18 @@ impl World {
 
     fn close(&mut self, closed: bool) {
         self.closed = closed;
+        self.look();
+    }
+
+    /// Models may lie where states do, or not.
+    fn leave(&mut self, away: bool) {
+        self.away = away;
+        self.book.note_away(away);
+        self.look();
+    }
+
+    fn look(&mut self) {
+        let closed = self.closed;
         let actions = self.book.set_closed(closed, self.at);
         self.perform(actions);
     }
@@ -167,6 +183,7 @@ impl World {
 #[derive(Debug, Clone)]
 enum Happening {
     Close(bool),
+    Leave(bool),
     Advance(u32, bool),
     Lose(u32),
     Command(u32, TaskCommand),
@@ -176,6 +193,7 @@ fn happening() -> impl Strategy<Value = Happening> {
     let command = prop_oneof![4 => Just(TaskCommand::Pause), 4 => Just(TaskCommand::Resume), 1 => Just(TaskCommand::Stop)];
     prop_oneof![
         3 => any::<bool>().prop_map(Happening::Close),
+        3 => any::<bool>().prop_map(Happening::Leave),
         12 => (0..3_u32, any::<bool>()).prop_map(|(task, whole)| Happening::Advance(task, whole)),
         1 => (0..3_u32).prop_map(Happening::Lose),
         2 => (0..3_u32, command).prop_map(|(task, command)| Happening::Command(task, command)),
@@ -190,6 +208,7 @@ proptest! {
         for happening in happenings {
             match happening {
                 Happening::Close(closed) => world.close(closed),
+                Happening::Leave(away) => world.leave(away),
                 Happening::Advance(task, whole) => world.advance(TaskId(task), whole),
                 Happening::Lose(task) => world.lose(TaskId(task)),
                 Happening::Command(task, command) => world.feed(TaskId(task), TaskEvent::Command(command)),
@@ -202,6 +221,7 @@ proptest! {
                 prop_assert!(view.progress.steps_done <= STEPS || view.extent.steps_done <= STEPS);
             }
         }
+        world.leave(false);
         world.close(false);
         for id in (0..3).map(TaskId) {
             world.feed(id, TaskEvent::Command(TaskCommand::Resume));
@@ -240,6 +260,25 @@ fn it_gives_way_to_requests_and_goes_on_behind_them() {
     let report = world.book.view(task, world.at).unwrap().progress;
     assert_eq!((report.interruptions, report.steps_done, report.steps_computed), (1, 1, 2));
     assert_eq!(report.paused_us, 1_000_000);
+}
+
+#[test]
+fn nothing_is_done_with_a_state_where_models_may_lie() {
+    let mut world = World::new(&[1.0]);
+    let task = TaskId(0);
+    world.leave(true);
+    world.advance(task, true);
+    // It is prepared, and waits.
+    assert_eq!((world.state(task), world.book.wants_places()), (TaskState::Waiting, true));
+    world.feed(task, TaskEvent::Command(TaskCommand::Pause));
+    assert!(!world.book.wants_places() && world.book.leaves_its_place_alone(task));
+    world.feed(task, TaskEvent::Command(TaskCommand::Stop));
+    assert!(world.book.wants_places() && world.book.demand().0);
+    world.leave(false);
+    assert_eq!(world.workers[&task], Worker::Saving);
+    assert!(!world.book.leaves_its_place_alone(task));
+    world.advance(task, true);
+    assert_eq!((world.state(task), world.book.wants_places()), (TaskState::Stopped, false));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use pswitch_controller::{ServiceError, TaskCommand, TaskState, TaskStatus};
+use pswitch_controller::{Residence, ServiceError, TaskCommand, TaskState, TaskStatus};
 use pswitch_train::{Progress, ProgressEvent};
 
 use super::failure;
@@ -69,6 +69,8 @@ fn task(name: &str, total_steps: u64) -> TaskStatus {
         checkpoint: None,
         checkpoint_error: String::new(),
         last_yield_us: Some(850),
+        residence: Residence::Host,
+        made_room: 3,
         log: format!("/logs/{name}.jsonl").into(),
     }
 }

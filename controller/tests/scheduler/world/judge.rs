@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use pswitch_controller::scheduler::{Action, Outcome, Rejection, RequestId};
 use pswitch_mem_pool::{ModelId, Range};
 
-use super::{Doorbell, Execution, Inputs, Place, Process, Request, Span, Transfer, World};
+use super::{Doorbell, Execution, Inputs, Place, Process, Request, Span, Training, Transfer, World};
 use crate::desk::Execute;
 
 impl World {
@@ -23,6 +23,24 @@ impl World {
                 let clear = load.evicted.clone();
                 let (inputs_of, weights) = (None, Some(*model));
                 self.transfers.push_back(Transfer { id: *transfer, inputs_of, weights, clear, begun: false });
+            }
+            Action::BringBack { transfer, load } => {
+                assert_eq!(self.training, Training::Asking, "nobody has asked for it");
+                self.assert_no_request_in_its_way();
+                self.load(ModelId::TRAINING, &load.evicted);
+                let (inputs_of, weights) = (None, Some(ModelId::TRAINING));
+                let clear = load.evicted.clone();
+                self.transfers.push_back(Transfer { id: *transfer, inputs_of, weights, clear, begun: false });
+            }
+            Action::AdmitTraining => {
+                assert_eq!(self.training, Training::Asking, "nobody has asked for it");
+                self.assert_no_request_in_its_way();
+                assert_eq!(self.spans[&ModelId::TRAINING].place, Place::Resident);
+                self.training = Training::Computing;
+            }
+            Action::RefuseTraining => {
+                assert_eq!(self.training, Training::Asking, "nobody has asked for it");
+                self.training = Training::Absent;
             }
             Action::Poison { model } => {
                 let span = self.spans.get_mut(model).unwrap();
@@ -161,8 +179,14 @@ impl World {
         }
     }
 
+    fn assert_no_request_in_its_way(&self) {
+        let executing = self.executions.values().any(|execution| !execution.is_over());
+        assert!(self.requests.is_empty() || (self.held && !executing), "training goes before requests");
+    }
+
     fn is_leased(&self, model: ModelId) -> bool {
-        self.executions.values().any(|execution| execution.model == model && !execution.is_over())
+        (model == ModelId::TRAINING && self.training == Training::Computing)
+            || self.executions.values().any(|execution| execution.model == model && !execution.is_over())
     }
 
     fn is_wanted(&self, model: ModelId) -> bool {

@@ -1,0 +1,283 @@
+//! Where the states of training tasks are, where that gives way to models: in their places in the pool, or, as far as a
+//! model lies there, in host memory.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pswitch_device::{DeviceError, DeviceMemory, DeviceSlice, HostSlice, PinnedMemory};
+use pswitch_mem_pool::Range;
+use pswitch_transfer::{CopyIn, CopyOut, TransferId};
+
+use crate::service::Residence;
+
+/// All states that are worth to be kept: those of tasks that have a worker. Shared by the driver, which moves them, and the
+/// thread that trains, which uses them only while it has their part of the pool.
+#[derive(Debug)]
+pub(crate) struct States {
+    pool: Arc<dyn DeviceMemory>,
+    account: Mutex<Account>,
+}
+
+#[derive(Debug, Default)]
+struct Account {
+    /// By where they begin.
+    states: BTreeMap<u64, State>,
+    /// What leaves its place by transfers that are not over.
+    leaving: BTreeMap<TransferId, Vec<Range>>,
+    /// The transfer that brings all back.
+    returning: Option<TransferId>,
+}
+
+#[derive(Debug)]
+struct State {
+    place: Range,
+    /// As long as the place.
+    host: PinnedMemory,
+    /// Parts that are on the host, or on their way there; sorted, no two overlap.
+    out: Vec<Range>,
+    /// Times that it was saved, all of it or a part.
+    made_room: u64,
+}
+
+impl States {
+    pub(super) fn new(pool: Arc<dyn DeviceMemory>) -> Self {
+        Self { pool, account: Mutex::default() }
+    }
+
+    /// A worker fills the state of that place, which is there and held.
+    pub(super) fn add(&self, place: Range, host: PinnedMemory) {
+        let state = State { place, host, out: Vec::new(), made_room: 0 };
+        self.account().states.insert(place.offset, state);
+    }
+
+    /// Nobody wants the state of that place any more.
+    pub(super) fn remove(&self, place: Range) {
+        self.account().states.remove(&place.offset);
+    }
+
+    /// Where a state is, and how often it made room.
+    pub(super) fn view(&self, place: Range) -> (Residence, u64) {
+        let account = self.account();
+        let Some(state) = account.states.get(&place.offset) else { return (Residence::Resident, 0) };
+        let leaves = || account.leaving.values().flatten().any(|part| part.overlaps(&place));
+        let residence = match state.out.is_empty() {
+            true => Residence::Resident,
+            false if account.returning.is_some() || leaves() => Residence::Moving,
+            false => Residence::Host,
+        };
+        (residence, state.made_room)
+    }
+
+    /// What has to be saved before a transfer may write to a part of the pool.
+    pub(crate) fn make_room(&self, transfer: TransferId, part: Range) -> Result<Vec<CopyOut>, DeviceError> {
+        let mut account = self.account();
+        let mut copies = Vec::new();
+        let mut leaving = Vec::new();
+        for state in account.states.values_mut() {
+            let parts = state.there(part);
+            state.made_room += u64::from(!parts.is_empty());
+            for part in parts {
+                let (from, to) = self.ends(state, part)?;
+                copies.push(CopyOut { from, to });
+                state.out.push(part);
+                leaving.push(part);
+            }
+            state.out.sort_by_key(|part| part.offset);
+        }
+        if !leaving.is_empty() {
+            account.leaving.insert(transfer, leaving);
+        }
+        Ok(copies)
+    }
+
+    /// All that a transfer has to bring back.
+    pub(crate) fn bring_back(&self, transfer: TransferId) -> Result<Vec<CopyIn>, DeviceError> {
+        let mut account = self.account();
+        account.returning = Some(transfer);
+        let parts =
+            account.states.values().flat_map(|state| state.out.iter().map(move |part| (state, *part)));
+        parts
+            .map(|(state, part)| {
+                let (to, from) = self.ends(state, part)?;
+                Ok(CopyIn { from, to })
+            })
+            .collect()
+    }
+
+    /// A transfer was refused: it has touched nothing.
+    pub(crate) fn refused(&self, transfer: TransferId) {
+        let mut account = self.account();
+        account.returning.take_if(|returning| *returning == transfer);
+        let stayed = account.leaving.remove(&transfer).unwrap_or_default();
+        for state in account.states.values_mut() {
+            let out = state.out.len();
+            state.out.retain(|part| !stayed.contains(part));
+            state.made_room -= u64::from(state.out.len() < out);
+        }
+    }
+
+    /// A transfer has landed; returns whether it moved a state.
+    pub(crate) fn landed(&self, transfer: TransferId) -> bool {
+        let mut account = self.account();
+        let returned = account.returning.take_if(|returning| *returning == transfer).is_some();
+        if returned {
+            account.states.values_mut().for_each(|state| state.out.clear());
+        }
+        account.leaving.remove(&transfer).is_some() || returned
+    }
+
+    /// A transfer failed on its way. What it was to save may be lost, and is forgotten: the places are returned. What it was
+    /// to bring back is on the host still.
+    pub(crate) fn failed(&self, transfer: TransferId) -> Vec<Range> {
+        let mut account = self.account();
+        account.returning.take_if(|returning| *returning == transfer);
+        let lost = account.leaving.remove(&transfer).unwrap_or_default();
+        let is_lost = |state: &State| lost.iter().any(|part| part.overlaps(&state.place));
+        let places: Vec<Range> =
+            account.states.values().filter(|state| is_lost(state)).map(|state| state.place).collect();
+        account.states.retain(|_, state| !is_lost(state));
+        places
+    }
+
+    /// Where a part of a state lies in the pool, and on the host.
+    fn ends(&self, state: &State, part: Range) -> Result<(DeviceSlice, HostSlice), DeviceError> {
+        let there = DeviceSlice::new(Arc::clone(&self.pool), part.offset, part.bytes)?;
+        let here = HostSlice::new(state.host.clone(), part.offset - state.place.offset, part.bytes)?;
+        Ok((there, here))
+    }
+
+    fn account(&self) -> MutexGuard<'_, Account> {
+        // Whoever panicked has at worst saved something twice.
+        self.account.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// What of the state lies in a part of the pool and not on the host.
+    fn there(&self, part: Range) -> Vec<Range> {
+        let (mut from, end) = (self.place.offset.max(part.offset), self.place.end().min(part.end()));
+        let mut there = Vec::new();
+        let gaps = self.out.iter().map(|out| (out.offset, out.end())).chain([(end, end)]);
+        for (begin, behind) in gaps {
+            let until = begin.min(end);
+            if until > from {
+                there.push(Range::new(from, until - from));
+            }
+            from = from.max(behind);
+        }
+        there
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use pswitch_device::{Device, DeviceId, LinkThrottle, SharedMemory, open_device};
+
+    use super::*;
+
+    const POOL_BYTES: u64 = 64;
+
+    struct Rig {
+        device: Arc<dyn Device>,
+        states: States,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let device = open_device(DeviceId::Host(0), LinkThrottle::default()).unwrap();
+            let states = States::new(device.allocate(POOL_BYTES).unwrap());
+            Self { device, states }
+        }
+
+        fn add(&self, place: Range) {
+            let memory = SharedMemory::create("state", place.bytes).unwrap();
+            self.states.add(place, self.device.pin(Arc::new(memory)).unwrap());
+        }
+
+        /// What is to be saved, as ranges of the pool.
+        fn make_room(&self, transfer: u64, part: Range) -> Vec<Range> {
+            let copies = self.states.make_room(TransferId(transfer), part).unwrap();
+            copies.iter().map(|copy| Range::new(copy.from.offset(), copy.from.bytes())).collect()
+        }
+
+        fn bring_back(&self, transfer: u64) -> Vec<Range> {
+            let copies = self.states.bring_back(TransferId(transfer)).unwrap();
+            copies.iter().map(|copy| Range::new(copy.to.offset(), copy.to.bytes())).collect()
+        }
+    }
+
+    #[test]
+    fn a_part_is_saved_once_and_comes_back_with_the_rest() {
+        let rig = Rig::new();
+        let place = Range::new(8, 32);
+        rig.add(place);
+        assert_eq!(rig.states.view(place), (Residence::Resident, 0));
+        assert_eq!(rig.make_room(1, Range::new(0, 8)), []);
+        assert_eq!(rig.states.view(place), (Residence::Resident, 0));
+        assert_eq!(rig.make_room(2, Range::new(16, 8)), [Range::new(16, 8)]);
+        assert_eq!(rig.states.view(place), (Residence::Moving, 1));
+        assert!(rig.states.landed(TransferId(2)) && !rig.states.landed(TransferId(1)));
+        assert_eq!(rig.states.view(place), (Residence::Host, 1));
+        assert_eq!(rig.make_room(3, Range::new(12, 64)), [Range::new(12, 4), Range::new(24, 16)]);
+        assert!(rig.states.landed(TransferId(3)));
+        let parts = [Range::new(12, 4), Range::new(16, 8), Range::new(24, 16)];
+        assert_eq!(rig.bring_back(4), parts);
+        assert_eq!(rig.states.view(place), (Residence::Moving, 2));
+        // Cut off, and once more.
+        assert_eq!(rig.states.failed(TransferId(4)), []);
+        assert_eq!(rig.states.view(place), (Residence::Host, 2));
+        assert_eq!(rig.bring_back(5), parts);
+        assert!(rig.states.landed(TransferId(5)));
+        assert_eq!((rig.states.view(place), rig.bring_back(6)), ((Residence::Resident, 2), vec![]));
+    }
+
+    #[test]
+    fn what_was_refused_is_where_it_was_and_what_failed_is_lost() {
+        let rig = Rig::new();
+        let (one, other) = (Range::new(0, 16), Range::new(16, 16));
+        rig.add(one);
+        rig.add(other);
+        assert_eq!(rig.make_room(1, Range::new(8, 16)), [Range::new(8, 8), Range::new(16, 8)]);
+        rig.states.refused(TransferId(1));
+        assert_eq!(rig.states.view(one), (Residence::Resident, 0));
+        assert_eq!(rig.make_room(2, Range::new(16, 4)), [Range::new(16, 4)]);
+        assert_eq!(rig.make_room(3, Range::new(0, 4)), [Range::new(0, 4)]);
+        assert_eq!(rig.states.failed(TransferId(2)), [other]);
+        assert!(rig.states.landed(TransferId(3)));
+        // Nobody wants to see what is left of the other one.
+        assert_eq!(rig.make_room(4, Range::new(0, 64)), [Range::new(4, 12)]);
+    }
+
+    proptest! {
+        /// Whatever models have lain there: no byte is saved twice, and all that was saved comes back.
+        #[test]
+        fn every_byte_is_in_one_place(
+            place in (0..32_u64, 1..32_u64),
+            parts in proptest::collection::vec((0..48_u64, 1..16_u64), 0..12),
+        ) {
+            let (rig, place) = (Rig::new(), Range::new(place.0, place.1));
+            rig.add(place);
+            let mut out = [false; 64];
+            for (transfer, (offset, bytes)) in (0..).zip(parts) {
+                let part = Range::new(offset, bytes);
+                for saved in rig.make_room(transfer, part) {
+                    prop_assert!(part.contains(&saved) && place.contains(&saved));
+                    for byte in saved.offset..saved.end() {
+                        prop_assert!(!std::mem::replace(&mut out[usize::try_from(byte).unwrap()], true));
+                    }
+                }
+                for byte in part.offset.max(place.offset)..part.end().min(place.end()) {
+                    prop_assert!(out[usize::try_from(byte).unwrap()]);
+                }
+                rig.states.landed(TransferId(transfer));
+            }
+            for back in rig.bring_back(100) {
+                for byte in back.offset..back.end() {
+                    prop_assert!(std::mem::take(&mut out[usize::try_from(byte).unwrap()]));
+                }
+            }
+            prop_assert!(!out.contains(&true));
+        }
+    }
+}
