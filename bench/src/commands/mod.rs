@@ -2,6 +2,7 @@
 
 mod front_end;
 mod kill;
+mod make_room;
 mod pipelining;
 mod plan;
 mod start_up;
@@ -35,6 +36,7 @@ pub(crate) enum Command {
     Sweep(sweep::Sweep),
     Train(train::Train),
     Stops(stops::Stops),
+    MakeRoom(make_room::MakeRoom),
 }
 
 impl Command {
@@ -49,7 +51,8 @@ impl Command {
             | Self::Kill(_)
             | Self::StartUp(_)
             | Self::Train(_)
-            | Self::Stops(_) => 1,
+            | Self::Stops(_)
+            | Self::MakeRoom(_) => 1,
             Self::Sweep(_) => 0,
         }
     }
@@ -66,6 +69,7 @@ impl Command {
             Self::StartUp(command) => &command.serving,
             Self::Train(command) => &command.serving,
             Self::Stops(command) => &command.serving,
+            Self::MakeRoom(command) => &command.serving,
             Self::Sweep(_) => return None,
         };
         Some(serving.device())
@@ -84,6 +88,7 @@ impl Command {
             Self::Sweep(command) => command.run(),
             Self::Train(command) => command.run(zygotes),
             Self::Stops(command) => command.run(zygotes),
+            Self::MakeRoom(command) => command.run(zygotes),
         }
     }
 }
