@@ -38,6 +38,7 @@ impl MatchedLink {
             homes_bytes: Some(subject.span_bytes),
             link_bandwidth: None,
             training_size: None,
+            training_gives_way: false,
         };
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;
         let mut caller = Caller::new(&subject.name, subject.examples(served)?);

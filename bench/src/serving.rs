@@ -124,6 +124,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) link_bandwidth: Option<Bandwidth>,
     /// Room for training in the pool.
     pub(crate) training_size: Option<ByteSize>,
+    /// Whether that is among the homes, where models may lie too.
+    pub(crate) training_gives_way: bool,
 }
 
 impl<'a> Plan<'a> {
@@ -144,6 +146,7 @@ impl<'a> Plan<'a> {
             homes_bytes: Some(subject.span_bytes),
             link_bandwidth,
             training_size: None,
+            training_gives_way: false,
         }
     }
 }
@@ -186,8 +189,8 @@ impl Bench {
         let arena = plan.serving.arena_size;
         let pool_size =
             plan.homes_bytes.map(|homes| homes.next_multiple_of(512) + arena.bytes() + DOORBELL_BYTES);
-        let training_bytes = plan.training_size.map_or(0, ByteSize::bytes);
-        let pool_size = pool_size.map(|bytes| bytes + training_bytes);
+        let beside = plan.training_size.filter(|_| !plan.training_gives_way);
+        let pool_size = pool_size.map(|bytes| bytes + beside.map_or(0, ByteSize::bytes));
         let config = Config::default().with(ConfigOverrides {
             repository: Some(repository.path().to_owned()),
             device: Some(DeviceChoice::Id(plan.served.device)),
@@ -197,6 +200,7 @@ impl Bench {
             link_bandwidth: plan.link_bandwidth,
             training_size: plan.training_size,
             pin_weights: Some(!plan.serving.lends_weights),
+            training_gives_way: plan.training_gives_way.then_some(true),
             ..ConfigOverrides::default()
         })?;
         let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -51,6 +51,7 @@ impl FrontEnd {
             homes_bytes: None,
             link_bandwidth: None,
             training_size: None,
+            training_gives_way: false,
         };
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;
         let front_end = bench.front_end()?;

@@ -3,6 +3,7 @@
 mod figures;
 mod front_end;
 mod kill;
+mod make_room;
 mod pipelining;
 mod plan;
 mod start_up;
@@ -44,6 +45,7 @@ pub(crate) enum Command {
     Figure9(figures::Figure9),
     #[command(hide = true)]
     WorkerProcess(WorkerProcess),
+    MakeRoom(make_room::MakeRoom),
 }
 
 impl Command {
@@ -63,7 +65,8 @@ impl Command {
             | Self::Kill(_)
             | Self::StartUp(_)
             | Self::Train(_)
-            | Self::Stops(_) => 1,
+            | Self::Stops(_)
+            | Self::MakeRoom(_) => 1,
             Self::Sweep(_) | Self::WorkerProcess(_) => 0,
         }
     }
@@ -85,6 +88,7 @@ impl Command {
             Self::Figure7(command) => &command.experiment.serving,
             Self::Figure8(command) => &command.experiment.serving,
             Self::Figure9(command) => &command.experiment.serving,
+            Self::MakeRoom(command) => &command.serving,
             Self::Sweep(_) | Self::WorkerProcess(_) => return None,
         };
         Some(serving.device())
@@ -109,6 +113,7 @@ impl Command {
             Self::Figure8(command) => command.run(zygotes),
             Self::Figure9(command) => command.run(zygotes),
             Self::WorkerProcess(command) => command.run(),
+            Self::MakeRoom(command) => command.run(zygotes),
         }
     }
 }

@@ -86,6 +86,7 @@ impl StartUp {
             homes_bytes: None,
             link_bandwidth: None,
             training_size: None,
+            training_gives_way: false,
         };
         // The copy that is compared with is as fast with the archives in the page cache.
         let single = single_copy(subjects.first().context("there are no models")?)?;

@@ -81,6 +81,7 @@ impl Stops {
                 homes_bytes: Some(1),
                 link_bandwidth: None,
                 training_size: Some(self.training_size),
+                training_gives_way: false,
             },
             zygotes,
             Arc::new(|_| ()),

@@ -86,6 +86,7 @@ impl Switching {
             homes_bytes: Some(largest),
             link_bandwidth: None,
             training_size: None,
+            training_gives_way: false,
         };
         let baseline = Baseline::of(served.device)?;
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;

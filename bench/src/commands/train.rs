@@ -127,6 +127,7 @@ impl Train {
         let bench = Bench::start(
             Plan {
                 training_size: Some(self.training_size),
+                training_gives_way: false,
                 ..Plan::of_rivals(&self.serving, served, &subject, RIVAL, None)
             },
             zygotes,

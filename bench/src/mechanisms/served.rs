@@ -59,6 +59,7 @@ impl ServedModel {
         let rival = format!("{}-rival", subject.name);
         let plan = Plan {
             training_size: Some(training_size),
+            training_gives_way: false,
             ..Plan::of_rivals(serving, served, subject, &rival, link)
         };
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;

@@ -8,6 +8,7 @@ mod archives;
 mod commands;
 mod faults;
 mod figures;
+mod making_room;
 mod plan_groups;
 mod profiles;
 mod refusals;

@@ -18,15 +18,15 @@ fn program() -> PathBuf {
 }
 
 /// A place for configurations and checkpoints.
-struct Place(TempDir);
+pub(crate) struct Place(TempDir);
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
     /// Writes the configuration of a task of so many steps, with a folder for its checkpoints.
-    fn task(&self, name: &str, steps: u32) -> PathBuf {
+    pub(crate) fn task(&self, name: &str, steps: u32) -> PathBuf {
         let program = program();
         let text = format!(
             "program: {0}\noptimizer: {{kind: adamw, lr: 1e-3}}\nschedule: {{kind: cosine, warm_up: 10}}\n\
@@ -41,7 +41,7 @@ impl Place {
     }
 
     /// The checkpoint of a step.
-    fn checkpoint(&self, name: &str, step: u32) -> Vec<u8> {
+    pub(crate) fn checkpoint(&self, name: &str, step: u32) -> Vec<u8> {
         let path = self.0.path().join(name).join(format!("step-{step:08}.safetensors"));
         std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
@@ -51,33 +51,33 @@ fn serve(fixture: &Fixture) -> Serve {
     Serve::new(Models::of([fixture])).host(1).flag("--training-size", "64MiB")
 }
 
-fn submit(client: &Client, name: &str, config: &Path) -> (u16, Value) {
+pub(crate) fn submit(client: &Client, name: &str, config: &Path) -> (u16, Value) {
     let text = std::fs::read(config).unwrap();
     let reply = client.post(&format!("/v2/training/tasks/{name}"), &[], &text).unwrap();
     (reply.status, serde_json::from_slice(&reply.body).unwrap())
 }
 
-fn command(client: &Client, name: &str, command: &str) -> Value {
+pub(crate) fn command(client: &Client, name: &str, command: &str) -> Value {
     let reply = client.post(&format!("/v2/training/tasks/{name}/{command}"), &[], b"").unwrap();
     let body: Value = serde_json::from_slice(&reply.body).unwrap();
     assert_eq!(reply.status, 200, "{command}: {body}");
     body
 }
 
-fn status(client: &Client, name: &str) -> Value {
+pub(crate) fn status(client: &Client, name: &str) -> Value {
     let reply = client.get(&format!("/v2/training/tasks/{name}")).unwrap();
     assert_eq!(reply.status, 200);
     serde_json::from_slice(&reply.body).unwrap()
 }
 
-fn await_state(client: &Client, name: &str, wanted: &str) -> Value {
+pub(crate) fn await_state(client: &Client, name: &str, wanted: &str) -> Value {
     eventually(&format!("task {name} is {wanted}"), || {
         let status = status(client, name);
         if status["state"] == wanted { Ok(status) } else { Err(status.to_string()) }
     })
 }
 
-fn await_steps(client: &Client, name: &str, steps: u64) -> Value {
+pub(crate) fn await_steps(client: &Client, name: &str, steps: u64) -> Value {
     eventually(&format!("task {name} has {steps} steps"), || {
         let status = status(client, name);
         if status["steps_done"].as_u64().unwrap() >= steps { Ok(status) } else { Err(status.to_string()) }
@@ -85,7 +85,7 @@ fn await_steps(client: &Client, name: &str, steps: u64) -> Value {
 }
 
 /// The worker that trains: it is none of those that execute.
-fn training_worker(server: &Server, others: &[Process]) -> Process {
+pub(crate) fn training_worker(server: &Server, others: &[Process]) -> Process {
     eventually("a training worker is there", || {
         let found = server.workers().into_iter().find(|worker| others.iter().all(|it| it.pid != worker.pid));
         found.ok_or_else(|| "there is none".to_owned())

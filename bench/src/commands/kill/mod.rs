@@ -76,6 +76,7 @@ impl Kill {
             homes_bytes: subjects.iter().map(|subject| subject.span_bytes).max(),
             link_bandwidth: None,
             training_size: None,
+            training_gives_way: false,
         };
         eprintln!("starting the server ...");
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;

@@ -93,6 +93,7 @@ impl Switch {
             homes_bytes: spans.iter().copied().max(),
             link_bandwidth: None,
             training_size: None,
+            training_gives_way: false,
         };
         eprintln!("starting the server ...");
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;

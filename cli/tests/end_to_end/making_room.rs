@@ -1,0 +1,132 @@
+//! States of tasks make room for models where a pool has none for both, and nothing is lost by it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::support::{
+    Client, Fixture, Models, Serve, Server, assert_says, eventually, pswitch, run, span_bytes,
+};
+use crate::training::{Place, await_state, await_steps, status, submit, training_worker};
+
+/// Training has a part of the pool that the model lies in, from its first byte to its last.
+fn serve(fixture: &Fixture) -> Serve {
+    let fixtures = std::slice::from_ref(fixture);
+    Serve::new(Models::of(fixtures))
+        .host(2)
+        .homes(span_bytes(fixtures, &fixture.name))
+        .flag("--training-size", "1MiB")
+        .flags(&["--training-gives-way"])
+}
+
+fn steps(status: &Value) -> u64 {
+    status["steps_done"].as_u64().unwrap()
+}
+
+fn made_room(status: &Value) -> u64 {
+    status["made_room"].as_u64().unwrap()
+}
+
+/// Does something while requests never end, and the state of a task has gone to the host for them.
+fn while_out(server: &Server, fixture: &Fixture, name: &str, something: impl FnOnce()) {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let end = EndOnDrop(&stop);
+        // Two clients, so that there is always a request.
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let client = Client::new(&server.url());
+                while !stop.load(Ordering::Relaxed) {
+                    client.check(&fixture.name, &fixture.cases[0]);
+                }
+            });
+        }
+        eventually("the state is on the host", || {
+            let status = status(&server.client, name);
+            if status["residence"] == "host" { Ok(()) } else { Err(status.to_string()) }
+        });
+        something();
+        drop(end);
+    });
+}
+
+/// Ends the clients, also when the test fails.
+struct EndOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_state_makes_room_and_comes_back_as_it_was() {
+    let (fixture, place) = (Fixture::load("bert-dynamic"), Place::new());
+    let server = serve(&fixture).start();
+    let (code, taken) = submit(&server.client, "moved", &place.task("moved", 4000));
+    assert_eq!(code, 201, "{taken}");
+    for _ in 0..20 {
+        let before = steps(&status(&server.client, "moved"));
+        let trained = await_steps(&server.client, "moved", before + 3);
+        assert!(trained["state"] != "finished", "it ends before it was moved enough: {trained}");
+        server.client.check(&fixture.name, &fixture.cases[0]);
+    }
+    let moved = await_state(&server.client, "moved", "finished");
+    assert!(made_room(&moved) >= 20, "{moved}");
+    let metric = server.client.metrics()["pswitch_training_made_room_total{task=\"moved\"}"];
+    assert!(metric >= 20.0, "{metric}");
+    submit(&server.client, "unmoved", &place.task("unmoved", 4000));
+    let unmoved = await_state(&server.client, "unmoved", "finished");
+    assert_eq!((made_room(&unmoved), unmoved["residence"].as_str()), (0, Some("resident")));
+    assert_eq!(moved["progress"]["last_loss"], unmoved["progress"]["last_loss"]);
+    assert!(place.checkpoint("moved", 4000) == place.checkpoint("unmoved", 4000));
+    let listed = run(pswitch().args(["train", "show", "moved"]).env("PSWITCH_SERVER", server.url()));
+    assert_says(&listed.stdout, &["made room"]);
+}
+
+#[test]
+fn a_task_whose_worker_is_killed_while_its_state_is_out_goes_on_from_the_checkpoint() {
+    let (fixture, place) = (Fixture::load("bert-dynamic"), Place::new());
+    let server = serve(&fixture).start();
+    let executing = server.await_workers(2);
+    submit(&server.client, "killed", &place.task("killed", 1500));
+    for kills in 1..=3_u64 {
+        await_steps(&server.client, "killed", 60 + 100 * kills);
+        while_out(&server, &fixture, "killed", || {
+            assert!(training_worker(&server, &executing).signal(Signal::SIGKILL));
+            // It cannot be prepared anew while requests have the device.
+            await_state(&server.client, "killed", "preparing");
+        });
+    }
+    let killed = await_state(&server.client, "killed", "finished");
+    assert!(made_room(&killed) >= 3, "{killed}");
+    submit(&server.client, "whole", &place.task("whole", 1500));
+    await_state(&server.client, "whole", "finished");
+    assert!(place.checkpoint("killed", 1500) == place.checkpoint("whole", 1500));
+}
+
+#[test]
+fn a_state_comes_back_to_be_written_down_when_the_server_ends() {
+    let (fixture, place) = (Fixture::load("bert-dynamic"), Place::new());
+    let config = place.task("ended", 1500);
+    let mut server = serve(&fixture).flag("--train", format!("ended={}", config.display())).start();
+    await_steps(&server.client, "ended", 75);
+    let mut ended_at = 0;
+    while_out(&server, &fixture, "ended", || {
+        ended_at = steps(&status(&server.client, "ended"));
+    });
+    assert!(server.process.signal(Signal::SIGTERM));
+    assert_eq!(server.wait(), Some(0));
+    drop(server);
+    let server = serve(&fixture).flag("--train", format!("ended={}", config.display())).start();
+    let resumed = eventually("it is prepared", || {
+        let status = status(&server.client, "ended");
+        if steps(&status) > 0 { Ok(status) } else { Err(status.to_string()) }
+    });
+    assert!(steps(&resumed) >= ended_at, "{resumed}");
+    await_state(&server.client, "ended", "finished");
+    submit(&server.client, "whole", &place.task("whole", 1500));
+    await_state(&server.client, "whole", "finished");
+    assert!(place.checkpoint("ended", 1500) == place.checkpoint("whole", 1500));
+}
