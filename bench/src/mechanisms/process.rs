@@ -15,7 +15,7 @@ use pswitch_protocol::{Channel, FromWorker, TaskPause, ToWorker, control};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Time that a process has to end in good order.
-const END_PATIENCE: Duration = Duration::from_secs(5);
+const END_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What becomes such a process.
 ///

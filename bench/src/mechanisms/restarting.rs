@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use pswitch_protocol::{ToWorker, monotonic_ns};
+
 use super::desk::{Desk, MODEL, Request};
 use super::process::Process;
 use super::service::{Answered, Procedure};
-use pswitch_protocol::{ToWorker, monotonic_ns};
 
 /// How a process that trains is made to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

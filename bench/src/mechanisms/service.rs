@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use pswitch_controller::{
     Answer, InferOptions, InferenceService, ModelSignature, ModelState, ModelStatus, OutputTensor,
-    PlacedTensor, ServiceError, ServiceFuture, ServiceSnapshot, Submission, TensorSpec, Timings,
+    PlacedTensor, ServiceError, ServiceFuture, ServiceSnapshot, Slot, Submission, TensorSpec, Timings,
 };
 use pswitch_protocol::{Executed, monotonic_ns};
 use tokio::sync::oneshot;
@@ -129,12 +129,7 @@ impl Mechanism {
         if name == self.name { Ok(()) } else { Err(ServiceError::UnknownModel { model: name.to_owned() }) }
     }
 
-    fn answer(
-        &self,
-        executed: Executed,
-        slot: pswitch_controller::Slot,
-        timings: Timings,
-    ) -> Result<Answer, ServiceError> {
+    fn answer(&self, executed: Executed, slot: Slot, timings: Timings) -> Result<Answer, ServiceError> {
         let internal = |message: &str| ServiceError::Internal { message: message.to_owned() };
         let begin = slot.offset_bytes();
         let slot = slot.freeze();

@@ -1,9 +1,11 @@
 //! Mechanisms with a process that stands by while another one trains: what pswitch is without one of its parts.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use pswitch_controller::Bandwidth;
 use pswitch_device::{
     CopyStream, Device, DeviceId, DeviceMemory, DeviceSlice, HostSlice, LinkThrottle, PinnedMemory,
     SharedMemory, doorbell, open_device,
@@ -184,7 +186,7 @@ pub(crate) struct NoIpc {
 
 impl NoIpc {
     pub(crate) fn new(desk: Arc<Desk>, groups: &[Group]) -> anyhow::Result<Self> {
-        let bandwidth_bytes_per_s = desk.link().map(pswitch_controller::Bandwidth::bytes_per_s);
+        let bandwidth_bytes_per_s = desk.link().map(Bandwidth::bytes_per_s);
         let throttle = LinkThrottle { bandwidth_bytes_per_s, ..LinkThrottle::default() };
         let device = open_device(desk.device(), throttle)?;
         let pool = device.allocate(desk.room.bytes())?;
@@ -221,7 +223,7 @@ impl NoIpc {
     fn hand_over(&mut self) -> anyhow::Result<()> {
         for (group, memory) in &self.groups {
             let (handle, descriptors) = memory.export()?.into_parts();
-            let descriptors: Vec<_> = descriptors.iter().map(std::os::fd::AsFd::as_fd).collect();
+            let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
             let to = Elsewhere::Opened(handle);
             self.standby.send(&ToWorker::Move { model: MODEL, part: group.part, to }, &descriptors)?;
         }
