@@ -3,8 +3,8 @@
 use plotters::prelude::*;
 use pswitch_transfer::{Algorithm, Group, GroupTimes, Plan, Prediction};
 
-use super::super::plot::{Drawn, FAINT, GRID, INK, Picture, Sheet, Style, label, round_step};
 use super::super::text::{count, megabytes, milliseconds, title};
+use pswitch_plot::{Drawn, FAINT, GRID, INK, Picture, Sheet, Style, label, round_step};
 
 /// What is drawn.
 pub(super) struct Timeline<'a> {

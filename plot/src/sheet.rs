@@ -14,47 +14,86 @@ const MARGIN: i32 = 32;
 const TITLE: i32 = 44;
 const REMARK: i32 = 86;
 
-pub(in crate::commands) const INK: RGBColor = RGBColor(34, 34, 34);
-pub(in crate::commands) const FAINT: RGBColor = RGBColor(100, 100, 100);
-pub(in crate::commands) const GRID: RGBColor = RGBColor(228, 228, 228);
+/// What is written and what axes are drawn in.
+pub const INK: RGBColor = RGBColor(34, 34, 34);
+/// What is said in passing.
+pub const FAINT: RGBColor = RGBColor(100, 100, 100);
+/// Lines behind everything.
+pub const GRID: RGBColor = RGBColor(228, 228, 228);
 
-pub(in crate::commands) type Drawn = Result<(), Box<dyn Error + Send + Sync>>;
+/// Whether something could be drawn.
+pub type Drawn = Result<(), Box<dyn Error + Send + Sync>>;
 
 /// A canvas.
-pub(in crate::commands) struct Sheet<'a, B: DrawingBackend>(&'a DrawingArea<B, Shift>);
+pub struct Sheet<'a, B: DrawingBackend>(&'a DrawingArea<B, Shift>);
 
 impl<'a, B: DrawingBackend> Sheet<'a, B>
 where
     B::ErrorType: 'static,
 {
-    pub(super) fn new(canvas: &'a DrawingArea<B, Shift>) -> Self {
+    pub(crate) fn new(canvas: &'a DrawingArea<B, Shift>) -> Self {
         Self(canvas)
     }
 
     /// What the picture shows, and a sentence below.
-    pub(in crate::commands) fn head(&self, title: &str, remark: &str) -> Drawn {
+    ///
+    /// # Errors
+    /// Those of the canvas, as of everything that draws.
+    pub fn head(&self, title: &str, remark: &str) -> Drawn {
         self.text(title, (MARGIN, TITLE), Style::new(34).bold())?;
         self.text(remark, (MARGIN, REMARK), Style::new(22).color(FAINT))
     }
 
-    pub(in crate::commands) fn text(&self, text: &str, at: (i32, i32), style: Style) -> Drawn {
-        let Style { size, bold, color, align } = style;
-        let face = if bold { FontStyle::Bold } else { FontStyle::Normal };
-        let font = FontDesc::new(FontFamily::Name(FONT), size.into(), face);
-        let style = font.color(&color).pos(Pos::new(align, VPos::Center));
-        Ok(self.0.draw(&Text::new(text, at, style))?)
+    /// A text whose middle is as high as a point.
+    ///
+    /// # Errors
+    /// As [`head`](Self::head).
+    pub fn text(&self, text: &str, at: (i32, i32), style: Style) -> Drawn {
+        let text_style = style.font().color(&style.color).pos(Pos::new(style.align, VPos::Center));
+        Ok(self.0.draw(&Text::new(text, at, text_style))?)
     }
 
-    pub(in crate::commands) fn line(
-        &self,
-        points: impl Into<Vec<(i32, i32)>>,
-        color: RGBColor,
-        width: u32,
-    ) -> Drawn {
+    /// How wide a text is.
+    ///
+    /// # Errors
+    /// When the font cannot say.
+    pub fn width(&self, text: &str, style: Style) -> Result<i32, Box<dyn Error + Send + Sync>> {
+        let (width, _) = self.0.estimate_text_size(text, &style.font().into_text_style(self.0))?;
+        Ok(i32::try_from(width)?)
+    }
+
+    /// A line from point to point.
+    ///
+    /// # Errors
+    /// As [`head`](Self::head).
+    pub fn line(&self, points: impl Into<Vec<(i32, i32)>>, color: RGBColor, width: u32) -> Drawn {
         Ok(self.0.draw(&PathElement::new(points.into(), color.stroke_width(width)))?)
     }
 
-    pub(in crate::commands) fn rectangle(
+    /// A horizontal line of dashes.
+    ///
+    /// # Errors
+    /// As [`head`](Self::head).
+    pub fn dashes(&self, (left, right): (i32, i32), y: i32, color: RGBColor) -> Drawn {
+        for x in (left..right).step_by(12) {
+            self.rectangle((x, (x + 7).min(right)), (y - 1, y + 1), color.filled())?;
+        }
+        Ok(())
+    }
+
+    /// A filled area of three or more corners.
+    ///
+    /// # Errors
+    /// As [`head`](Self::head).
+    pub fn polygon(&self, corners: impl Into<Vec<(i32, i32)>>, color: RGBColor) -> Drawn {
+        Ok(self.0.draw(&Polygon::new(corners.into(), color.filled()))?)
+    }
+
+    /// A box, from left to right and from top to bottom.
+    ///
+    /// # Errors
+    /// As [`head`](Self::head).
+    pub fn rectangle(
         &self,
         (left, right): (i32, i32),
         (top, bottom): (i32, i32),
@@ -66,7 +105,7 @@ where
 
 /// How a text looks; to the left and in ink unless told otherwise.
 #[derive(Clone, Copy)]
-pub(in crate::commands) struct Style {
+pub struct Style {
     size: i32,
     bold: bool,
     color: RGBColor,
@@ -74,36 +113,50 @@ pub(in crate::commands) struct Style {
 }
 
 impl Style {
-    pub(in crate::commands) fn new(size: i32) -> Self {
+    /// Of a size in pixels.
+    pub fn new(size: i32) -> Self {
         Self { size, bold: false, color: INK, align: HPos::Left }
     }
 
-    pub(in crate::commands) fn bold(self) -> Self {
+    /// The same in bold.
+    #[must_use]
+    pub fn bold(self) -> Self {
         Self { bold: true, ..self }
     }
 
-    pub(in crate::commands) fn color(self, color: RGBColor) -> Self {
+    /// The same in a colour.
+    #[must_use]
+    pub fn color(self, color: RGBColor) -> Self {
         Self { color, ..self }
     }
 
-    pub(in crate::commands) fn centred(self) -> Self {
+    /// The same around its point.
+    #[must_use]
+    pub fn centred(self) -> Self {
         Self { align: HPos::Center, ..self }
     }
 
-    pub(in crate::commands) fn right(self) -> Self {
+    /// The same to the left of its point.
+    #[must_use]
+    pub fn right(self) -> Self {
         Self { align: HPos::Right, ..self }
+    }
+
+    fn font(self) -> FontDesc<'static> {
+        let face = if self.bold { FontStyle::Bold } else { FontStyle::Normal };
+        FontDesc::new(FontFamily::Name(FONT), self.size.into(), face)
     }
 }
 
 /// The round number for the distance of two ticks that are to be about so far from each other.
-pub(in crate::commands) fn round_step(about: f64) -> f64 {
+pub fn round_step(about: f64) -> f64 {
     let magnitude = 10_f64.powf(about.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * magnitude);
     step.into_iter().find(|step| *step >= about).unwrap_or(about)
 }
 
 /// A number with as many decimals as its step needs.
-pub(in crate::commands) fn label(number: f64, step: f64) -> String {
+pub fn label(number: f64, step: f64) -> String {
     if number == 0.0 {
         "0".to_owned()
     } else if (1e-3..1e6).contains(&step) {
