@@ -1,6 +1,7 @@
 //! A client of one model: sends the same few requests again and again and checks every answer.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -118,6 +119,23 @@ impl Caller {
         let answered = answered.with_context(|| format!("a request to '{}' failed", self.model))?;
         self.check_bytes(turn, connection.data())?;
         Ok(answered)
+    }
+
+    /// As a client that is not connected yet: how long that, the request and its answer take together, and where the server
+    /// says that the time went. Without a reference the first answer that came this way is what others are compared with.
+    pub(crate) fn ask(&mut self, address: SocketAddr) -> anyhow::Result<(Duration, Parameters)> {
+        let turn = self.turn();
+        let failed = || format!("a request to '{}' failed", self.model);
+        let begun = Instant::now();
+        let mut connection = Connection::open(address).with_context(failed)?;
+        let (_, parameters) = connection.round(&self.turns[turn].request).with_context(failed)?;
+        let latency = begun.elapsed();
+        if self.turns[turn].expected.is_none() {
+            let data = connection.data().to_vec();
+            self.turns[turn].expected = Some(vec![(vec![data.len() as u64], data)]);
+        }
+        self.check_bytes(turn, connection.data())?;
+        Ok((latency, parameters))
     }
 
     fn check(&mut self, turn: usize, answer: &Answer) -> anyhow::Result<()> {

@@ -28,6 +28,8 @@
 //! - `serving`: a server over a repository made for the occasion; `keep_alive`: a client of its HTTP front end;
 //! - `matched_link`: a link of the host that is as slow as a model computes;
 //! - `processes`: memory and descriptors of a server's processes; `machine`: where a result was made;
+//! - `mechanisms`: ways to give a device from training to a request, behind one front end; `task`: what is trained;
+//! - `interrupt`: Ctrl-C, after which what was found so far is told;
 //! - `stats`: medians and tails; `report`: tables, JSON, and what was asked for; `progress`: how far a command is;
 //! - `random`: numbers that are the same every time.
 #![warn(clippy::unwrap_used)]
@@ -36,9 +38,11 @@ mod args;
 mod caller;
 mod commands;
 mod figures;
+mod interrupt;
 mod keep_alive;
 mod machine;
 mod matched_link;
+mod mechanisms;
 mod processes;
 mod progress;
 mod random;
@@ -46,6 +50,7 @@ mod report;
 mod serving;
 mod stats;
 mod subject;
+mod task;
 
 pub use args::Args;
 pub use machine::{Gpu, Machine};

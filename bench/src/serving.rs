@@ -40,9 +40,17 @@ pub(crate) struct Serving {
     /// Part of the pool for the activations of one execution: 64MiB or more.
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = arena_size)]
     arena_size: ByteSize,
+    /// Whether the host store is not pinned.
+    #[arg(skip)]
+    lends_weights: bool,
 }
 
 impl Serving {
+    /// The same, with a host store that is not pinned.
+    pub(crate) fn without_pinning(&self) -> Self {
+        Self { lends_weights: true, ..self.clone() }
+    }
+
     /// The device; `auto` is the first GPU, or the host where there is none.
     pub(crate) fn device(&self) -> DeviceId {
         match self.device {
@@ -52,6 +60,11 @@ impl Serving {
                 .and_then(|devices| devices.first().map(|device| device.id))
                 .unwrap_or(DeviceId::Host(0)),
         }
+    }
+
+    /// Bytes of the pool for the activations of one execution.
+    pub(crate) fn arena_bytes(&self) -> u64 {
+        self.arena_size.bytes()
     }
 
     /// With so many threads, unless the flag says otherwise.
@@ -183,6 +196,7 @@ impl Bench {
             threads: Some(plan.served.threads),
             link_bandwidth: plan.link_bandwidth,
             training_size: plan.training_size,
+            pin_weights: Some(!plan.serving.lends_weights),
             ..ConfigOverrides::default()
         })?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -211,17 +225,7 @@ impl Bench {
 
     /// Opens its HTTP front end on loopback.
     pub(crate) fn front_end(&self) -> anyhow::Result<FrontEnd> {
-        let service: Arc<dyn InferenceService> = Arc::clone(&self.server) as _;
-        let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let http = HttpServer::bind(any_port, service, Metrics::new(), HttpOptions::default());
-        let http = self.runtime.block_on(http).context("cannot listen on loopback")?;
-        let address = http.address();
-        let (stop, stopped) = oneshot::channel();
-        let serving = self.runtime.spawn(http.run(async {
-            // A dropped sender stops it as well.
-            let _ = stopped.await;
-        }));
-        Ok(FrontEnd { address, stop, serving })
+        FrontEnd::open(&self.runtime, Arc::clone(&self.server) as _)
     }
 
     /// What this process, the zygote and the workers hold now.
@@ -258,10 +262,24 @@ pub(crate) struct FrontEnd {
 }
 
 impl FrontEnd {
+    /// Opens one on loopback.
+    pub(crate) fn open(runtime: &Runtime, service: Arc<dyn InferenceService>) -> anyhow::Result<Self> {
+        let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let http = HttpServer::bind(any_port, service, Metrics::new(), HttpOptions::default());
+        let http = runtime.block_on(http).context("cannot listen on loopback")?;
+        let address = http.address();
+        let (stop, stopped) = oneshot::channel();
+        let serving = runtime.spawn(http.run(async {
+            // A dropped sender stops it as well.
+            let _ = stopped.await;
+        }));
+        Ok(Self { address, stop, serving })
+    }
+
     /// Ends it; connections have to be closed before.
-    pub(crate) fn stop(self, bench: &Bench) -> anyhow::Result<()> {
+    pub(crate) fn stop(self, runtime: &Runtime) -> anyhow::Result<()> {
         drop(self.stop);
-        bench.runtime.block_on(self.serving).context("the front end panicked")
+        runtime.block_on(self.serving).context("the front end panicked")
     }
 }
 

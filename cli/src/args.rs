@@ -79,7 +79,7 @@ pub(crate) struct Serve {
     /// Worker processes of a device: one executes, the others stand by.
     #[arg(long, value_name = "N")]
     workers: Option<u32>,
-    /// How transfers are divided: optimal, paper, per-layer, whole or equal-N.
+    /// How transfers are divided: optimal, paper, per-layer, whole, sequential or equal-N.
     #[arg(long, value_name = "ALGORITHM")]
     plan: Option<Algorithm>,
     /// Times all layers anew, and keeps no times in NAME/profiles for the next start.
@@ -287,7 +287,7 @@ pub(crate) struct PlanGroups {
     #[command(flatten)]
     pub(crate) device: DeviceFlags,
     /// optimal, paper, paper-rule-1, paper-rule-2, paper-exhaustive, per-layer, whole or equal-N.
-    #[arg(long, default_value = "optimal")]
+    #[arg(long, default_value = "optimal", value_parser = pipelined)]
     pub(crate) algorithm: Algorithm,
     /// How it is printed.
     #[arg(long, value_enum, default_value_t = Format::Table)]
@@ -301,6 +301,14 @@ pub(crate) struct PlanGroups {
     /// Time after which a search is cut off.
     #[arg(long, value_name = "S", default_value_t = 60)]
     pub(crate) search_limit_s: u64,
+}
+
+/// An algorithm whose plans have a timeline of groups.
+fn pipelined(text: &str) -> Result<Algorithm, String> {
+    match text.parse().map_err(|error: pswitch_transfer::TransferError| error.to_string())? {
+        Algorithm::Sequential => Err("a sequential plan computes nothing before all has come".to_owned()),
+        algorithm => Ok(algorithm),
+    }
 }
 
 fn percent(text: &str) -> Result<f64, String> {

@@ -52,13 +52,16 @@ pub struct Config {
     pub slot_memory_size: ByteSize,
     /// Queues, time-outs and the order of service.
     pub limits: LimitsConfig,
-    /// How transfers are divided into groups: `optimal`, `paper`, `per-layer`, `whole` or `equal-N`.
+    /// How transfers are divided into groups: `optimal`, `paper`, `per-layer`, `whole`, `sequential` or `equal-N`.
     /// Default: `optimal`.
     #[serde(deserialize_with = "fields::algorithm")]
     pub plan: Algorithm,
     /// Whether layer times are kept in `NAME/profiles`, so that the next start need not take them. A folder that cannot
     /// be written to keeps none. Default: `true`.
     pub profile_cache: bool,
+    /// Whether the copy of the weights on the host is pinned. `false` is for measuring what that brings: GPUs copy through a
+    /// buffer then. Default: `true`.
+    pub pin_weights: bool,
     /// What is trained beside serving.
     pub training: TrainingConfig,
     /// What is logged, as in `info` or `warn,pswitch_controller=debug`. Default: `info`.
@@ -194,6 +197,8 @@ pub struct ConfigOverrides {
     pub plan: Option<Algorithm>,
     /// Replaces [`Config::profile_cache`].
     pub profile_cache: Option<bool>,
+    /// Replaces [`Config::pin_weights`].
+    pub pin_weights: Option<bool>,
     /// Tasks with their files, beside those of [`Config::training`]; a task that is there already gets this file.
     pub training_tasks: Vec<(String, PathBuf)>,
     /// Replaces [`Config::log`].
@@ -210,6 +215,7 @@ impl Default for Config {
             limits: LimitsConfig::default(),
             plan: Algorithm::Optimal,
             profile_cache: true,
+            pin_weights: true,
             training: TrainingConfig::default(),
             log: "info".to_owned(),
         }
@@ -301,6 +307,7 @@ impl Config {
             http_address,
             plan,
             profile_cache,
+            pin_weights,
             training_tasks,
             log,
         } = overrides;
@@ -308,6 +315,7 @@ impl Config {
         replace(&mut self.http.address, http_address);
         replace(&mut self.plan, plan);
         replace(&mut self.profile_cache, profile_cache);
+        replace(&mut self.pin_weights, pin_weights);
         replace(&mut self.log, log);
         let mut given = BTreeSet::new();
         for (name, file) in training_tasks {

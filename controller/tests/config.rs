@@ -110,7 +110,10 @@ fn mistakes_are_told_with_their_place_and_what_is_allowed() {
             "expected a number of milliseconds from 1 to 86400000 at line 2 column 25",
         ),
         ("limits:\n  attempts: -1", "expected a number from 1 to 100 at line 2 column 13"),
-        ("plan: best", "expected one of optimal, paper, per-layer, whole, equal-N at line 1 column 7"),
+        (
+            "plan: best",
+            "expected one of optimal, paper, per-layer, whole, sequential, equal-N at line 1 column 7",
+        ),
         (
             "profile_cache: often",
             "profile_cache: invalid type: string \"often\", expected a boolean at line 1 column 16",

@@ -85,6 +85,20 @@ pub trait Device: Send + Sync + Debug {
     /// [`DeviceError::EmptyAllocation`]; [`DeviceError::System`] and [`DeviceError::Cuda`].
     fn allocate(&self, bytes: u64) -> Result<Arc<dyn DeviceMemory>, DeviceError>;
 
+    /// Allocates zeroed memory whose pages move to the device when they are touched there, and back: what CUDA calls managed.
+    /// It can be neither exported nor hold doorbells. For measuring what such memory costs.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unavailable`] on a device that has none; otherwise as [`allocate`](Device::allocate).
+    fn allocate_managed(&self, bytes: u64) -> Result<Arc<dyn DeviceMemory>, DeviceError>;
+
+    /// Moves the pages of managed memory to the host, and returns when they are there.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unavailable`] on a device without such memory; [`DeviceError::ForeignMemory`];
+    /// [`DeviceError::Cuda`].
+    fn send_back(&self, managed: &DeviceSlice) -> Result<(), DeviceError>;
+
     /// Opens memory that another process (or this one) has exported from the same device.
     ///
     /// On `host` the memory stays while anybody has it open. On `cuda` it belongs to the process that allocated it, which
@@ -101,6 +115,10 @@ pub trait Device: Send + Sync + Debug {
     /// # Errors
     /// [`DeviceError::System`] or [`DeviceError::Cuda`] if the memory cannot be pinned.
     fn pin(&self, memory: Arc<SharedMemory>) -> Result<PinnedMemory, DeviceError>;
+
+    /// Gives host memory to copy from and to as it is, not pinned: such copies go through a buffer of the driver's, and hold
+    /// up the caller meanwhile. For measuring what pinning brings.
+    fn lend(&self, memory: Arc<SharedMemory>) -> PinnedMemory;
 
     /// A new stream of copies; `name` appears in messages and, on `host`, as a thread's name.
     ///

@@ -14,6 +14,7 @@ use crate::{ModelId, PoolError, Range, TENSOR_ALIGNMENT_BYTES};
 #[derive(Debug, Clone)]
 pub struct HostStore {
     device: Arc<dyn Device>,
+    pins: bool,
     spans: Spans,
 }
 
@@ -47,7 +48,12 @@ struct Reservation {
 impl HostStore {
     /// An empty store whose spans `device` pins.
     pub fn new(device: Arc<dyn Device>) -> Self {
-        Self { device, spans: Arc::default() }
+        Self { device, pins: true, spans: Arc::default() }
+    }
+
+    /// An empty store whose spans are not pinned: `device` copies them through a buffer. For measuring what pinning brings.
+    pub fn unpinned(device: Arc<dyn Device>) -> Self {
+        Self { pins: false, ..Self::new(device) }
     }
 
     /// Makes room for a model's span, to be filled with [`UnsealedSpan::write`] and put into the store with
@@ -63,8 +69,8 @@ impl HostStore {
         let reservation = Reservation { model, spans: Arc::clone(&self.spans) };
         // A model without weights has a span of no bytes, but memory of no bytes cannot be had.
         let rounded = align_up(span_bytes.max(1), TENSOR_ALIGNMENT_BYTES).unwrap_or(u64::MAX);
-        let memory = SharedMemory::create(&format!("pswitch-span-{}", model.0), rounded)?;
-        let memory = self.device.pin(Arc::new(memory))?;
+        let memory = Arc::new(SharedMemory::create(&format!("pswitch-span-{}", model.0), rounded)?);
+        let memory = if self.pins { self.device.pin(memory)? } else { self.device.lend(memory) };
         Ok(UnsealedSpan { reservation, memory, bytes: span_bytes })
     }
 

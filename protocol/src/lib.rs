@@ -29,7 +29,7 @@ mod messages;
 pub use channel::{Channel, MAX_DESCRIPTORS, MAX_MESSAGE_BYTES};
 pub use error::ProtocolError;
 pub use messages::{
-    Attach, DeviceSpec, Execute, Executed, ExecutionFault, ExitCause, FaultClass, FromWorker, FromZygote,
-    InputValue, LoadModel, PROTOCOL_VERSION, PlacedTensor, PrepareTask, Region, TaskExtent, TaskPause,
-    TaskStep, ToWorker, ToZygote, monotonic_ns,
+    Attach, Bring, DeviceSpec, Elsewhere, Execute, Executed, ExecutionFault, ExitCause, FaultClass,
+    FromWorker, FromZygote, InputValue, LoadModel, PROTOCOL_VERSION, PlacedTensor, PrepareTask, Region,
+    TaskExtent, TaskPause, TaskStep, ToWorker, ToZygote, WorkerMemory, monotonic_ns,
 };

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Raised with every change of a message; both ends come from one build, so only equal versions talk.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 /// Bytes in a mapping that both processes know; which mapping the field's name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,20 @@ pub struct DeviceSpec {
     pub threads: u32,
 }
 
+/// Which memory of the device a worker computes in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WorkerMemory {
+    /// The pool of its server, by the handle that its device describes.
+    Pool(Vec<u8>),
+    /// Memory that the worker allocates itself. It is alone with it: nobody else copies inputs and weights there.
+    Own {
+        /// How much.
+        bytes: u64,
+        /// Bytes a second that cross the link, on a host device that is to have a slow one.
+        link_bytes_per_s: Option<u64>,
+    },
+}
+
 /// First message to a worker. Descriptors: the slots', the control page's, then those of the pool's handle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attach {
@@ -28,8 +42,8 @@ pub struct Attach {
     pub worker: u32,
     /// Device to open.
     pub device: DeviceSpec,
-    /// The pool's handle, as its device describes it.
-    pub pool: Vec<u8>,
+    /// What it computes in; called the pool either way.
+    pub memory: WorkerMemory,
     /// Length of the slot memory.
     pub slots_bytes: u64,
     /// Places in the pool of which executions are given one each: graphs can be made for them in advance.
@@ -62,6 +76,33 @@ pub struct LoadModel {
     pub tables: Vec<u32>,
     /// Length of the span in the host store, if any may.
     pub host_span_bytes: Option<u64>,
+    /// Whether the worker reads the weights from the archive and keeps a pinned copy, to [bring](Bring) them from.
+    pub keeps_weights: bool,
+}
+
+/// Copy inputs and weights, in this order, and ring for each: what a worker with memory of its own does for itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bring {
+    /// The model.
+    pub model: u32,
+    /// Places in the slot memory, and in the pool.
+    pub inputs: Vec<(Region, Region)>,
+    /// Word in the pool that rings behind the inputs.
+    pub input_doorbell: u64,
+    /// Parts of the span, counted from its begin, behind each of which the model's next doorbell rings; from the copy that
+    /// the worker keeps.
+    pub groups: Vec<Region>,
+}
+
+/// Where weights lie that are not in their home.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Elsewhere {
+    /// In memory that another process has allocated, by its handle.
+    Opened(Vec<u8>),
+    /// In memory that the worker allocates now.
+    Allocated,
+    /// In memory whose pages move to the device when they are touched there, allocated now.
+    Managed,
 }
 
 /// A tensor's place in shared memory, dense and in row-major order.
@@ -139,13 +180,34 @@ pub enum ToWorker {
     Plan {
         /// The model.
         model: u32,
-        /// For every group the node that waits at its doorbell, ascending: the first that uses its bytes.
+        /// For every group the node that waits at its doorbell, never falling: the first that uses its bytes, or an earlier one.
         wait_nodes: Vec<u32>,
         /// The same for every table that may be read from the host store; their doorbells follow those of the groups.
         table_nodes: Vec<u32>,
     },
     /// Run a model; answered by [`FromWorker::Finished`].
     Execute(Execute),
+    /// Copy inputs and weights; not answered. Only for a worker with memory of its own.
+    Bring(Bring),
+    /// Have a part of a model's weights lie elsewhere than in its home; not answered. Descriptors: those of the handle.
+    Move {
+        /// The model.
+        model: u32,
+        /// The part, counted from the span's begin.
+        part: Region,
+        /// Where it lies from now on.
+        to: Elsewhere,
+    },
+    /// Send managed memory back to the host; not answered.
+    SendBack {
+        /// The model.
+        model: u32,
+    },
+    /// Give back all memory that parts of a model were moved to; not answered. They have to be moved again before it runs.
+    Release {
+        /// The model.
+        model: u32,
+    },
     /// Prepare a training task, the only one of this worker; answered by [`FromWorker::TaskReady`].
     PrepareTask(PrepareTask),
     /// Train until the stop flag is set or all steps are done: [`FromWorker::TaskStep`] for every step, and at last
@@ -156,6 +218,8 @@ pub enum ToWorker {
     },
     /// Write a checkpoint now, if the task has a place for them; answered by [`FromWorker::TaskSaved`].
     SaveTask,
+    /// Forget the training task: its memory may be used otherwise; not answered.
+    DropTask,
     /// End in good order.
     Shutdown,
 }

@@ -32,6 +32,9 @@ pub enum Algorithm {
     PerLayer,
     /// One group for all: `whole`.
     Whole,
+    /// A group for every layer with bytes, and no layer with bytes computes before all of them have come: `sequential`. What
+    /// there is without any optimization.
+    Sequential,
     /// Groups of about equally many bytes: `equal-8`. Never more groups than layers with bytes.
     Equal {
         /// How many, at least one.
@@ -49,6 +52,7 @@ impl fmt::Display for Algorithm {
             Self::Paper { rule1: false, rule2: false } => f.pad("paper-exhaustive"),
             Self::PerLayer => f.pad("per-layer"),
             Self::Whole => f.pad("whole"),
+            Self::Sequential => f.pad("sequential"),
             Self::Equal { groups } => f.pad(&format!("equal-{groups}")),
         }
     }
@@ -66,6 +70,7 @@ impl FromStr for Algorithm {
             "paper-exhaustive" => Self::Paper { rule1: false, rule2: false },
             "per-layer" => Self::PerLayer,
             "whole" => Self::Whole,
+            "sequential" => Self::Sequential,
             _ => match text.strip_prefix("equal-").map(str::parse) {
                 Some(Ok(0)) => return Err(TransferError::NoGroups),
                 Some(Ok(groups)) => Self::Equal { groups },
@@ -97,8 +102,13 @@ mod tests {
     fn parses_what_it_displays() {
         let papers = [(true, true), (true, false), (false, true), (false, false)]
             .map(|(rule1, rule2)| Algorithm::Paper { rule1, rule2 });
-        let others =
-            [Algorithm::Optimal, Algorithm::PerLayer, Algorithm::Whole, Algorithm::Equal { groups: 12 }];
+        let others = [
+            Algorithm::Optimal,
+            Algorithm::PerLayer,
+            Algorithm::Whole,
+            Algorithm::Sequential,
+            Algorithm::Equal { groups: 12 },
+        ];
         for algorithm in papers.into_iter().chain(others) {
             assert_eq!(algorithm.to_string().parse::<Algorithm>().unwrap(), algorithm);
         }

@@ -175,6 +175,12 @@ impl Costs {
         self.steps(ends).last().map_or(self.lead, |step| step.ends)
     }
 
+    /// When a plan ends of which no group computes before the last has landed.
+    pub(crate) fn sequential(&self, ends: &[usize]) -> Ticks {
+        let Some(&end) = ends.last() else { return self.lead };
+        self.lands(ends.len(), end).max(self.lead) + ends.len() as u64 * self.wait + self.work[end]
+    }
+
     /// The group of the blocks between two boundaries; the first begins with the lead.
     pub(crate) fn group(&self, start: usize, end: usize) -> Group {
         Group {

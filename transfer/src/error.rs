@@ -67,7 +67,7 @@ pub enum TransferError {
     /// A text that names no algorithm.
     #[error(
         "{text:?} names no algorithm: write `optimal`, `paper`, `paper-rule-1`, `paper-rule-2`, \
-         `paper-exhaustive`, `per-layer`, `whole` or `equal-8`"
+         `paper-exhaustive`, `per-layer`, `whole`, `sequential` or `equal-8`"
     )]
     UnknownAlgorithm {
         /// What was given.

@@ -78,17 +78,21 @@ fn plan_until(
     let ends = match algorithm {
         Algorithm::Optimal => optimal::optimal(&costs),
         Algorithm::Paper { rule1, rule2 } => paper::search(&costs, rule1, rule2, limit)?,
-        Algorithm::PerLayer => fixed::per_layer(&costs),
+        Algorithm::PerLayer | Algorithm::Sequential => fixed::per_layer(&costs),
         Algorithm::Whole => fixed::whole(&costs),
         Algorithm::Equal { groups: 0 } => return Err(TransferError::NoGroups),
         Algorithm::Equal { groups } => fixed::equal(&costs, groups),
     };
     let search_us = begun.elapsed().as_secs_f64() * 1e6;
+    let predicted = match algorithm {
+        Algorithm::Sequential => costs.sequential(&ends),
+        _ => costs.cost(&ends),
+    };
     Ok(Plan {
         model: profile.model.clone(),
         algorithm,
         groups: groups(&costs, &ends),
-        predicted_us: costs.us(costs.cost(&ends)),
+        predicted_us: costs.us(predicted),
         whole_us: costs.us(costs.cost(&fixed::whole(&costs))),
         per_layer_us: costs.us(costs.cost(&fixed::per_layer(&costs))),
         lower_bound_us: costs.us(costs.lower_bound()),
@@ -112,4 +116,26 @@ pub(crate) fn groups_behind(
 ) -> Vec<Group> {
     let mut start = start;
     ends.into_iter().map(|end| costs.group(std::mem::replace(&mut start, end), end)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Layer, LinkCosts};
+
+    #[test]
+    fn a_sequential_plan_is_per_layer_and_computes_when_all_has_come() {
+        let layer = |bytes, compute_us| Layer { name: String::new(), bytes, compute_us, host_bytes: 0 };
+        let profile = Profile {
+            model: "m".to_owned(),
+            link: LinkCosts { bandwidth_bytes_per_s: 1e6, per_copy_us: 2.0, per_wait_us: 1.0 },
+            layers: vec![layer(0, 5.0), layer(10, 4.0), layer(20, 8.0)],
+        };
+        let [sequential, per_layer] =
+            [Algorithm::Sequential, Algorithm::PerLayer].map(|algorithm| plan(&profile, algorithm).unwrap());
+        assert_eq!(sequential.groups, per_layer.groups);
+        // Two copies of 30 bytes in all, two waits, and both layers with bytes; the one without is over by then.
+        assert_eq!(sequential.predicted_us, 34.0 + 2.0 + 12.0);
+        assert_eq!(per_layer.predicted_us, 34.0 + 1.0 + 8.0);
+    }
 }

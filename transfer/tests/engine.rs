@@ -67,12 +67,24 @@ impl Device for Spy {
         self.device.allocate(bytes)
     }
 
+    fn allocate_managed(&self, bytes: u64) -> Result<Arc<dyn DeviceMemory>, DeviceError> {
+        self.device.allocate_managed(bytes)
+    }
+
+    fn send_back(&self, managed: &DeviceSlice) -> Result<(), DeviceError> {
+        self.device.send_back(managed)
+    }
+
     fn open(&self, handle: MemoryHandle) -> Result<Arc<dyn DeviceMemory>, DeviceError> {
         self.device.open(handle)
     }
 
     fn pin(&self, memory: Arc<SharedMemory>) -> Result<PinnedMemory, DeviceError> {
         self.device.pin(memory)
+    }
+
+    fn lend(&self, memory: Arc<SharedMemory>) -> PinnedMemory {
+        self.device.lend(memory)
     }
 
     fn copy_stream(&self, name: &str) -> Result<Box<dyn CopyStream>, DeviceError> {

@@ -101,6 +101,8 @@ pub struct Executable {
     tables: Vec<Table>,
     /// Where they are read from now; unknown if a change failed midway.
     tables_on_host: Option<bool>,
+    /// Parameters that are one tensor with an earlier one.
+    tied: Vec<(ValueId, ValueId)>,
     device: TorchDevice,
 }
 
@@ -155,7 +157,8 @@ impl Executable {
                 |raised| BuildError::Weight { weight: weight.name.clone(), reason: raised.message },
             )?;
         }
-        for (first, tied) in tied_weights(program) {
+        let tied = tied_weights(program);
+        for &(first, tied) in &tied {
             values.share(first, tied);
         }
         let is_changed = |weight: &Weight| {
@@ -209,7 +212,8 @@ impl Executable {
         let weights: HashSet<ValueId> = program.weights.iter().map(|weight| weight.value).collect();
         let transient =
             inputs.iter().chain(&outputs).copied().filter(|value| !weights.contains(value)).collect();
-        Ok(Self { values, steps, inputs, outputs, transient, tables, tables_on_host: Some(false), device })
+        let tables_on_host = Some(false);
+        Ok(Self { values, steps, inputs, outputs, transient, tables, tables_on_host, tied, device })
     }
 
     /// Whether there are weights that can be read from the host.
@@ -233,6 +237,28 @@ impl Executable {
                 .map_err(|raised| fault("a table", raised))?;
         }
         self.tables_on_host = Some(from_host);
+        Ok(())
+    }
+
+    /// Has weights lie elsewhere from now on. There they are not guarded against operators that would write to them.
+    ///
+    /// # Safety
+    /// As [`build`](Self::build), for the new addresses.
+    ///
+    /// # Errors
+    /// If libtorch refuses a view.
+    pub(crate) unsafe fn move_weights<'a>(
+        &mut self,
+        weights: impl Iterator<Item = (&'a Weight, DeviceAddress)>,
+    ) -> Result<(), RunError> {
+        for (weight, address) in weights {
+            // SAFETY: the caller's promise.
+            unsafe { self.values.set_view(weight.value, address, &view_of(weight), self.device) }
+                .map_err(|raised| fault("a weight", raised))?;
+        }
+        for &(first, tied) in &self.tied {
+            self.values.share(first, tied);
+        }
         Ok(())
     }
 

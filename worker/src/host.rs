@@ -78,7 +78,7 @@ struct ExecutionWatch<'a, D: Iterator<Item = (u32, DeviceSlice)>> {
     deadline: Instant,
     stop: &'a AtomicU32,
     waited: Duration,
-    /// When the first group had landed.
+    /// When what the first node that waits waits for had landed.
     first_group_ns: Option<u64>,
     /// When each node was launched, and how much waiting there was before.
     profile: Option<Vec<(Instant, Duration)>>,
@@ -110,8 +110,12 @@ impl<D: Iterator<Item = (u32, DeviceSlice)>> ExecutionWatch<'_, D> {
 impl<D: Iterator<Item = (u32, DeviceSlice)>> Watch for ExecutionWatch<'_, D> {
     fn before(&mut self, node: usize) -> Result<(), RunError> {
         self.check_stop()?;
+        let mut waits = false;
         while let Some((_, word)) = self.doorbells.next_if(|(first, _)| *first as usize == node) {
             self.wait(&word)?;
+            waits = true;
+        }
+        if waits {
             self.first_group_ns.get_or_insert_with(monotonic_ns);
         }
         if let Some(profile) = &mut self.profile {

@@ -2,6 +2,7 @@
 //!
 //! - [`Zygote`] is forked first thing in `main` and forks the workers;
 //! - [`serve`] is a worker's life: it maps what the controller shares and does what it says;
+//! - [`serve_standard_input`] is that of a worker which is a program of its own and may have memory of its own;
 //! - [`Executable`] is a program made ready: every operator found by name in libtorch's dispatcher, every argument in
 //!   place, weights as views of a span. It runs any ATen operator and knows none.
 //! - [`ExecutionArena`] points libtorch's allocator at the arena of the execution under way.
@@ -14,6 +15,7 @@
 #![warn(clippy::unwrap_used)]
 
 mod aliasing;
+mod alone;
 mod arena;
 mod cuda;
 mod error;
@@ -27,6 +29,7 @@ mod training;
 mod work;
 mod zygote;
 
+pub use alone::serve_standard_input;
 pub use arena::ExecutionArena;
 pub use error::{BuildError, RunError, TaskError, WorkerError};
 pub use executable::{Executable, Input, OutputShape, Watch};

@@ -12,10 +12,11 @@ use pswitch_device::{
 };
 use pswitch_model::{Archive, Input, InputKind, Weight};
 use pswitch_protocol::{
-    Attach, Channel, Execute, Executed, ExecutionFault, FaultClass, FromWorker, LoadModel, PrepareTask,
-    ProtocolError, TaskExtent, ToWorker, control,
+    Attach, Bring, Channel, Elsewhere, Execute, Executed, ExecutionFault, FaultClass, FromWorker, LoadModel,
+    PrepareTask, ProtocolError, Region, TaskExtent, ToWorker, WorkerMemory, control,
 };
 
+use crate::alone::{self, Alone, Weights};
 use crate::arena::ExecutionArena;
 use crate::cuda::CudaExecutor;
 use crate::error::WorkerError;
@@ -48,7 +49,7 @@ pub fn serve(channel: &Channel) -> Result<(), WorkerError> {
                 let error = worker.load(&load, descriptors)?.err();
                 channel.send(&FromWorker::Loaded { model: load.model, error }, &[])?;
             }
-            ToWorker::Unload { model } => worker.unload(model),
+            ToWorker::Unload { model } => worker.unload(model)?,
             ToWorker::Plan { model, wait_nodes, table_nodes } => {
                 worker.plan(model, wait_nodes, table_nodes)?;
             }
@@ -58,6 +59,11 @@ pub fn serve(channel: &Channel) -> Result<(), WorkerError> {
                 channel.send(&FromWorker::Finished { execution, result, ends }, &[])?;
                 then?;
             }
+            ToWorker::Bring(order) => worker.bring(&order)?,
+            ToWorker::Move { model, part, to } => worker.move_part(model, part, to, descriptors)?,
+            ToWorker::SendBack { model } => worker.send_back(model)?,
+            ToWorker::Release { model } => worker.release(model)?,
+            ToWorker::DropTask => worker.task = None,
             ToWorker::PrepareTask(order) => {
                 let result = worker.prepare_task(&order)?;
                 channel.send(&FromWorker::TaskReady { result }, &[])?;
@@ -75,6 +81,10 @@ pub fn serve(channel: &Channel) -> Result<(), WorkerError> {
         }
     }
     Ok(())
+}
+
+fn not_loaded(model: u32) -> WorkerError {
+    WorkerError::Order(format!("model {model}, which is not loaded"))
 }
 
 fn no_task() -> WorkerError {
@@ -100,6 +110,8 @@ struct Worker {
     torch: TorchDevice,
     models: HashMap<u32, Model>,
     task: Option<ServedTask>,
+    /// What copies, in a worker with memory of its own.
+    alone: Option<Alone>,
 }
 
 impl Worker {
@@ -109,8 +121,18 @@ impl Worker {
             return Err(ProtocolError::Descriptors { message: "Attach", found: 0, expected: 3 }.into());
         };
         let id: DeviceId = attach.device.id.parse()?;
-        let device = open_device(id, LinkThrottle::default())?;
-        let pool = device.open(MemoryHandle::from_parts(&attach.pool, descriptors.collect())?)?;
+        let (device, pool) = match &attach.memory {
+            WorkerMemory::Pool(handle) => {
+                let device = open_device(id, LinkThrottle::default())?;
+                let pool = device.open(MemoryHandle::from_parts(handle, descriptors.collect())?)?;
+                (device, pool)
+            }
+            WorkerMemory::Own { bytes, link_bytes_per_s } => {
+                let device = open_device(id, alone::throttle(*link_bytes_per_s))?;
+                let own = device.allocate(*bytes)?;
+                (device, own)
+            }
+        };
         if attach.device.threads > 0 {
             tch::set_num_threads(i32::try_from(attach.device.threads).unwrap_or(i32::MAX));
         }
@@ -136,7 +158,11 @@ impl Worker {
                 (Executor::Cuda(Box::new(executor)), TorchDevice::Cuda(ordinal))
             }
         };
-        Ok(Self { shared, executor, torch, models: HashMap::new(), task: None })
+        let alone = match attach.memory {
+            WorkerMemory::Pool(_) => None,
+            WorkerMemory::Own { .. } => Some(Alone::new(&shared)?),
+        };
+        Ok(Self { shared, executor, torch, models: HashMap::new(), task: None, alone })
     }
 
     /// Builds a model over its home; the inner error is a line for the registry, the outer one ends the worker.
@@ -192,6 +218,8 @@ impl Worker {
         let weighted = (0..).zip(&layers).filter(|(_, layer)| layer.bytes > 0);
         let weighted_nodes: Vec<u32> = weighted.map(|(node, _)| node).collect();
         let examples = program.inputs.iter().filter_map(example).collect();
+        let weights =
+            Weights::new(&archive, load, &*self.shared.device).map_err(|error| error.to_string())?;
         Ok(Model {
             name: load.name.clone(),
             executable,
@@ -201,6 +229,7 @@ impl Worker {
             table_nodes: Vec::new(),
             _host_span: host_span,
             examples,
+            weights,
         })
     }
 
@@ -225,17 +254,68 @@ impl Worker {
         Ok(prepared.map(|task| self.task.insert(task).extent()))
     }
 
-    fn unload(&mut self, model: u32) {
+    fn model(&mut self, number: u32) -> Result<&mut Model, WorkerError> {
+        self.models.get_mut(&number).ok_or_else(|| not_loaded(number))
+    }
+
+    fn bring(&mut self, order: &Bring) -> Result<(), WorkerError> {
+        let no_memory = || WorkerError::Order("to bring weights to memory that others write to".to_owned());
+        let alone = self.alone.as_mut().ok_or_else(no_memory)?;
+        let model = self.models.get(&order.model).ok_or_else(|| not_loaded(order.model))?;
+        alone.bring(order, model, &self.shared)
+    }
+
+    fn move_part(
+        &mut self,
+        number: u32,
+        part: Region,
+        to: Elsewhere,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(), WorkerError> {
+        let is_managed = to == Elsewhere::Managed;
+        let memory = alone::elsewhere(&*self.shared.device, part.bytes, to, descriptors)?;
+        let model = self.models.get_mut(&number).ok_or_else(|| not_loaded(number))?;
+        alone::move_part(model, part, memory)?;
+        if let Executor::Cuda(cuda) = &mut self.executor {
+            if is_managed {
+                cuda.load(number, model, &self.shared)?;
+            } else {
+                cuda.run_without_graphs(number);
+            }
+        }
+        Ok(())
+    }
+
+    fn send_back(&mut self, number: u32) -> Result<(), WorkerError> {
+        self.settle()?;
+        let device = Arc::clone(&self.shared.device);
+        self.model(number)?.weights.send_back(&*device)
+    }
+
+    fn release(&mut self, number: u32) -> Result<(), WorkerError> {
+        self.settle()?;
+        self.model(number)?.weights.release();
+        Ok(())
+    }
+
+    /// Waits until memory that is given back is not copied to or from any more.
+    fn settle(&mut self) -> Result<(), WorkerError> {
+        Ok(self.alone.as_mut().map_or(Ok(()), Alone::settle)?)
+    }
+
+    fn unload(&mut self, model: u32) -> Result<(), WorkerError> {
+        self.settle()?;
         self.models.remove(&model);
         if let Executor::Cuda(cuda) = &mut self.executor {
             cuda.unload(model);
         }
+        Ok(())
     }
 
     fn plan(&mut self, number: u32, wait_nodes: Vec<u32>, table_nodes: Vec<u32>) -> Result<(), WorkerError> {
         // A model that could not be built is planned all the same: the controller may not have heard yet.
         let Some(model) = self.models.get_mut(&number) else { return Ok(()) };
-        let ascending = wait_nodes.windows(2).all(|pair| pair[0] < pair[1]);
+        let ascending = wait_nodes.windows(2).all(|pair| pair[0] <= pair[1]);
         let nodes = model.executable.nodes();
         let inside = wait_nodes.iter().chain(&table_nodes).all(|&node| (node as usize) < nodes);
         let words = (wait_nodes.len() + table_nodes.len()) as u64;
@@ -256,11 +336,11 @@ impl Worker {
     /// Runs one execution. The error is the controller's.
     fn execute(&mut self, execute: &Execute) -> Result<Ended, WorkerError> {
         let Some(model) = self.models.get_mut(&execute.model) else {
-            return Err(WorkerError::Order(format!(
-                "an execution of model {}, which is not loaded",
-                execute.model
-            )));
+            return Err(not_loaded(execute.model));
         };
+        if model.weights.are_nowhere() {
+            return Err(WorkerError::Order(format!("to run '{}', whose weights lie nowhere", model.name)));
+        }
         let work = Work::new(execute, model, &self.shared)?;
         let arena = ExecutionArena::begin(work.arena, execute.arena.bytes);
         let (result, then) = match &mut self.executor {

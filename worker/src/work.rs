@@ -9,6 +9,7 @@ use pswitch_device::{
 use pswitch_model::DType;
 use pswitch_protocol::{Execute, FaultClass, InputValue, PlacedTensor, Region};
 
+use crate::alone::Weights;
 use crate::error::{RunError, WorkerError};
 use crate::executable::{Executable, Input, OutputShape};
 
@@ -52,6 +53,8 @@ pub(crate) struct Model {
     pub(crate) weighted_nodes: Vec<u32>,
     /// Types and shapes of the inputs at export, integers with their value.
     pub(crate) examples: Vec<Example>,
+    /// Where the weights lie, and where else.
+    pub(crate) weights: Weights,
 }
 
 /// An input as the program was exported with.

@@ -78,8 +78,8 @@ fn system(operation: &'static str) -> impl Fn(nix::errno::Errno) -> WorkerError 
     move |errno| WorkerError::System { operation, source: io::Error::from(errno) }
 }
 
-/// What every forked process does first: take a name, die with its parent, leave Ctrl-C to the server.
-fn enter_child(name: &str, parent: Pid) -> Result<(), WorkerError> {
+/// What every worker process does first: take a name, die with its parent, leave Ctrl-C to the server.
+pub(crate) fn enter_child(name: &str, parent: Pid) -> Result<(), WorkerError> {
     let name = std::ffi::CString::new(name).unwrap_or_default();
     prctl::set_name(&name).map_err(system("prctl(PR_SET_NAME)"))?;
     prctl::set_pdeathsig(Signal::SIGKILL).map_err(system("prctl(PR_SET_PDEATHSIG)"))?;

@@ -77,7 +77,7 @@ impl FrontEnd {
         }
         drop(progress);
         drop(connection);
-        front_end.stop(&bench)?;
+        front_end.stop(&bench.runtime)?;
         bench.stop()?;
 
         let mut table = Table::new(["milliseconds", "median", "p99", "least", "most"]);

@@ -1,5 +1,6 @@
 //! One module a command: its flags, its measurement, its report.
 
+mod figures;
 mod front_end;
 mod kill;
 mod pipelining;
@@ -14,6 +15,7 @@ use clap::Subcommand;
 
 use pswitch_device::DeviceId;
 
+use crate::mechanisms::WorkerProcess;
 use crate::report::Report;
 use crate::serving::Zygotes;
 
@@ -33,6 +35,13 @@ pub(crate) enum Command {
     StartUp(start_up::StartUp),
     Sweep(sweep::Sweep),
     Train(train::Train),
+    Figure5(figures::Figure5),
+    Figure6(figures::Figure6),
+    Figure7(figures::Figure7),
+    Figure8(figures::Figure8),
+    Figure9(figures::Figure9),
+    #[command(hide = true)]
+    WorkerProcess(WorkerProcess),
 }
 
 impl Command {
@@ -41,13 +50,18 @@ impl Command {
         match self {
             Self::Pipelining(_) => pipelining::SERVERS,
             Self::Plan(command) => command.servers(),
+            Self::Figure5(command) => command.experiment.servers(),
+            Self::Figure6(command) => command.experiment.servers(),
+            Self::Figure7(command) => command.experiment.servers(),
+            Self::Figure8(command) => command.experiment.servers(),
+            Self::Figure9(command) => command.experiment.servers(),
             Self::Switch(_)
             | Self::FrontEnd(_)
             | Self::Switching(_)
             | Self::Kill(_)
             | Self::StartUp(_)
             | Self::Train(_) => 1,
-            Self::Sweep(_) => 0,
+            Self::Sweep(_) | Self::WorkerProcess(_) => 0,
         }
     }
 
@@ -62,7 +76,12 @@ impl Command {
             Self::Kill(command) => &command.serving,
             Self::StartUp(command) => &command.serving,
             Self::Train(command) => &command.serving,
-            Self::Sweep(_) => return None,
+            Self::Figure5(command) => &command.experiment.serving,
+            Self::Figure6(command) => &command.experiment.serving,
+            Self::Figure7(command) => &command.experiment.serving,
+            Self::Figure8(command) => &command.experiment.serving,
+            Self::Figure9(command) => &command.experiment.serving,
+            Self::Sweep(_) | Self::WorkerProcess(_) => return None,
         };
         Some(serving.device())
     }
@@ -79,6 +98,12 @@ impl Command {
             Self::StartUp(command) => command.run(zygotes),
             Self::Sweep(command) => command.run(),
             Self::Train(command) => command.run(zygotes),
+            Self::Figure5(command) => command.run(zygotes),
+            Self::Figure6(command) => command.run(zygotes),
+            Self::Figure7(command) => command.run(zygotes),
+            Self::Figure8(command) => command.run(zygotes),
+            Self::Figure9(command) => command.run(zygotes),
+            Self::WorkerProcess(command) => command.run(),
         }
     }
 }

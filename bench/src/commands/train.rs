@@ -17,6 +17,7 @@ use crate::report::{Goal, Report, Table};
 use crate::serving::{Bench, Plan, Serving, Zygotes};
 use crate::stats::{Samples, Summary};
 use crate::subject::Subject;
+use crate::task;
 
 /// The task's name in the server.
 const TASK: &str = "bench";
@@ -26,14 +27,6 @@ const WARM_UP_STEPS: u64 = 5;
 
 /// Time that anything may take.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// What is trained by default: a configuration over what `cargo xtask fixtures` has made.
-const DEFAULT_TASK: &str = "
-program: target/training/resnet18
-optimizer: {kind: sgd, lr: 0.05, momentum: 0.9}
-length: {steps: 1000000000}
-data: {files: [target/training/resnet18/data.safetensors], batch_size: 8}
-";
 
 /// Requests beside a training task: what either costs the other.
 ///
@@ -81,7 +74,7 @@ impl Train {
     pub(crate) fn run(&self, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
         let subject = Subject::open(&self.model)?;
         let served = self.serving.like_references(std::slice::from_ref(&subject));
-        let config = self.config()?;
+        let config = task::open(self.task.as_deref())?;
         let bench = Bench::start(
             Plan {
                 serving: &self.serving,
@@ -150,20 +143,6 @@ impl Train {
             "progress": found.last.progress,
         });
         Ok(Report { command: "train", tables: vec![table], goals, results })
-    }
-
-    fn config(&self) -> anyhow::Result<TaskConfig> {
-        let config = match &self.task {
-            Some(file) => TaskConfig::open(file),
-            None => TaskConfig::from_yaml(DEFAULT_TASK),
-        };
-        let mut config = config.context("the task means nothing")?;
-        let program = config.archive();
-        ensure!(program.exists(), "{} is missing: run `cargo xtask fixtures`", program.display());
-        // It goes on for as long as it is measured, and leaves nothing behind.
-        config.length = pswitch_train::Length::Steps(u64::MAX >> 1);
-        config.checkpoint = None;
-        Ok(config)
     }
 
     fn measure(&self, bench: &Bench, caller: &mut Caller, config: &TaskConfig) -> anyhow::Result<Found> {
@@ -311,17 +290,4 @@ fn requests_per_s(bench: &Bench, caller: &mut Caller, time: Duration) -> anyhow:
         requests += 1;
     }
     Ok(f64::from(requests) / begun.elapsed().as_secs_f64())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-
-    #[test]
-    fn the_default_task_means_something() {
-        let config = TaskConfig::from_yaml(DEFAULT_TASK).unwrap();
-        assert_eq!(config.program, Path::new("target/training/resnet18"));
-    }
 }

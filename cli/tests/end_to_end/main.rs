@@ -7,6 +7,7 @@
 mod archives;
 mod commands;
 mod faults;
+mod figures;
 mod plan_groups;
 mod profiles;
 mod refusals;

@@ -150,7 +150,7 @@ pub(crate) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Sock
 
 /// A plan's algorithm by its name.
 pub(crate) fn algorithm<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Algorithm, D::Error> {
-    let allowed = "one of optimal, paper, per-layer, whole, equal-N";
+    let allowed = "one of optimal, paper, per-layer, whole, sequential, equal-N";
     deserializer.deserialize_str(TextVisitor { allowed, parse: |text| text.parse().ok() })
 }
 

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use pswitch_device::{DeviceSlice, PinnedMemory};
 use pswitch_mem_pool::{Home, HostStore, Pool, PoolError, Range};
 use pswitch_model::{Layer, Table};
-use pswitch_transfer::{CopyIn, GroupCopy, Plan};
+use pswitch_transfer::{Algorithm, CopyIn, GroupCopy, Plan};
 
 use super::mail::{HostTables, ModelSpec};
 
@@ -62,7 +62,11 @@ impl HomedModel {
     /// Divides the span as a plan says. Nothing may be under way.
     pub(super) fn follow(&mut self, plan: &Plan, pool: &Pool, store: &HostStore) -> Result<(), PoolError> {
         let groups: Vec<_> = plan.groups.iter().map(|group| (group.first_layer, group.last_layer)).collect();
-        self.divide(&groups, pool, store)
+        self.divide(&groups, pool, store)?;
+        if plan.algorithm == Algorithm::Sequential {
+            wait_for_all_at_first(&mut self.wait_nodes);
+        }
+        Ok(())
     }
 
     /// Whether an execution with inputs of so many bytes reads tables from the host store while weights are on their way.
@@ -113,6 +117,13 @@ impl HomedModel {
             self.used_doorbells = Some(used);
         }
         Ok(())
+    }
+}
+
+/// Has the node that waits for the first group wait for all.
+fn wait_for_all_at_first(wait_nodes: &mut [u32]) {
+    if let Some(&first) = wait_nodes.first() {
+        wait_nodes.fill(first);
     }
 }
 
@@ -170,6 +181,14 @@ mod tests {
         let layers = layers(&[0, 512, 0, 1024]);
         assert_eq!(without_tables(&layers, 4096, &[]), parts(&[(4096, 1536, 1)]));
         assert_eq!(without_tables(&layers[..1], 4096, &[]), []);
+    }
+
+    #[test]
+    fn nothing_computes_before_all_has_come_if_the_first_node_waits_for_all() {
+        let mut nodes = [3, 4, 9];
+        wait_for_all_at_first(&mut nodes);
+        assert_eq!(nodes, [3; 3]);
+        wait_for_all_at_first(&mut []);
     }
 
     #[test]

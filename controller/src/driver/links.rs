@@ -8,7 +8,9 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use pswitch_device::SharedMemory;
 use pswitch_mem_pool::ModelId;
-use pswitch_protocol::{Attach, Channel, DeviceSpec, LoadModel, ProtocolError, Region, ToWorker, control};
+use pswitch_protocol::{
+    Attach, Channel, DeviceSpec, LoadModel, ProtocolError, Region, ToWorker, WorkerMemory, control,
+};
 
 use super::home::HomedModel;
 use crate::scheduler::WorkerId;
@@ -86,7 +88,7 @@ impl Links {
         let attach = Attach {
             worker: worker.0,
             device: attachment.device.clone(),
-            pool: attachment.pool.clone(),
+            memory: WorkerMemory::Pool(attachment.pool.clone()),
             slots_bytes: attachment.slots.bytes(),
             arenas: attachment.arenas.clone(),
             control,
@@ -236,6 +238,7 @@ impl Link {
                 doorbells: region(model.home.doorbells),
                 host_span_bytes: (!tables.is_empty()).then_some(model.host_span.bytes()),
                 tables,
+                keeps_weights: false,
             }),
             &descriptors,
         )

@@ -31,6 +31,8 @@ pub(crate) struct ServedDevice {
     /// Threads that one operator may use on the CPU; 0 leaves it to libtorch.
     pub(crate) threads: u32,
     pub(crate) pool_bytes: u64,
+    /// Whether workers can read tables from the host store.
+    reads_host_tables: bool,
     /// Held while a model is timed: models that do not all fit would drive each other out at every run.
     pub(crate) timing: tokio::sync::Mutex<()>,
 }
@@ -39,10 +41,7 @@ impl ServedDevice {
     /// Tables of a model that this device reads from the host store while its weights are on their way. The host device
     /// could read all of it from there, but then its link would not be what it is told to be.
     pub(crate) fn host_tables(&self, spec: &ModelSpec) -> HostTables {
-        match self.device.properties().id {
-            DeviceId::Cuda(_) => host_tables(spec),
-            DeviceId::Host(_) => HostTables::default(),
-        }
+        if self.reads_host_tables { host_tables(spec) } else { HostTables::default() }
     }
 }
 
@@ -131,6 +130,7 @@ impl OpenedDevice {
             training,
             threads: self.config.threads,
             pool_bytes,
+            reads_host_tables: matches!(id, DeviceId::Cuda(_)) && config.pin_weights,
             timing: tokio::sync::Mutex::default(),
         })
     }

@@ -195,7 +195,8 @@ impl Server {
             key: "devices".to_owned(),
             reason: "there must be at least one".to_owned(),
         })?;
-        let store = Arc::new(HostStore::new(pinning));
+        let store = if config.pin_weights { HostStore::new(pinning) } else { HostStore::unpinned(pinning) };
+        let store = Arc::new(store);
         let span_bytes: Vec<u64> = pending.iter().map(|opened| opened.model.spec.span_bytes).collect();
         let devices = opened_devices
             .into_iter()

@@ -7,7 +7,9 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use pswitch_device::SharedMemory;
 use pswitch_mem_pool::Range;
-use pswitch_protocol::{Attach, Channel, DeviceSpec, FromWorker, PrepareTask, Region, ToWorker};
+use pswitch_protocol::{
+    Attach, Channel, DeviceSpec, FromWorker, PrepareTask, Region, ToWorker, WorkerMemory,
+};
 use pswitch_train::TaskConfig;
 
 use super::TrainingParts;
@@ -52,7 +54,7 @@ impl Attachment {
         let attach = Attach {
             worker: id.0,
             device: self.device.clone(),
-            pool: self.pool.clone(),
+            memory: WorkerMemory::Pool(self.pool.clone()),
             slots_bytes: self.slots.bytes(),
             arenas: Vec::new(),
             control: block,

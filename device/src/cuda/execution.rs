@@ -9,7 +9,7 @@ use super::driver::{check, size, sys};
 use super::memory::CudaMemory;
 use super::pin::{PinnedWord, check_pinned};
 use super::properties::Gpu;
-use super::stream::{host_start, wait_op, write_op};
+use super::stream::{MOST_OPERATIONS, host_start, wait_op, write_op};
 use crate::memory::check_word;
 use crate::{DeviceAddress, DeviceError, DeviceId, DeviceSlice, ExecutionStream, HostSlice, doorbell};
 
@@ -54,8 +54,8 @@ impl GpuStream {
         ExecutionStream::Cuda(self.raw())
     }
 
-    /// Waits for `words` to ring, one after the other, and clears `cleared` then: one operation for all of it, since each
-    /// costs the GPU some microseconds. Poisoned words let it go on, too.
+    /// Waits for `words` to ring, one after the other, and clears `cleared` then: as few operations as the driver allows for
+    /// all of it, since each costs the GPU some microseconds. Poisoned words let it go on, too.
     ///
     /// # Errors
     /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::Cuda`].
@@ -78,16 +78,16 @@ impl GpuStream {
     }
 
     fn enqueue(&self, operations: &mut [sys::CUstreamBatchMemOpParams]) -> Result<(), DeviceError> {
-        if operations.is_empty() {
-            return Ok(());
-        }
-        let count = u32::try_from(operations.len()).unwrap_or(u32::MAX);
         let _entered = self.stream.context().enter()?;
-        // SAFETY: the array has that length; every address was checked to be a word of this context's memory, or is
-        // that of the pinned word, which lives as long as the stream.
-        let enqueued =
-            unsafe { sys::cuStreamBatchMemOp_v2(self.stream.raw(), count, operations.as_mut_ptr(), 0) };
-        check("cuStreamBatchMemOp", enqueued)
+        for operations in operations.chunks_mut(MOST_OPERATIONS) {
+            let count = u32::try_from(operations.len()).unwrap_or(u32::MAX);
+            // SAFETY: the array has that length; every address was checked to be a word of this context's memory, or is
+            // that of the pinned word, which lives as long as the stream.
+            let enqueued =
+                unsafe { sys::cuStreamBatchMemOp_v2(self.stream.raw(), count, operations.as_mut_ptr(), 0) };
+            check("cuStreamBatchMemOp", enqueued)?;
+        }
+        Ok(())
     }
 
     /// Copies results to the host.

@@ -26,10 +26,11 @@ pub(super) struct CudaMemory {
     context: Arc<Context>,
 }
 
-/// What has to be undone.
+/// Where it comes from, and so what has to be undone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
     Allocated,
+    Managed,
     Opened,
 }
 
@@ -81,6 +82,34 @@ impl CudaMemory {
         let memory = Arc::new(memory);
         allocated().insert(memory.handle, Arc::downgrade(&memory));
         Ok(memory)
+    }
+
+    /// Managed memory, which has no handle.
+    pub(super) fn allocate_managed(
+        gpu: Gpu,
+        context: &Arc<Context>,
+        bytes: u64,
+    ) -> Result<Arc<Self>, DeviceError> {
+        if bytes == 0 {
+            return Err(DeviceError::EmptyAllocation);
+        }
+        let (device, capacity_bytes) = (gpu.id, gpu.total_memory_bytes);
+        if bytes > capacity_bytes {
+            return Err(DeviceError::NeverFits { device, asked_bytes: bytes, capacity_bytes });
+        }
+        let _entered = context.enter()?;
+        let mut address = 0;
+        let attached = sys::CUmemAttach_flags::CU_MEM_ATTACH_GLOBAL as u32;
+        // SAFETY: `address` is written during the call; what is allocated is freed in `drop`.
+        let allocated_now = unsafe { sys::cuMemAllocManaged(&raw mut address, size(bytes), attached) };
+        check("cuMemAllocManaged", allocated_now)?;
+        let context = Arc::clone(context);
+        let memory = Self { gpu, address, bytes, handle: [0; 64], origin: Origin::Managed, context };
+        let stream = RawStream::new(&memory.context)?;
+        // SAFETY: the range was allocated a moment ago, and nobody else knows it.
+        check("cuMemsetD8Async", unsafe { sys::cuMemsetD8Async(address, 0, size(bytes), stream.raw()) })?;
+        stream.synchronize()?;
+        Ok(Arc::new(memory))
     }
 
     /// Opens what another process has allocated, or finds what this one has.
@@ -139,6 +168,18 @@ fn wrong_size(expected_bytes: u64, found_bytes: u64) -> DeviceError {
     DeviceError::WrongAllocationSize { expected_bytes, found_bytes }
 }
 
+/// Enqueues the way back to the host of managed memory that was checked, in the context that was entered.
+pub(super) fn send_back(managed: &DeviceSlice, stream: &RawStream) -> Result<(), DeviceError> {
+    // SAFETY: a location is plain numbers; zeroes are one.
+    let mut host: sys::CUmemLocation = unsafe { std::mem::zeroed() };
+    host.type_ = sys::CUmemLocationType::CU_MEM_LOCATION_TYPE_HOST;
+    // SAFETY: the range lies inside of memory of this context; the driver refuses what is not managed.
+    let enqueued = unsafe {
+        sys::cuMemPrefetchAsync_v2(managed.address().0, size(managed.bytes()), host, 0, stream.raw())
+    };
+    check("cuMemPrefetchAsync", enqueued)
+}
+
 /// What nobody has allocated on the current context's GPU.
 pub(super) fn free_bytes() -> Result<u64, DeviceError> {
     let (mut free, mut total) = (0, 0);
@@ -162,6 +203,10 @@ impl DeviceMemory for CudaMemory {
 
     /// What was opened can be handed on: the handle stays that of the process that allocated it.
     fn export(&self) -> Result<MemoryHandle, DeviceError> {
+        if self.origin == Origin::Managed {
+            let reason = "managed memory has no handle".to_owned();
+            return Err(DeviceError::Unavailable { device: self.gpu.id, reason });
+        }
         Ok(MemoryHandle::CudaIpc { handle: self.handle, bytes: self.bytes, gpu: self.gpu.uuid })
     }
 }
@@ -174,8 +219,10 @@ impl Drop for CudaMemory {
         }
         // Copies hold what they use, so nothing that this process has enqueued still runs on it.
         log_failure(self.context.enter().and_then(|_entered| match self.origin {
-            // SAFETY: allocated in `allocate`; no slice is left.
-            Origin::Allocated => check("cuMemFree", unsafe { sys::cuMemFree_v2(self.address) }),
+            Origin::Allocated | Origin::Managed => {
+                // SAFETY: allocated in `allocate` or `allocate_managed`; no slice is left.
+                check("cuMemFree", unsafe { sys::cuMemFree_v2(self.address) })
+            }
             // SAFETY: opened in `open`; no slice is left. The driver counts how often it was opened.
             Origin::Opened => check("cuIpcCloseMemHandle", unsafe { sys::cuIpcCloseMemHandle(self.address) }),
         }));

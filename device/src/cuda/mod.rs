@@ -88,12 +88,28 @@ impl Device for CudaDevice {
         Ok(CudaMemory::allocate(self.gpu, &self.context, bytes)?)
     }
 
+    fn allocate_managed(&self, bytes: u64) -> Result<Arc<dyn DeviceMemory>, DeviceError> {
+        Ok(CudaMemory::allocate_managed(self.gpu, &self.context, bytes)?)
+    }
+
+    fn send_back(&self, managed: &DeviceSlice) -> Result<(), DeviceError> {
+        CudaMemory::behind(self.gpu.id, managed)?;
+        let control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        let _entered = self.context.enter()?;
+        memory::send_back(managed, &control.stream)?;
+        control.stream.synchronize()
+    }
+
     fn open(&self, handle: MemoryHandle) -> Result<Arc<dyn DeviceMemory>, DeviceError> {
         Ok(CudaMemory::open(self.gpu, &self.context, handle)?)
     }
 
     fn pin(&self, memory: Arc<SharedMemory>) -> Result<PinnedMemory, DeviceError> {
         pin::pin(&self.context, memory)
+    }
+
+    fn lend(&self, memory: Arc<SharedMemory>) -> PinnedMemory {
+        pin::lend(memory)
     }
 
     fn copy_stream(&self, name: &str) -> Result<Box<dyn CopyStream>, DeviceError> {

@@ -55,6 +55,25 @@ pub(super) fn pin(context: &Arc<Context>, memory: Arc<SharedMemory>) -> Result<P
     Ok(PinnedMemory::with_pin(memory, Arc::new(Registration { start, address })))
 }
 
+/// Memory that the driver does not know, of which copies are allowed all the same.
+#[derive(Debug)]
+struct Lent {
+    address: DeviceAddress,
+}
+
+impl Pin for Lent {
+    /// Of no use to a GPU that cannot read the host's page tables.
+    fn address(&self) -> DeviceAddress {
+        self.address
+    }
+}
+
+/// Gives `memory` as it is.
+pub(super) fn lend(memory: Arc<SharedMemory>) -> PinnedMemory {
+    let address = DeviceAddress(memory.as_ptr().expose_provenance() as u64);
+    PinnedMemory::with_pin(memory, Arc::new(Lent { address }))
+}
+
 fn register(context: &Context, memory: &SharedMemory) -> Result<DeviceAddress, DeviceError> {
     let _entered = context.enter()?;
     let start = memory.as_ptr().cast();
@@ -99,10 +118,11 @@ impl Drop for Registration {
     }
 }
 
-/// Refuses memory that the driver does not know: copies of it would go through a buffer and hold up the caller.
+/// Refuses memory that the driver does not know and that was not lent: copies of it go through a buffer and hold up the
+/// caller.
 pub(super) fn check_pinned(device: DeviceId, slice: &HostSlice) -> Result<(), DeviceError> {
     let pin: Option<&dyn Any> = slice.memory().pin().map(|pin| pin as &dyn Any);
-    if pin.is_some_and(|pin| pin.is::<Registration>()) {
+    if pin.is_some_and(|pin| pin.is::<Registration>() || pin.is::<Lent>()) {
         Ok(())
     } else {
         Err(DeviceError::NotPinned { device })

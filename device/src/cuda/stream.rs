@@ -14,8 +14,8 @@ use crate::{CopyStream, DeviceAddress, DeviceError, DeviceId, DeviceSlice, Event
 /// With so much in use and nothing recorded behind it, the stream records a point itself, to let go of it in time.
 const MOST_IN_USE: usize = 256;
 
-/// Writes of one batch. The driver refuses batches of 256, and a longer one would be no faster.
-const MOST_WRITES: usize = 128;
+/// Writes, or waits, of one batch. The driver refuses batches of 256, and a longer one would be no faster.
+pub(super) const MOST_OPERATIONS: usize = 128;
 
 /// A stream of copies and of the words that announce them.
 ///
@@ -157,7 +157,7 @@ fn enqueue_writes(
     stream: &RawStream,
     writes: &mut [sys::CUstreamBatchMemOpParams],
 ) -> Result<(), DeviceError> {
-    for writes in writes.chunks_mut(MOST_WRITES) {
+    for writes in writes.chunks_mut(MOST_OPERATIONS) {
         let count = u32::try_from(writes.len()).unwrap_or(u32::MAX);
         // SAFETY: the array has that length; the words were checked by the caller.
         let enqueued = unsafe { sys::cuStreamBatchMemOp_v2(stream.raw(), count, writes.as_mut_ptr(), 0) };

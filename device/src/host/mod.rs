@@ -43,6 +43,11 @@ impl HostDevice {
         Ok(Self { properties, inward, outward })
     }
 
+    fn has_no_managed_memory(&self) -> DeviceError {
+        let reason = "the host's memory does not move: managed memory is CUDA's".to_owned();
+        DeviceError::Unavailable { device: self.properties.id, reason }
+    }
+
     fn adopt(&self, memory: SharedMemory) -> Arc<dyn DeviceMemory> {
         Arc::new(HostMemory { device: self.properties.id, memory: Arc::new(memory) })
     }
@@ -63,6 +68,14 @@ impl Device for HostDevice {
         Ok(self.adopt(memory))
     }
 
+    fn allocate_managed(&self, _bytes: u64) -> Result<Arc<dyn DeviceMemory>, DeviceError> {
+        Err(self.has_no_managed_memory())
+    }
+
+    fn send_back(&self, _managed: &DeviceSlice) -> Result<(), DeviceError> {
+        Err(self.has_no_managed_memory())
+    }
+
     fn free_bytes(&self) -> Result<u64, DeviceError> {
         Ok(available_memory_bytes())
     }
@@ -77,6 +90,10 @@ impl Device for HostDevice {
     /// Nothing to do: copies are made by the CPU, which sees all memory.
     fn pin(&self, memory: Arc<SharedMemory>) -> Result<PinnedMemory, DeviceError> {
         Ok(PinnedMemory::new(memory))
+    }
+
+    fn lend(&self, memory: Arc<SharedMemory>) -> PinnedMemory {
+        PinnedMemory::new(memory)
     }
 
     fn copy_stream(&self, name: &str) -> Result<Box<dyn CopyStream>, DeviceError> {

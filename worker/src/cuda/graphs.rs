@@ -91,6 +91,11 @@ pub(crate) struct ModelGraphs {
 }
 
 impl ModelGraphs {
+    /// None, nor ever any, for such a reason.
+    pub(crate) fn refused(reason: &str) -> Self {
+        Self { refusal: Some(reason.to_owned()), ..Self::default() }
+    }
+
     pub(crate) fn add(&mut self, set: GraphSet) -> usize {
         let others = || self.sets.iter().enumerate().filter(|(_, set)| !set.is_of_export);
         if others().count() >= MOST_SETS

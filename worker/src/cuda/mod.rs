@@ -108,6 +108,11 @@ impl CudaExecutor {
         self.tell(shared)
     }
 
+    /// Has a model run operator by operator: its weights do not stay where a graph would look for them.
+    pub(crate) fn run_without_graphs(&mut self, number: u32) {
+        self.models.insert(number, ModelGraphs::refused("its weights move"));
+    }
+
     pub(crate) fn unload(&mut self, number: u32) {
         self.models.remove(&number);
     }

@@ -17,7 +17,7 @@ use pswitch_mem_pool::{ArenaDivision, Range};
 use pswitch_model::{Archive, InputKind, Layer, StorageId, Table};
 use pswitch_protocol::{
     Attach, Channel, DeviceSpec, Execute, ExecutionFault, FromWorker, InputValue, LoadModel, PlacedTensor,
-    Region, ToWorker, control,
+    Region, ToWorker, WorkerMemory, control,
 };
 use safetensors::SafeTensors;
 
@@ -217,7 +217,7 @@ impl Desk {
         let attach = Attach {
             worker: 0,
             device: DeviceSpec { id: "cuda:0".to_owned(), threads: 0 },
-            pool,
+            memory: WorkerMemory::Pool(pool),
             slots_bytes: SLOTS_BYTES,
             arenas: vec![Region { offset: ARENA.offset, bytes: ARENA.bytes }],
             control: 0,
@@ -304,6 +304,7 @@ impl Desk {
             doorbells: Region { offset: 0, bytes: DOORBELLS_BYTES },
             tables: loaded.tables.iter().map(|table| table.storage.0).collect(),
             host_span_bytes: Some(loaded.span.bytes()),
+            keeps_weights: false,
         };
         let span = loaded.span.memory().fd();
         self.channel.send(&ToWorker::Load(load), &[span]).unwrap();

@@ -203,7 +203,7 @@ impl Switch {
             progress.step();
         }
         drop(connection);
-        front_end.stop(bench)
+        front_end.stop(&bench.runtime)
     }
 
     /// Fewer where fewer are asked for in all.

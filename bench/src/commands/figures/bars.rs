@@ -1,0 +1,287 @@
+//! Figures whose bars are latencies: rounds of training, and then a request.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+
+use super::Experiment;
+use super::session::{Measure, Session};
+use crate::caller::Caller;
+use crate::figures::{Bar, Figure, LeftOut, Parts};
+use crate::interrupt;
+use crate::mechanisms::{Arm, Kind};
+use crate::progress::Progress;
+use crate::report::{Goal, Report, Table};
+use crate::serving::Zygotes;
+use crate::stats::{Samples, milliseconds};
+
+/// Time in which training has to begin.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A figure of this kind.
+pub(super) struct Bars {
+    pub(super) number: u8,
+    pub(super) command: &'static str,
+    /// In the order of the paper.
+    pub(super) kinds: &'static [Kind],
+    pub(super) order: Order,
+}
+
+/// How bars are asked to compare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// None is lower than the one before it.
+    Rising,
+    /// None is lower than that of pswitch.
+    AbovePswitch,
+}
+
+/// How often, and how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Rounds {
+    warm_up: usize,
+    counted: usize,
+    /// The same where nothing trains.
+    idle_warm_up: usize,
+    idle_counted: usize,
+    training: Duration,
+}
+
+impl Rounds {
+    fn of(experiment: &Experiment) -> Self {
+        let mut rounds = if experiment.quick {
+            let training = Duration::from_millis(500);
+            Self { warm_up: 3, counted: 5, idle_warm_up: 5, idle_counted: 20, training }
+        } else {
+            let training = Duration::from_secs(10);
+            Self { warm_up: 10, counted: 10, idle_warm_up: 10, idle_counted: 90, training }
+        };
+        if let Some(counted) = experiment.rounds {
+            rounds.counted = counted as usize;
+            rounds.warm_up = rounds.warm_up.min(rounds.counted);
+        }
+        rounds
+    }
+}
+
+impl Bars {
+    pub(super) fn run(&self, experiment: &Experiment, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
+        let subjects = experiment.subjects(usize::MAX)?;
+        let served = experiment.served(&subjects);
+        let mut session = Session::new(experiment, served, zygotes)?;
+        let mut rounds = Rounds::of(experiment);
+        let mut bars = Vec::new();
+        for subject in &subjects {
+            let found = session.run(subject, self.kinds, &mut rounds);
+            bars.extend(found.into_iter().map(|(kind, latencies)| Bar {
+                model: subject.name.clone(),
+                mechanism: kind.name().to_owned(),
+                parts: latencies.parts(),
+                latencies_ms: latencies.client_ms,
+            }));
+        }
+        let wrong = Goal::at_most("wrong outputs", 0.0, "", f64::from(session.wrong_outputs));
+        let left_out = session.left_out;
+        let figure = Figure { number: self.number, bars, cycles: Vec::new(), loads: Vec::new(), left_out };
+        let mut tables = vec![table(&figure.bars)];
+        tables.extend(left_out_table(&figure.left_out));
+        let mut goals = goals(&figure.bars, self.order);
+        goals.push(wrong);
+        Ok(Report { command: self.command, tables, goals, results: serde_json::to_value(&figure)? })
+    }
+}
+
+/// Latencies of one mechanism, and what the server says of them.
+#[derive(Debug, Default)]
+pub(super) struct Latencies {
+    client_ms: Vec<f64>,
+    queue: Samples,
+    stop: Samples,
+    switch: Samples,
+    compute: Samples,
+    reply: Samples,
+}
+
+impl Latencies {
+    fn parts(&self) -> Option<Parts> {
+        let median = |samples: &Samples| samples.summary().map(|summary| summary.median);
+        Some(Parts {
+            queue_ms: median(&self.queue)?,
+            // Without training nothing has to stop.
+            stop_ms: median(&self.stop).unwrap_or(0.0),
+            switch_ms: median(&self.switch)?,
+            compute_ms: median(&self.compute)?,
+            reply_ms: median(&self.reply)?,
+        })
+    }
+}
+
+impl Measure for Rounds {
+    type Found = Latencies;
+
+    fn measure(&mut self, kind: Kind, arm: &mut dyn Arm, caller: &mut Caller) -> anyhow::Result<Latencies> {
+        let (warm_up, counted) =
+            if arm.trains() { (self.warm_up, self.counted) } else { (self.idle_warm_up, self.idle_counted) };
+        let mut found = Latencies::default();
+        let progress = Progress::new(kind.name(), warm_up + counted);
+        for round in 0..warm_up + counted {
+            interrupt::check()?;
+            if arm.trains() {
+                arm.train()?;
+                await_training(arm)?;
+                interrupt::sleep(self.training)?;
+            }
+            let (latency, parameters) = caller.ask(arm.address())?;
+            let stopped = arm.stopped()?;
+            if round >= warm_up {
+                arm.check(&parameters)?;
+                let client = milliseconds(latency);
+                let [queue, switch, compute] =
+                    [parameters.queue_us, parameters.switch_us, parameters.compute_us].map(|us| us / 1e3);
+                found.client_ms.push(client);
+                found.queue.push(queue);
+                found.switch.push(switch);
+                found.compute.push(compute);
+                found.reply.push(client - queue - switch - compute);
+                if let Some(stopped) = stopped {
+                    found.stop.push_ms(stopped);
+                }
+            }
+            progress.step();
+        }
+        Ok(found)
+    }
+}
+
+/// Waits until training computes.
+fn await_training(arm: &mut dyn Arm) -> anyhow::Result<()> {
+    let latest = Instant::now() + PATIENCE;
+    while !arm.is_training()? {
+        ensure!(Instant::now() < latest, "training does not begin within {} s", PATIENCE.as_secs());
+        interrupt::sleep(Duration::from_millis(1))?;
+    }
+    Ok(())
+}
+
+fn mean(values: &[f64]) -> f64 {
+    // Series are far shorter than what a float counts exactly.
+    #[allow(clippy::cast_precision_loss)]
+    let count = values.len() as f64;
+    values.iter().sum::<f64>() / count
+}
+
+fn summary(bar: &Bar) -> Option<crate::stats::Summary> {
+    let mut samples = Samples::with_capacity(bar.latencies_ms.len());
+    samples.extend(bar.latencies_ms.iter().copied());
+    samples.summary()
+}
+
+fn table(bars: &[Bar]) -> Table {
+    let mut table = Table::new([
+        "model, mechanism",
+        "median ms",
+        "mean",
+        "p99",
+        "min",
+        "max",
+        "queue",
+        "stop",
+        "switch",
+        "compute",
+        "reply",
+    ]);
+    for bar in bars {
+        let Some(summary) = summary(bar) else { continue };
+        let ms = |value: f64| format!("{value:.2}");
+        let part = |of: fn(&Parts) -> f64| bar.parts.as_ref().map_or("-".to_owned(), |parts| ms(of(parts)));
+        table.push([
+            format!("{}, {}", bar.model, bar.mechanism),
+            ms(summary.median),
+            ms(mean(&bar.latencies_ms)),
+            ms(summary.p99),
+            ms(summary.least),
+            ms(summary.most),
+            part(|parts| parts.queue_ms),
+            part(|parts| parts.stop_ms),
+            part(|parts| parts.switch_ms),
+            part(|parts| parts.compute_ms),
+            part(|parts| parts.reply_ms),
+        ]);
+    }
+    table
+}
+
+/// What was left out, if anything was.
+pub(super) fn left_out_table(left_out: &[LeftOut]) -> Option<Table> {
+    let mut table = Table::new(["left out", "model", "reason"]);
+    for LeftOut { mechanism, model, reason } in left_out {
+        table.push([mechanism.clone(), model.clone().unwrap_or_default(), reason.clone()]);
+    }
+    (!left_out.is_empty()).then_some(table)
+}
+
+/// Medians compared, model by model.
+fn goals(bars: &[Bar], order: Order) -> Vec<Goal> {
+    let pswitch = Kind::Pswitch.name();
+    let mut goals = Vec::new();
+    for (index, bar) in bars.iter().enumerate() {
+        let mut before = bars[..index].iter().filter(|other| other.model == bar.model);
+        let other = match order {
+            Order::Rising => before.next_back(),
+            Order::AbovePswitch => before.find(|other| other.mechanism == pswitch),
+        };
+        let compared = other.and_then(|other| Some((other, summary(other)?.median, summary(bar)?.median)));
+        if let Some((other, below, above)) = compared {
+            let what = format!("{}: {} over {}", bar.model, bar.mechanism, other.mechanism);
+            goals.push(Goal::at_least(what, 1.0, "times", above / below));
+        }
+    }
+    goals
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bar(model: &str, kind: Kind, latencies_ms: &[f64]) -> Bar {
+        let (model, mechanism) = (model.to_owned(), kind.name().to_owned());
+        Bar { model, mechanism, latencies_ms: latencies_ms.to_vec(), parts: None }
+    }
+
+    #[test]
+    fn bars_are_compared_within_their_model() {
+        let bars = [
+            bar("a", Kind::Ready, &[1.0]),
+            bar("a", Kind::Pswitch, &[2.0]),
+            bar("a", Kind::StopAndStart, &[1.0]),
+            bar("b", Kind::Pswitch, &[9.0]),
+            bar("b", Kind::StopAndStart, &[90.0]),
+        ];
+        let texts = |order| goals(&bars, order).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(
+            texts(Order::Rising),
+            [
+                "a: pswitch over ready: 2 times (asked: at least 1 times): met",
+                "a: stop-and-start over pswitch: 0.5 times (asked: at least 1 times): MISSED",
+                "b: stop-and-start over pswitch: 10 times (asked: at least 1 times): met",
+            ]
+        );
+        // What comes ahead of pswitch is none of its ablations.
+        assert_eq!(texts(Order::AbovePswitch).len(), 2);
+    }
+
+    #[test]
+    fn a_bar_says_all_that_was_asked_for() {
+        let latencies: Vec<f64> = (1..=101).map(f64::from).collect();
+        let text = table(&[bar("m", Kind::Pswitch, &latencies)]).to_string();
+        assert!(text.contains("m, pswitch      51.00  51.00  100.00  1.00  101.00"), "{text}");
+    }
+
+    #[test]
+    fn what_is_left_out_is_told_with_its_reason() {
+        assert_eq!(left_out_table(&[]), None);
+        let left_out = LeftOut { mechanism: "mps".to_owned(), model: None, reason: "no GPU".to_owned() };
+        let text = left_out_table(&[left_out]).unwrap().to_string();
+        assert_eq!(text.lines().last(), Some("mps                no GPU"));
+    }
+}

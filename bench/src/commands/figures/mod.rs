@@ -1,0 +1,88 @@
+//! The figures of the paper: each measures some mechanisms on some models.
+
+mod bars;
+mod figure5;
+mod figure6;
+mod figure7;
+mod figure8;
+mod figure9;
+mod session;
+
+use std::path::PathBuf;
+
+use pswitch_controller::{Bandwidth, ByteSize};
+use pswitch_device::DeviceId;
+
+use super::GPU_MODELS;
+use crate::serving::Serving;
+use crate::subject::{Served, Subject};
+pub(crate) use figure5::Figure5;
+pub(crate) use figure6::Figure6;
+pub(crate) use figure7::Figure7;
+pub(crate) use figure8::Figure8;
+pub(crate) use figure9::Figure9;
+
+/// What is measured by default on a GPU: the models of the paper.
+const ON_GPU: [&str; 3] = [GPU_MODELS[0], GPU_MODELS[1], GPU_MODELS[2]];
+
+/// What is measured by default on the host.
+const ON_HOST: [&str; 3] =
+    ["target/fixtures/resnet18", "target/fixtures/mobilenet_v3_small", "target/fixtures/bert-2-layers"];
+
+/// Servers that a model may need: to match the link, pswitch, and pswitch with its host store not pinned.
+const SERVERS: usize = 3;
+
+/// What all figures take.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Experiment {
+    /// The models: folders with model.pt2, or archives. By default those of the paper in models/ on a GPU, and small ones of
+    /// target/fixtures on the host.
+    #[arg(long = "model", value_name = "PATH", num_args = 1..)]
+    models: Vec<PathBuf>,
+    /// About a minute a figure: fewer rounds, and half a second of training in each.
+    #[arg(long)]
+    quick: bool,
+    /// Rounds that count, instead of 10; 5 with --quick.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
+    /// The task: a configuration whose length is ignored. By default a ResNet18 of target/training.
+    #[arg(long, value_name = "FILE")]
+    task: Option<PathBuf>,
+    /// Part of the pool for training, and the memory of a process that trains alone.
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    training_size: ByteSize,
+    /// Slows the link of a host device down, as in 1GB/s. By default copying a model takes as long as computing.
+    #[arg(long, value_name = "RATE")]
+    link_bandwidth: Option<Bandwidth>,
+    #[command(flatten)]
+    pub(crate) serving: Serving,
+}
+
+impl Experiment {
+    /// As many servers as it may start, one after another. Which device `auto` is cannot be asked yet: workers are forked
+    /// from a process that has not touched a GPU.
+    pub(crate) fn servers(&self) -> usize {
+        let models = if self.models.is_empty() { ON_GPU.len().max(ON_HOST.len()) } else { self.models.len() };
+        models * SERVERS
+    }
+
+    /// The models that are named, or so many of the others.
+    fn subjects(&self, default: usize) -> anyhow::Result<Vec<Subject>> {
+        let paths: &[&str] = match self.serving.device() {
+            _ if !self.models.is_empty() => {
+                return self.models.iter().map(|path| Subject::open(path)).collect();
+            }
+            DeviceId::Cuda(_) => &ON_GPU,
+            DeviceId::Host(_) => &ON_HOST,
+        };
+        paths.iter().take(default).map(|path| Subject::open(path.as_ref())).collect()
+    }
+
+    /// On the host a core is left to the link: there it is a thread that copies.
+    fn served(&self, subjects: &[Subject]) -> Served {
+        match self.serving.device() {
+            DeviceId::Host(_) => self.serving.with_threads(crate::matched_link::threads_beside_the_link()),
+            DeviceId::Cuda(_) => self.serving.like_references(subjects),
+        }
+    }
+}

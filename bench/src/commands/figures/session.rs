@@ -1,0 +1,208 @@
+//! One model after the other, one mechanism after the other: what fails is left out with its reason, and the rest goes on.
+
+use std::sync::Arc;
+
+use anyhow::ensure;
+use pswitch_controller::Bandwidth;
+use pswitch_device::DeviceId;
+use pswitch_train::TaskConfig;
+use pswitch_transfer::{Algorithm, Plan};
+
+use super::Experiment;
+use crate::caller::{Caller, WrongOutput};
+use crate::figures::LeftOut;
+use crate::interrupt;
+use crate::matched_link::MatchedLink;
+use crate::mechanisms::{AloneArm, Arm, Desk, Kind, ServedModel};
+use crate::serving::{Serving, Zygotes};
+use crate::subject::{Served, Subject};
+use crate::task;
+
+/// Requests by which the link is matched to a model.
+const MATCHING: usize = 5;
+
+/// Everything that measurements of one figure share.
+pub(super) struct Session<'a> {
+    experiment: &'a Experiment,
+    pub(super) served: Served,
+    task: TaskConfig,
+    zygotes: &'a mut Zygotes,
+    pub(super) left_out: Vec<LeftOut>,
+    /// Answers that were not the right ones.
+    pub(super) wrong_outputs: u32,
+}
+
+/// A model whose mechanisms are measured.
+struct Model<'a> {
+    subject: &'a Subject,
+    link: Option<Bandwidth>,
+    caller: Caller,
+    plan: Option<Plan>,
+}
+
+/// Measures a mechanism that runs.
+pub(super) trait Measure {
+    type Found;
+
+    fn measure(&mut self, kind: Kind, arm: &mut dyn Arm, caller: &mut Caller) -> anyhow::Result<Self::Found>;
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn new(
+        experiment: &'a Experiment,
+        served: Served,
+        zygotes: &'a mut Zygotes,
+    ) -> anyhow::Result<Self> {
+        let task = task::open(experiment.task.as_deref())?;
+        interrupt::listen()?;
+        Ok(Self { experiment, served, task, zygotes, left_out: Vec::new(), wrong_outputs: 0 })
+    }
+
+    /// Measures mechanisms on a model. What was found comes in the order of `kinds`.
+    pub(super) fn run<M: Measure>(
+        &mut self,
+        subject: &Subject,
+        kinds: &[Kind],
+        measure: &mut M,
+    ) -> Vec<(Kind, M::Found)> {
+        let mut found = Vec::with_capacity(kinds.len());
+        let model = self.link(subject).and_then(|link| {
+            let caller = Caller::new(&subject.name, subject.examples(self.served)?);
+            Ok(Model { subject, link, caller, plan: None })
+        });
+        let mut model = match model {
+            Ok(model) => model,
+            Err(error) => {
+                kinds.iter().for_each(|&kind| self.leave_out(kind, subject, &error));
+                return found;
+            }
+        };
+        // The server comes first: others need its plan.
+        let (served, others): (Vec<Kind>, Vec<Kind>) = kinds.iter().partition(|kind| kind.plan().is_some());
+        self.run_served(&mut model, &served, measure, &mut found);
+        for kind in others {
+            eprintln!("{}: {} ...", subject.name, kind.name());
+            let result = match kind {
+                Kind::NoPinned => self.run_unpinned(&mut model, measure),
+                kind => self.run_alone(&mut model, kind, measure),
+            };
+            self.note(subject, kind, result, &mut found);
+        }
+        found.sort_by_key(|(kind, _)| kinds.iter().position(|listed| listed == kind));
+        found
+    }
+
+    fn run_served<M: Measure>(
+        &mut self,
+        model: &mut Model<'_>,
+        kinds: &[Kind],
+        measure: &mut M,
+        found: &mut Vec<(Kind, M::Found)>,
+    ) {
+        let Model { subject, link, caller, plan } = model;
+        eprintln!("{}: starting a server ...", subject.name);
+        let Experiment { serving, training_size, .. } = self.experiment;
+        let server = interrupt::check().map_err(Into::into).and_then(|()| {
+            ServedModel::start(subject, serving, self.served, *link, &self.task, *training_size, self.zygotes)
+        });
+        let mut server = match server {
+            Ok(server) => server,
+            Err(error) => return kinds.iter().for_each(|&kind| self.leave_out(kind, subject, &error)),
+        };
+        for &kind in kinds {
+            eprintln!("{}: {} ...", subject.name, kind.name());
+            let result = interrupt::check().map_err(Into::into).and_then(|()| {
+                let mut arm = match (kind, kind.plan()) {
+                    (Kind::Ready, _) | (_, None) => server.ready()?,
+                    (_, Some(algorithm)) => server.switches(algorithm)?,
+                };
+                measure.measure(kind, &mut arm, caller)
+            });
+            self.note(subject, kind, result, found);
+        }
+        match server.plan() {
+            Ok(found) => *plan = found,
+            Err(error) => eprintln!("{}: no plan: {error:#}", subject.name),
+        }
+        if let Err(error) = server.stop() {
+            eprintln!("{}: the server: {error:#}", subject.name);
+        }
+    }
+
+    fn server(&mut self, model: &Model<'_>, serving: &Serving) -> anyhow::Result<ServedModel> {
+        interrupt::check()?;
+        eprintln!("{}: starting a server ...", model.subject.name);
+        let training_size = self.experiment.training_size;
+        let Model { subject, link, .. } = *model;
+        ServedModel::start(subject, serving, self.served, link, &self.task, training_size, self.zygotes)
+    }
+
+    /// pswitch with a host store that is not pinned.
+    fn run_unpinned<M: Measure>(
+        &mut self,
+        model: &mut Model<'_>,
+        measure: &mut M,
+    ) -> anyhow::Result<M::Found> {
+        ensure!(matches!(self.served.device, DeviceId::Cuda(_)), "the host copies any memory alike");
+        let mut server = self.server(model, &self.experiment.serving.without_pinning())?;
+        let found = server
+            .switches(Algorithm::Optimal)
+            .and_then(|mut arm| measure.measure(Kind::NoPinned, &mut arm, &mut model.caller));
+        let stopped = server.stop();
+        let found = found?;
+        stopped.map(|()| found)
+    }
+
+    fn run_alone<M: Measure>(
+        &mut self,
+        model: &mut Model<'_>,
+        kind: Kind,
+        measure: &mut M,
+    ) -> anyhow::Result<M::Found> {
+        interrupt::check()?;
+        let (arena, training) =
+            (self.experiment.serving.arena_bytes(), self.experiment.training_size.bytes());
+        let desk = Desk::new(model.subject, self.served, model.link, arena, &self.task, training)?;
+        let mut arm = AloneArm::start(kind, model.subject, Arc::new(desk), model.plan.as_ref())?;
+        let found = measure.measure(kind, &mut arm, &mut model.caller);
+        let stopped = arm.stop();
+        let found = found?;
+        stopped.map(|()| found)
+    }
+
+    /// How slow the link is to be.
+    fn link(&mut self, subject: &Subject) -> anyhow::Result<Option<Bandwidth>> {
+        interrupt::check()?;
+        let Experiment { serving, link_bandwidth, .. } = self.experiment;
+        match (self.served.device, link_bandwidth) {
+            (DeviceId::Cuda(_), given) | (_, given @ Some(_)) => Ok(*given),
+            (DeviceId::Host(_), None) => {
+                let link = MatchedLink::find(subject, serving, self.served, MATCHING, self.zygotes)?;
+                Ok(Some(link.bandwidth))
+            }
+        }
+    }
+
+    fn note<T>(
+        &mut self,
+        subject: &Subject,
+        kind: Kind,
+        result: anyhow::Result<T>,
+        found: &mut Vec<(Kind, T)>,
+    ) {
+        match result {
+            Ok(value) => found.push((kind, value)),
+            Err(error) => self.leave_out(kind, subject, &error),
+        }
+    }
+
+    fn leave_out(&mut self, kind: Kind, subject: &Subject, error: &anyhow::Error) {
+        eprintln!("{}: {} is left out: {error:#}", subject.name, kind.name());
+        self.wrong_outputs += u32::from(error.is::<WrongOutput>());
+        self.left_out.push(LeftOut {
+            mechanism: kind.name().to_owned(),
+            model: Some(subject.name.clone()),
+            reason: format!("{error:#}"),
+        });
+    }
+}

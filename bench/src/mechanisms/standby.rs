@@ -1,0 +1,287 @@
+//! Mechanisms with a process that stands by while another one trains: what pswitch is without one of its parts.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use pswitch_device::{
+    CopyStream, Device, DeviceId, DeviceMemory, DeviceSlice, HostSlice, LinkThrottle, PinnedMemory,
+    SharedMemory, doorbell, open_device,
+};
+use pswitch_model::StorageId;
+use pswitch_protocol::{Elsewhere, Region, ToWorker, WorkerMemory};
+
+use super::desk::{Desk, Group, MODEL, Order, Request};
+use super::process::Process;
+use super::service::{Answered, Procedure};
+
+/// Longest wait for copies that were made.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A process that trains until it is told to stop, and goes on when it is told to.
+struct Trainer {
+    process: Process,
+    state: Training,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Training {
+    /// The task is not prepared.
+    Not,
+    On,
+    Off,
+}
+
+impl Trainer {
+    fn new(desk: &Desk) -> anyhow::Result<Self> {
+        Ok(Self { process: desk.start(&[], desk.training_bytes(), false)?, state: Training::Not })
+    }
+
+    fn train(&mut self, desk: &Desk) -> anyhow::Result<()> {
+        let bytes = desk.training_bytes();
+        match std::mem::replace(&mut self.state, Training::On) {
+            Training::Not => desk.train(&mut self.process, bytes),
+            Training::Off => self.process.train(&desk.training_order(bytes)),
+            Training::On => Ok(()),
+        }
+    }
+
+    fn is_training(&mut self) -> anyhow::Result<bool> {
+        Ok(self.state == Training::On && self.process.is_training()?)
+    }
+
+    /// Tells it to stop, and does not wait.
+    fn tell_stop(&self) -> anyhow::Result<()> {
+        if self.state == Training::On { self.process.set_stop(true) } else { Ok(()) }
+    }
+
+    /// Waits until it has stopped, if it was told to: when that was.
+    fn await_stop(&mut self) -> anyhow::Result<Option<u64>> {
+        if self.state != Training::On {
+            return Ok(None);
+        }
+        self.state = Training::Off;
+        self.process.await_pause().map(Some)
+    }
+}
+
+/// Without unified memory management: the process that stands by has a pinned copy of the weights of its own, from which
+/// it streams them, by the plan of pswitch, into memory that it allocates for the request and frees behind it. Nothing
+/// can be captured in advance over memory that is not there yet.
+pub(crate) struct NoUnified {
+    desk: Arc<Desk>,
+    trainer: Trainer,
+    standby: Process,
+    groups: Vec<Region>,
+    is_there: bool,
+}
+
+impl NoUnified {
+    pub(crate) fn new(desk: Arc<Desk>, groups: &[Group]) -> anyhow::Result<Self> {
+        let mut standby = desk.start(&[], desk.room.bytes(), false)?;
+        desk.load(&mut standby, true)?;
+        desk.plan(&mut standby, groups)?;
+        let groups = groups.iter().map(|group| group.part).collect();
+        Ok(Self { trainer: Trainer::new(&desk)?, desk, standby, groups, is_there: false })
+    }
+}
+
+impl Procedure for NoUnified {
+    fn train(&mut self) -> anyhow::Result<()> {
+        if std::mem::take(&mut self.is_there) {
+            self.standby.send(&ToWorker::Release { model: MODEL }, &[])?;
+        }
+        self.trainer.train(&self.desk)
+    }
+
+    fn is_training(&mut self) -> anyhow::Result<bool> {
+        self.trainer.is_training()
+    }
+
+    fn steps(&mut self) -> anyhow::Result<u64> {
+        self.trainer.process.steps()
+    }
+
+    fn answer(&mut self, request: &Request) -> anyhow::Result<Answered> {
+        self.trainer.tell_stop()?;
+        let switched = !std::mem::replace(&mut self.is_there, true);
+        let mut groups = Vec::new();
+        if switched {
+            for part in self.desk.whole() {
+                let to = Elsewhere::Allocated;
+                self.standby.send(&ToWorker::Move { model: MODEL, part, to }, &[])?;
+            }
+            groups.clone_from(&self.groups);
+        }
+        let executed = self.desk.bring_and_run(&mut self.standby, request, groups)?;
+        Ok(Answered { executed, stopped_ns: self.trainer.await_stop()?, switched })
+    }
+}
+
+/// With the weights in CUDA's managed memory, of just their size: their pages come when kernels touch them. While training
+/// has the GPU they lie on the host.
+pub(crate) struct Managed {
+    desk: Arc<Desk>,
+    trainer: Trainer,
+    standby: Process,
+    is_there: bool,
+}
+
+impl Managed {
+    pub(crate) fn new(desk: Arc<Desk>) -> anyhow::Result<Self> {
+        if let DeviceId::Host(_) = desk.device() {
+            bail!("the host has no managed memory");
+        }
+        let mut standby = desk.start(&[], desk.room.bytes(), true)?;
+        desk.load(&mut standby, true)?;
+        for part in desk.whole() {
+            standby.send(&ToWorker::Move { model: MODEL, part, to: Elsewhere::Managed }, &[])?;
+        }
+        desk.bring(&mut standby, desk.whole())?;
+        Ok(Self { trainer: Trainer::new(&desk)?, desk, standby, is_there: true })
+    }
+}
+
+impl Procedure for Managed {
+    fn train(&mut self) -> anyhow::Result<()> {
+        if std::mem::take(&mut self.is_there) {
+            self.standby.send(&ToWorker::SendBack { model: MODEL }, &[])?;
+        }
+        self.trainer.train(&self.desk)
+    }
+
+    fn is_training(&mut self) -> anyhow::Result<bool> {
+        self.trainer.is_training()
+    }
+
+    fn steps(&mut self) -> anyhow::Result<u64> {
+        self.trainer.process.steps()
+    }
+
+    fn answer(&mut self, request: &Request) -> anyhow::Result<Answered> {
+        self.trainer.tell_stop()?;
+        let switched = !std::mem::replace(&mut self.is_there, true);
+        let executed = self.desk.bring_and_run(&mut self.standby, request, Vec::new())?;
+        Ok(Answered { executed, stopped_ns: self.trainer.await_stop()?, switched })
+    }
+}
+
+/// Without the one handle for the whole pool: every group of the plan has memory of its own, allocated once by this
+/// process, which copies the weights there; the process that stands by opens a handle for each when the request comes.
+pub(crate) struct NoIpc {
+    desk: Arc<Desk>,
+    trainer: Trainer,
+    // Before the memory that it has opened.
+    standby: Process,
+    stream: Box<dyn CopyStream>,
+    slots: PinnedMemory,
+    weights: PinnedMemory,
+    groups: Vec<(Group, Arc<dyn DeviceMemory>)>,
+    pool: Arc<dyn DeviceMemory>,
+    device: Arc<dyn Device>,
+    is_there: bool,
+}
+
+impl NoIpc {
+    pub(crate) fn new(desk: Arc<Desk>, groups: &[Group]) -> anyhow::Result<Self> {
+        let bandwidth_bytes_per_s = desk.link().map(pswitch_controller::Bandwidth::bytes_per_s);
+        let throttle = LinkThrottle { bandwidth_bytes_per_s, ..LinkThrottle::default() };
+        let device = open_device(desk.device(), throttle)?;
+        let pool = device.allocate(desk.room.bytes())?;
+        let (handle, descriptors) = pool.export()?.into_parts();
+        let mut standby = desk.attach(&[], WorkerMemory::Pool(handle), &descriptors, false)?;
+        desk.load(&mut standby, false)?;
+        desk.plan(&mut standby, groups)?;
+        let groups = groups.iter().map(|&group| Ok((group, device.allocate(group.part.bytes)?)));
+        Ok(Self {
+            trainer: Trainer::new(&desk)?,
+            stream: device.copy_stream("weights")?,
+            slots: device.pin(Arc::clone(desk.slots.shared()))?,
+            weights: device.pin(Arc::new(weights(&desk)?))?,
+            groups: groups.collect::<anyhow::Result<_>>()?,
+            desk,
+            standby,
+            pool,
+            device,
+            is_there: false,
+        })
+    }
+
+    fn slice(&self, place: Region) -> anyhow::Result<DeviceSlice> {
+        Ok(DeviceSlice::new(Arc::clone(&self.pool), place.offset, place.bytes)?)
+    }
+
+    /// The doorbell of each group.
+    fn doorbells(&self) -> anyhow::Result<Vec<DeviceSlice>> {
+        let words = (self.desk.room.doorbells.offset..).step_by(4).take(self.groups.len());
+        words.map(|offset| self.slice(Region { offset, bytes: 4 })).collect()
+    }
+
+    /// Has the standby process open all handles.
+    fn hand_over(&mut self) -> anyhow::Result<()> {
+        for (group, memory) in &self.groups {
+            let (handle, descriptors) = memory.export()?.into_parts();
+            let descriptors: Vec<_> = descriptors.iter().map(std::os::fd::AsFd::as_fd).collect();
+            let to = Elsewhere::Opened(handle);
+            self.standby.send(&ToWorker::Move { model: MODEL, part: group.part, to }, &descriptors)?;
+        }
+        Ok(())
+    }
+}
+
+impl Procedure for NoIpc {
+    fn train(&mut self) -> anyhow::Result<()> {
+        if std::mem::take(&mut self.is_there) {
+            self.standby.send(&ToWorker::Release { model: MODEL }, &[])?;
+        }
+        self.trainer.train(&self.desk)
+    }
+
+    fn is_training(&mut self) -> anyhow::Result<bool> {
+        self.trainer.is_training()
+    }
+
+    fn steps(&mut self) -> anyhow::Result<u64> {
+        self.trainer.process.steps()
+    }
+
+    fn answer(&mut self, request: &Request) -> anyhow::Result<Answered> {
+        self.trainer.tell_stop()?;
+        let switched = !std::mem::replace(&mut self.is_there, true);
+        let Order { inputs, execute } = self.desk.order(request, !switched)?;
+        let input_doorbell = self.slice(Region { offset: execute.input_doorbell, bytes: 4 })?;
+        let doorbells = if switched { self.doorbells()? } else { Vec::new() };
+        let words: Vec<_> = doorbells.iter().chain([&input_doorbell]).cloned().collect();
+        self.device.set_words(&words, doorbell::CLEAR)?;
+        for (from, to) in inputs {
+            let from = HostSlice::new(self.slots.clone(), from.offset, from.bytes)?;
+            let to = self.slice(to)?;
+            self.stream.copy_in(&from, &to)?;
+        }
+        self.stream.write_word(&input_doorbell, doorbell::RUNG)?;
+        for ((group, memory), word) in self.groups.iter().zip(&doorbells) {
+            let Region { offset, bytes } = group.part;
+            let from = HostSlice::new(self.weights.clone(), offset, bytes)?;
+            self.stream.copy_in(&from, &DeviceSlice::new(Arc::clone(memory), 0, bytes)?)?;
+            self.stream.write_word(word, doorbell::RUNG)?;
+        }
+        if switched {
+            self.hand_over()?;
+        }
+        self.standby.send(&ToWorker::Execute(execute), &[])?;
+        let executed = Desk::await_outputs(&mut self.standby)?;
+        self.stream.record()?.wait(Instant::now() + PATIENCE)?;
+        Ok(Answered { executed, stopped_ns: self.trainer.await_stop()?, switched })
+    }
+}
+
+/// A model's span, filled from its archive.
+fn weights(desk: &Desk) -> anyhow::Result<SharedMemory> {
+    let span = desk.archive.program().span();
+    let memory = SharedMemory::create("pswitch-weights", span.used_bytes.max(1))?;
+    let storages = (0..).map(StorageId).zip(&span.offsets);
+    for (storage, &offset) in storages.filter(|&(_, &offset)| offset < span.used_bytes) {
+        memory.write(offset, desk.archive.storage_bytes(storage))?;
+    }
+    Ok(memory)
+}
