@@ -13,6 +13,8 @@ const MARGIN: i32 = 32;
 /// The middles of the title and of the sentence below it, from the top.
 const TITLE: i32 = 44;
 const REMARK: i32 = 86;
+/// Between two lines of a hatched box.
+const HATCH_PITCH: i32 = 10;
 
 /// What is written and what axes are drawn in.
 pub const INK: RGBColor = RGBColor(34, 34, 34);
@@ -53,15 +55,6 @@ where
         Ok(self.0.draw(&Text::new(text, at, text_style))?)
     }
 
-    /// How wide a text is.
-    ///
-    /// # Errors
-    /// When the font cannot say.
-    pub fn width(&self, text: &str, style: Style) -> Result<i32, Box<dyn Error + Send + Sync>> {
-        let (width, _) = self.0.estimate_text_size(text, &style.font().into_text_style(self.0))?;
-        Ok(i32::try_from(width)?)
-    }
-
     /// A line from point to point.
     ///
     /// # Errors
@@ -81,12 +74,35 @@ where
         Ok(())
     }
 
-    /// A filled area of three or more corners.
+    /// Lines over a box, as far as it goes.
     ///
     /// # Errors
     /// As [`head`](Self::head).
-    pub fn polygon(&self, corners: impl Into<Vec<(i32, i32)>>, color: RGBColor) -> Drawn {
-        Ok(self.0.draw(&Polygon::new(corners.into(), color.filled()))?)
+    pub fn hatch(
+        &self,
+        hatch: Hatch,
+        (left, right): (i32, i32),
+        (top, bottom): (i32, i32),
+        color: RGBColor,
+    ) -> Drawn {
+        let (width, height) = (right - left, bottom - top);
+        if hatch == Hatch::Level {
+            let mut lines = (top + HATCH_PITCH / 2..bottom).step_by(HATCH_PITCH.unsigned_abs() as usize);
+            return lines.try_for_each(|y| self.line([(left, y), (right, y)], color, 1));
+        }
+        // Each line holds the points of one sum of both coordinates, counted from the corner at the top left; falling ones are
+        // mirrored.
+        for sum in (0..width + height).step_by(HATCH_PITCH.unsigned_abs() as usize) {
+            let (from_x, from_y) = (sum.min(width), (sum - width).max(0));
+            let (to_x, to_y) = ((sum - height).max(0), sum.min(height));
+            if hatch != Hatch::Falling {
+                self.line([(left + from_x, top + from_y), (left + to_x, top + to_y)], color, 1)?;
+            }
+            if hatch != Hatch::Rising {
+                self.line([(right - from_x, top + from_y), (right - to_x, top + to_y)], color, 1)?;
+            }
+        }
+        Ok(())
     }
 
     /// A box, from left to right and from top to bottom.
@@ -101,6 +117,19 @@ where
     ) -> Drawn {
         Ok(self.0.draw(&Rectangle::new([(left, top), (right, bottom)], style))?)
     }
+}
+
+/// Which way the lines of a hatched box go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hatch {
+    /// From the lower left to the upper right.
+    Rising,
+    /// From the upper left to the lower right.
+    Falling,
+    /// Both ways.
+    Crossed,
+    /// From left to right.
+    Level,
 }
 
 /// How a text looks; to the left and in ink unless told otherwise.

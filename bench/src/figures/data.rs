@@ -22,6 +22,13 @@ pub(crate) struct Figure {
     pub(crate) left_out: Vec<LeftOut>,
 }
 
+impl Figure {
+    /// The figure that a command's results are; none of commands that measure something else.
+    pub(crate) fn of(results: &serde_json::Value) -> Option<Self> {
+        Self::deserialize(results).ok()
+    }
+}
+
 /// One bar: a mechanism that answered requests for a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -94,6 +101,18 @@ pub(crate) struct Load {
     /// Training steps a second meanwhile, over those without requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) training_kept: Option<f64>,
+}
+
+impl Load {
+    /// The share of all requests that were answered within the SLO: those that were refused were not. None without any.
+    pub(crate) fn within_slo(&self) -> Option<f64> {
+        let sent = self.latencies_ms.len() + self.refused;
+        let within = self.latencies_ms.iter().filter(|latency| **latency <= self.slo_ms).count();
+        // Counts of some thousands.
+        #[allow(clippy::cast_precision_loss)]
+        let share = within as f64 / sent as f64;
+        (sent > 0).then_some(share)
+    }
 }
 
 /// A mechanism that this machine cannot run, or that failed.
