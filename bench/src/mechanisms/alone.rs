@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use pswitch_controller::InferenceService;
 use pswitch_transfer::Plan;
 use tokio::runtime::Runtime;
@@ -24,6 +24,8 @@ pub(crate) struct AloneArm {
     mechanism: Arc<Mechanism>,
     front_end: FrontEnd,
     runtime: Runtime,
+    /// Whether the model stays while training goes on.
+    stays: bool,
 }
 
 impl AloneArm {
@@ -58,12 +60,12 @@ impl AloneArm {
             .context("cannot start threads")?;
         let service: Arc<dyn InferenceService> = Arc::clone(&mechanism) as _;
         let front_end = FrontEnd::open(&runtime, service)?;
-        Ok(Self { mechanism, front_end, runtime })
+        Ok(Self { mechanism, front_end, runtime, stays: kind == Kind::Mps })
     }
 
     /// Ends it, with all its processes.
     pub(crate) fn stop(self) -> anyhow::Result<()> {
-        let Self { mechanism, front_end, runtime } = self;
+        let Self { mechanism, front_end, runtime, .. } = self;
         front_end.stop(&runtime)?;
         mechanism.stop()
     }
@@ -102,7 +104,12 @@ impl Arm for AloneArm {
         Ok(self.mechanism.stopped())
     }
 
-    fn check(&self, _parameters: &Parameters) -> anyhow::Result<()> {
+    fn check(&self, parameters: &Parameters) -> anyhow::Result<()> {
+        let found = if parameters.switched { "was made ready" } else { "was there" };
+        ensure!(
+            parameters.switched != self.stays,
+            "the model {found}: such requests were not to be measured"
+        );
         Ok(())
     }
 }

@@ -29,6 +29,9 @@ const OUTPUTS_BYTES: u64 = 16 << 20;
 /// Room for doorbells, a word a group.
 const DOORBELLS_BYTES: u64 = 64 << 10;
 
+/// How long workers of GPUs look for the next message before they sleep: as those of a server.
+const SPIN_US: u64 = 2000;
+
 /// The number of the model in every worker: there is one.
 pub(super) const MODEL: u32 = 0;
 
@@ -144,7 +147,7 @@ impl Desk {
         bytes: u64,
         graphs: bool,
     ) -> anyhow::Result<Process> {
-        // The driver of the GPU is not asked about the link.
+        // Given in whole bytes.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let link_bytes_per_s = self.link.map(|link| link.bytes_per_s() as u64);
         self.attach(environment, WorkerMemory::Own { bytes, link_bytes_per_s }, &[], graphs)
@@ -167,7 +170,7 @@ impl Desk {
             arenas: if graphs { vec![self.room.arena] } else { Vec::new() },
             control: 0,
             control_bytes: control::BLOCK_BYTES,
-            spin_us: 0,
+            spin_us: if matches!(self.served.device, DeviceId::Cuda(_)) { SPIN_US } else { 0 },
         };
         let control = process.control().fd().try_clone_to_owned()?;
         let mut descriptors = vec![self.slots.shared().fd(), control.as_fd()];

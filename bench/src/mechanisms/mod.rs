@@ -75,6 +75,11 @@ impl Kind {
         }
     }
 
+    /// Whether every request has a process made for it: that takes long, and never gets any faster.
+    pub(crate) fn restarts(self) -> bool {
+        matches!(self, Self::StopAndStart | Self::TwoProcesses)
+    }
+
     /// The plan by which the server of pswitch moves the model; none for what has no such server, or one of its own.
     pub(crate) fn plan(self) -> Option<Algorithm> {
         match self {

@@ -1,8 +1,9 @@
 //! NVIDIA MPS: a process that trains and one that serves share the GPU, both there at all times.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use tempfile::TempDir;
 use super::desk::{Desk, Request};
 use super::process::Process;
 use super::service::{Answered, Procedure};
+use crate::machine::field;
 
 /// NVIDIA's program that starts and ends the daemon.
 const CONTROL: &str = "nvidia-cuda-mps-control";
@@ -36,7 +38,7 @@ impl Mps {
         if let DeviceId::Host(_) = desk.device() {
             bail!("MPS shares GPUs alone");
         }
-        let daemon = Daemon::start()?;
+        let daemon = Daemon::start(Path::new(CONTROL))?;
         let environment = daemon.environment();
         let mut serves = desk.start(&environment, desk.room.bytes(), true)?;
         desk.load(&mut serves, true)?;
@@ -71,31 +73,37 @@ impl Procedure for Mps {
 
 /// The daemon, with folders of its own: no other user of the GPU meets it, and no setting of the GPU is touched.
 struct Daemon {
+    program: PathBuf,
     folder: TempDir,
 }
 
 impl Daemon {
-    fn start() -> anyhow::Result<Self> {
+    /// `program` is NVIDIA's.
+    fn start(program: &Path) -> anyhow::Result<Self> {
         // A socket's path has to be short.
         let folder = tempfile::Builder::new().prefix("mps").tempdir().context("no folder for MPS")?;
         for name in ["pipe", "log"] {
             fs::create_dir(folder.path().join(name)).context("no folder for MPS")?;
         }
-        let daemon = Self { folder };
-        let started = daemon.control().arg("-d").stdin(Stdio::null()).output();
-        let started = match started {
+        let daemon = Self { program: program.to_owned(), folder };
+        // To a file: the daemon would hold the other end of a pipe for as long as it lives.
+        let said = daemon.folder.path().join("said");
+        let file = File::create(&said).context("no file for what MPS says")?;
+        let mut control = daemon.control();
+        control.arg("-d").stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let status = match control.status() {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                bail!("there is no program {CONTROL} on this machine")
+                bail!("there is no program {} on this machine", program.display())
             }
-            started => started.with_context(|| format!("cannot run {CONTROL}"))?,
+            status => status.with_context(|| format!("cannot run {}", program.display()))?,
         };
-        let said = String::from_utf8_lossy(&started.stderr);
-        ensure!(started.status.success(), "the daemon of MPS does not start: {}", said.trim());
+        let said = fs::read_to_string(&said).unwrap_or_default();
+        ensure!(status.success(), "the daemon of MPS does not start: {status}, {}", said.trim());
         Ok(daemon)
     }
 
     fn control(&self) -> Command {
-        let mut command = Command::new(CONTROL);
+        let mut command = Command::new(&self.program);
         command.envs(self.environment());
         command
     }
@@ -110,7 +118,7 @@ impl Daemon {
     fn pid(&self) -> Option<i32> {
         let path = self.folder.path().join("pipe").join(format!("{CONTROL}.pid"));
         let pid = fs::read_to_string(path).ok()?.trim().parse().ok()?;
-        fs::exists(format!("/proc/{pid}")).unwrap_or(false).then_some(pid)
+        is_alive(pid).then_some(pid)
     }
 
     /// Tells it to end, and waits until it has.
@@ -121,7 +129,7 @@ impl Daemon {
             input.write_all(b"quit -t 5\n")?;
         }
         let latest = Instant::now() + END_PATIENCE;
-        while fs::exists(format!("/proc/{pid}")).unwrap_or(false) {
+        while is_alive(pid) {
             if Instant::now() >= latest {
                 let _ = quit.kill();
                 let _ = quit.wait();
@@ -132,6 +140,12 @@ impl Daemon {
         quit.wait()?;
         Ok(())
     }
+}
+
+/// Whether a process has not ended; one that nobody has waited for has.
+fn is_alive(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    field(&status, "State").is_some_and(|state| !state.starts_with(['Z', 'X']))
 }
 
 impl Drop for Daemon {
@@ -147,14 +161,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_daemon_has_folders_that_are_gone_with_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().to_owned();
-        let daemon = Daemon { folder };
-        let names = daemon.environment().map(|(name, value)| (name, value == path.join("pipe")));
+    fn a_process_that_has_ended_is_not_alive_though_nobody_has_waited() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        while is_alive(pid) {
+            std::thread::yield_now();
+        }
+        assert!(fs::exists(format!("/proc/{pid}")).unwrap());
+        child.wait().unwrap();
+        assert!(!is_alive(pid) && is_alive(i32::try_from(std::process::id()).unwrap()));
+    }
+
+    /// A program that behaves as NVIDIA's, as far as is asked of it here.
+    fn stand_in(folder: &Path) -> PathBuf {
+        let program = folder.join("control");
+        let pid = format!("$CUDA_MPS_PIPE_DIRECTORY/{CONTROL}.pid");
+        let script = format!(
+            "#!/bin/sh\n\
+             if [ \"$1\" = -d ]; then sleep 100 & echo $! > {pid}; exit; fi\n\
+             read word rest && [ \"$word\" = quit ] && kill $(cat {pid})\n"
+        );
+        // By another process: a file that this one has open for writing, or that a fork of it has, cannot be run.
+        let write = r#"printf %s "$1" > "$2" && chmod 700 "$2""#;
+        let written = Command::new("sh").args(["-c", write, "sh", &script]).arg(&program).status().unwrap();
+        assert!(written.success());
+        program
+    }
+
+    #[test]
+    fn a_daemon_ends_with_whoever_has_started_it() {
+        let place = tempfile::tempdir().unwrap();
+        let daemon = Daemon::start(&stand_in(place.path())).unwrap();
+        let (pid, folder) = (daemon.pid().unwrap(), daemon.folder.path().to_owned());
+        let names = daemon.environment().map(|(name, value)| (name, value == folder.join("pipe")));
         assert_eq!(names, [("CUDA_MPS_PIPE_DIRECTORY", true), ("CUDA_MPS_LOG_DIRECTORY", false)]);
-        assert_eq!(daemon.pid(), None);
+        assert!(is_alive(pid));
         drop(daemon);
-        assert!(!path.exists());
+        assert!(!is_alive(pid) && !folder.exists());
+    }
+
+    #[test]
+    fn a_machine_without_the_program_has_no_daemon() {
+        let error = Daemon::start(Path::new("/nowhere/control")).err().unwrap();
+        assert_eq!(error.to_string(), "there is no program /nowhere/control on this machine");
     }
 }

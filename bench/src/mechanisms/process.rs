@@ -44,7 +44,8 @@ impl WorkerProcess {
     }
 }
 
-/// A worker process, and what it has said of its training. Dropping it kills it, and returns when it is gone.
+/// A worker process, and what it has said of its training. Dropping it ends it, or kills it if it does not end, and returns
+/// when it is gone.
 ///
 /// It dies with the thread that has started it.
 #[derive(Debug)]
@@ -161,6 +162,10 @@ impl Process {
 
     /// Has it end in good order, and returns when it is gone.
     pub(crate) fn end(mut self) -> anyhow::Result<()> {
+        self.ask_to_end()
+    }
+
+    fn ask_to_end(&mut self) -> anyhow::Result<()> {
         self.set_stop(true)?;
         self.send(&ToWorker::Shutdown, &[])?;
         let latest = Instant::now() + END_PATIENCE;
@@ -216,8 +221,10 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may be gone already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // It may be gone already. A client of MPS that is killed may take the daemon's server with it.
+        if self.ask_to_end().is_err() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
     }
 }

@@ -1,7 +1,8 @@
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Fixture, done, pattern, slice, soon, whole};
-use crate::DeviceError;
+use crate::{DeviceError, HostSlice, SharedMemory};
 
 /// Allocated memory holds zeros, also after memory full of something else was freed.
 pub fn memory_begins_with_zeros(fixture: &Fixture) {
@@ -47,6 +48,21 @@ pub fn copies_at_odd_places_and_of_odd_sizes_arrive(fixture: &Fixture) {
         assert_eq!(found[17..17 + bytes], expected[offset..offset + bytes]);
         assert!(found[..17].iter().chain(&found[17 + bytes..]).all(|&byte| byte == 0xEE), "written outside");
     }
+}
+
+/// Memory that is lent, not pinned, is copied in the order of the stream, too.
+pub fn lent_memory_is_copied(fixture: &Fixture) {
+    const BYTES: usize = 300_001;
+    let content = pattern(5, BYTES);
+    let lent = Arc::new(done(SharedMemory::create("conformance", BYTES as u64)));
+    done(lent.write(0, &content));
+    let from = done(HostSlice::new(fixture.device.lend(lent), 0, BYTES as u64));
+    let memory = fixture.allocate(BYTES as u64);
+    let mut stream = fixture.stream();
+    done(stream.copy_in(&fixture.pinned(&[0xFF; BYTES]), &whole(&memory)));
+    done(stream.copy_in(&from, &whole(&memory)));
+    done(done(stream.record()).wait(soon()));
+    assert_eq!(fixture.get(&whole(&memory)), content);
 }
 
 /// A stream does thousands of copies, later ones over earlier ones.

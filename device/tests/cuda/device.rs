@@ -203,6 +203,25 @@ fn the_gpu_reads_pinned_memory_by_its_address() {
 }
 
 #[test]
+fn managed_memory_keeps_its_content_on_its_way_to_the_host_and_back() {
+    let _execution = Execution::start();
+    let device = open();
+    let content: Vec<u8> = (0..=255).cycle().take(3 << 20).collect();
+    let managed = device.allocate_managed(content.len() as u64).unwrap();
+    assert!(managed.export().is_err());
+    let managed = DeviceSlice::new(managed, 0, content.len() as u64).unwrap();
+    assert!(get(&*device, &managed).iter().all(|&byte| byte == 0));
+    let mut stream = device.copy_stream("test").unwrap();
+    stream.copy_in(&pinned(&*device, &content), &managed).unwrap();
+    finish(&mut *stream);
+    for _ in 0..3 {
+        device.send_back(&managed).unwrap();
+        assert_eq!(get(&*device, &managed), content);
+    }
+    assert!(device.send_back(&allocate(&*device, 4096)).is_err());
+}
+
+#[test]
 fn calls_leave_a_threads_current_context_alone() {
     let _execution = Execution::start();
     let device = open();

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
-use super::Experiment;
 use super::session::{Measure, Session};
+use super::{Experiment, report};
 use crate::caller::Caller;
-use crate::figures::{Bar, Figure, LeftOut, Parts};
+use crate::figures::{Bar, Figure, Parts};
 use crate::interrupt;
 use crate::mechanisms::{Arm, Kind};
 use crate::progress::Progress;
@@ -39,11 +39,12 @@ pub(super) enum Order {
 /// How often, and how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Rounds {
-    warm_up: usize,
-    counted: usize,
+    /// Those ahead that do not count, and those that do.
+    trained: (usize, usize),
     /// The same where nothing trains.
-    idle_warm_up: usize,
-    idle_counted: usize,
+    idle: (usize, usize),
+    /// The same where a process is made for each request.
+    restarted: (usize, usize),
     training: Duration,
 }
 
@@ -51,14 +52,16 @@ impl Rounds {
     fn of(experiment: &Experiment) -> Self {
         let mut rounds = if experiment.quick {
             let training = Duration::from_millis(500);
-            Self { warm_up: 3, counted: 5, idle_warm_up: 5, idle_counted: 20, training }
+            Self { trained: (3, 5), idle: (5, 20), restarted: (1, 3), training }
         } else {
             let training = Duration::from_secs(10);
-            Self { warm_up: 10, counted: 10, idle_warm_up: 10, idle_counted: 90, training }
+            Self { trained: (10, 10), idle: (10, 90), restarted: (10, 10), training }
         };
         if let Some(counted) = experiment.rounds {
-            rounds.counted = counted as usize;
-            rounds.warm_up = rounds.warm_up.min(rounds.counted);
+            let counted = counted as usize;
+            for (warm_up, rounds) in [&mut rounds.trained, &mut rounds.restarted] {
+                (*warm_up, *rounds) = ((*warm_up).min(counted), counted);
+            }
         }
         rounds
     }
@@ -80,14 +83,11 @@ impl Bars {
                 latencies_ms: latencies.client_ms,
             }));
         }
-        let wrong = Goal::at_most("wrong outputs", 0.0, "", f64::from(session.wrong_outputs));
-        let left_out = session.left_out;
+        let wrong_outputs = session.wrong_outputs;
+        let left_out = session.into_left_out();
         let figure = Figure { number: self.number, bars, cycles: Vec::new(), loads: Vec::new(), left_out };
-        let mut tables = vec![table(&figure.bars)];
-        tables.extend(left_out_table(&figure.left_out));
-        let mut goals = goals(&figure.bars, self.order);
-        goals.push(wrong);
-        Ok(Report { command: self.command, tables, goals, results: serde_json::to_value(&figure)? })
+        let goals = goals(&figure.bars, self.order);
+        report(self.command, &figure, table(&figure.bars), goals, wrong_outputs)
     }
 }
 
@@ -120,8 +120,11 @@ impl Measure for Rounds {
     type Found = Latencies;
 
     fn measure(&mut self, kind: Kind, arm: &mut dyn Arm, caller: &mut Caller) -> anyhow::Result<Latencies> {
-        let (warm_up, counted) =
-            if arm.trains() { (self.warm_up, self.counted) } else { (self.idle_warm_up, self.idle_counted) };
+        let (warm_up, counted) = match kind {
+            kind if kind.restarts() => self.restarted,
+            _ if arm.trains() => self.trained,
+            _ => self.idle,
+        };
         let mut found = Latencies::default();
         let progress = Progress::new(kind.name(), warm_up + counted);
         for round in 0..warm_up + counted {
@@ -211,15 +214,6 @@ fn table(bars: &[Bar]) -> Table {
     table
 }
 
-/// What was left out, if anything was.
-pub(super) fn left_out_table(left_out: &[LeftOut]) -> Option<Table> {
-    let mut table = Table::new(["left out", "model", "reason"]);
-    for LeftOut { mechanism, model, reason } in left_out {
-        table.push([mechanism.clone(), model.clone().unwrap_or_default(), reason.clone()]);
-    }
-    (!left_out.is_empty()).then_some(table)
-}
-
 /// Medians compared, model by model.
 fn goals(bars: &[Bar], order: Order) -> Vec<Goal> {
     let pswitch = Kind::Pswitch.name();
@@ -274,14 +268,8 @@ mod tests {
     fn a_bar_says_all_that_was_asked_for() {
         let latencies: Vec<f64> = (1..=101).map(f64::from).collect();
         let text = table(&[bar("m", Kind::Pswitch, &latencies)]).to_string();
-        assert!(text.contains("m, pswitch      51.00  51.00  100.00  1.00  101.00"), "{text}");
-    }
-
-    #[test]
-    fn what_is_left_out_is_told_with_its_reason() {
-        assert_eq!(left_out_table(&[]), None);
-        let left_out = LeftOut { mechanism: "mps".to_owned(), model: None, reason: "no GPU".to_owned() };
-        let text = left_out_table(&[left_out]).unwrap().to_string();
-        assert_eq!(text.lines().last(), Some("mps                no GPU"));
+        let cells: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
+        assert_eq!(cells[..7], ["m,", "pswitch", "51.00", "51.00", "100.00", "1.00", "101.00"]);
+        assert_eq!(cells[7..], ["-"; 5]);
     }
 }

@@ -4,9 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use super::Experiment;
-use super::bars::left_out_table;
 use super::session::{Measure, Session};
+use super::{Experiment, report};
 use crate::caller::Caller;
 use crate::figures::{Cycle, Figure};
 use crate::interrupt;
@@ -57,14 +56,11 @@ impl Figure6 {
             let found = session.run(subject, &kinds, &mut turns);
             cycles.extend(found.into_iter().flat_map(|(_, found)| found));
         }
-        let wrong = Goal::at_most("wrong outputs", 0.0, "", f64::from(session.wrong_outputs));
-        let left_out = session.left_out;
-        let mut tables = vec![table(&cycles)];
-        tables.extend(left_out_table(&left_out));
-        let mut goals = goals(&cycles);
-        goals.push(wrong);
+        let wrong_outputs = session.wrong_outputs;
+        let left_out = session.into_left_out();
+        let (table, goals) = (table(&cycles), goals(&cycles));
         let figure = Figure { number: 6, bars: Vec::new(), cycles, loads: Vec::new(), left_out };
-        Ok(Report { command: "figure6", tables, goals, results: serde_json::to_value(&figure)? })
+        report("figure6", &figure, table, goals, wrong_outputs)
     }
 }
 

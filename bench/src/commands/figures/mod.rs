@@ -14,6 +14,8 @@ use pswitch_controller::{Bandwidth, ByteSize};
 use pswitch_device::DeviceId;
 
 use super::GPU_MODELS;
+use crate::figures::{Figure, LeftOut};
+use crate::report::{Goal, Report, Table};
 use crate::serving::Serving;
 use crate::subject::{Served, Subject};
 pub(crate) use figure5::Figure5;
@@ -58,6 +60,29 @@ pub(crate) struct Experiment {
     pub(crate) serving: Serving,
 }
 
+/// What a figure comes to: its results are the figure itself, from which it is drawn.
+fn report(
+    command: &'static str,
+    figure: &Figure,
+    table: Table,
+    mut goals: Vec<Goal>,
+    wrong_outputs: u32,
+) -> anyhow::Result<Report> {
+    let mut tables = vec![table];
+    tables.extend(left_out(&figure.left_out));
+    goals.push(Goal::at_most("wrong outputs", 0.0, "", f64::from(wrong_outputs)));
+    Ok(Report { command, tables, goals, results: serde_json::to_value(figure)? })
+}
+
+/// What was left out, if anything was.
+fn left_out(left_out: &[LeftOut]) -> Option<Table> {
+    let mut table = Table::new(["left out", "model", "reason"]);
+    for LeftOut { mechanism, model, reason } in left_out {
+        table.push([mechanism.clone(), model.clone().unwrap_or_default(), reason.clone()]);
+    }
+    (!left_out.is_empty()).then_some(table)
+}
+
 impl Experiment {
     /// As many servers as it may start, one after another. Which device `auto` is cannot be asked yet: workers are forked
     /// from a process that has not touched a GPU.
@@ -84,5 +109,19 @@ impl Experiment {
             DeviceId::Host(_) => self.serving.with_threads(crate::matched_link::threads_beside_the_link()),
             DeviceId::Cuda(_) => self.serving.like_references(subjects),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_is_told_with_its_reason() {
+        assert_eq!(left_out(&[]), None);
+        let mps = LeftOut { mechanism: "mps".to_owned(), model: None, reason: "no GPU".to_owned() };
+        let text = left_out(&[mps]).unwrap().to_string();
+        let cells: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
+        assert_eq!(cells, ["mps", "no", "GPU"]);
     }
 }

@@ -27,7 +27,8 @@ pub(super) struct Session<'a> {
     pub(super) served: Served,
     task: TaskConfig,
     zygotes: &'a mut Zygotes,
-    pub(super) left_out: Vec<LeftOut>,
+    models: usize,
+    left_out: Vec<LeftOut>,
     /// Answers that were not the right ones.
     pub(super) wrong_outputs: u32,
 }
@@ -55,7 +56,7 @@ impl<'a> Session<'a> {
     ) -> anyhow::Result<Self> {
         let task = task::open(experiment.task.as_deref())?;
         interrupt::listen()?;
-        Ok(Self { experiment, served, task, zygotes, left_out: Vec::new(), wrong_outputs: 0 })
+        Ok(Self { experiment, served, task, zygotes, models: 0, left_out: Vec::new(), wrong_outputs: 0 })
     }
 
     /// Measures mechanisms on a model. What was found comes in the order of `kinds`.
@@ -65,6 +66,7 @@ impl<'a> Session<'a> {
         kinds: &[Kind],
         measure: &mut M,
     ) -> Vec<(Kind, M::Found)> {
+        self.models += 1;
         let mut found = Vec::with_capacity(kinds.len());
         let model = self.link(subject).and_then(|link| {
             let caller = Caller::new(&subject.name, subject.examples(self.served)?);
@@ -90,6 +92,11 @@ impl<'a> Session<'a> {
         }
         found.sort_by_key(|(kind, _)| kinds.iter().position(|listed| listed == kind));
         found
+    }
+
+    /// What was left out; once where the reason was the same for all of several models.
+    pub(super) fn into_left_out(self) -> Vec<LeftOut> {
+        together(self.left_out, self.models)
     }
 
     fn run_served<M: Measure>(
@@ -204,5 +211,40 @@ impl<'a> Session<'a> {
             model: Some(subject.name.clone()),
             reason: format!("{error:#}"),
         });
+    }
+}
+
+/// Tells what was left out of all models for one reason once.
+fn together(left_out: Vec<LeftOut>, models: usize) -> Vec<LeftOut> {
+    let mut found: Vec<LeftOut> = Vec::new();
+    for one in &left_out {
+        let same = |other: &&LeftOut| (&other.mechanism, &other.reason) == (&one.mechanism, &one.reason);
+        let is_general = models > 1 && left_out.iter().filter(same).count() == models;
+        let told = LeftOut { model: one.model.clone().filter(|_| !is_general), ..one.clone() };
+        if !found.contains(&told) {
+            found.push(told);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn left_out(mechanism: &str, model: Option<&str>, reason: &str) -> LeftOut {
+        let (mechanism, reason) = (mechanism.to_owned(), reason.to_owned());
+        LeftOut { mechanism, model: model.map(str::to_owned), reason }
+    }
+
+    #[test]
+    fn one_reason_for_all_models_is_told_once() {
+        let mps = |model| left_out("mps", Some(model), "no GPU");
+        let one = left_out("one-process", Some("a"), "it fell over");
+        let found = together(vec![mps("a"), one.clone(), mps("b")], 2);
+        assert_eq!(found, [left_out("mps", None, "no GPU"), one.clone()]);
+        // Of the only model, or of some.
+        assert_eq!(together(vec![mps("a")], 1), [mps("a")]);
+        assert_eq!(together(vec![mps("a"), mps("b")], 3), [mps("a"), mps("b")]);
     }
 }
