@@ -27,6 +27,7 @@
 //! - `subject`: an archive with inputs and their right outputs; `caller` sends them and checks every answer;
 //! - `serving`: a server over a repository made for the occasion; `keep_alive`: a client of its HTTP front end;
 //! - `matched_link`: a link of the host that is as slow as a model computes;
+//! - `figures`: results of the figures of the paper, drawn; `pytorch`: PyTorch in a process of its own;
 //! - `processes`: memory and descriptors of a server's processes; `machine`: where a result was made;
 //! - `mechanisms`: ways to give a device from training to a request, behind one front end; `task`: what is trained;
 //! - `interrupt`: Ctrl-C, after which what was found so far is told;
@@ -45,6 +46,7 @@ mod matched_link;
 mod mechanisms;
 mod processes;
 mod progress;
+mod pytorch;
 mod random;
 mod report;
 mod serving;

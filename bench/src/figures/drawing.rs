@@ -247,7 +247,11 @@ fn of_loads(loads: &[Load], arrivals: &str, quantity: Quantity) -> Panel {
         Some((format!("{} models\n{}/s", load.models, (load.requests_per_s * 10.0).round() / 10.0), column))
     });
     let arrivals = if arrivals == "poisson" { "Poisson" } else { arrivals };
-    Panel { title: format!("{}; {arrivals} arrivals", quantity.title), unit: quantity.unit, groups: grouped(columns) }
+    Panel {
+        title: format!("{}; {arrivals} arrivals", quantity.title),
+        unit: quantity.unit,
+        groups: grouped(columns),
+    }
 }
 
 /// Columns of one label together, in the order in which labels come first.

@@ -75,7 +75,8 @@ impl Panel {
         let ends = (top + HEIGHT - LABELS, top + TITLE + HEADROOM);
         let columns = || self.groups.iter().flat_map(|group| &group.columns);
         let values = columns().flat_map(|column| [column.value, column.whisker.0, column.whisker.1]);
-        let scale = Scale::of(values.chain(self.groups.iter().filter_map(|group| group.bound)), self.unit, ends);
+        let scale =
+            Scale::of(values.chain(self.groups.iter().filter_map(|group| group.bound)), self.unit, ends);
         let frame = Frame { sheet, scale, left: left + NUMBERS, right };
         frame.axis(self.unit)?;
         let pitch = (right - left - NUMBERS) / i32::try_from(self.groups.len().max(1))?;

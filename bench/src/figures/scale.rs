@@ -27,7 +27,11 @@ impl Scale {
         sorted.sort_by(f64::total_cmp);
         let most = sorted.last().copied().unwrap_or(1.0);
         if unit != "ms" {
-            return Self { lower: if unit == "%" { most.max(100.0) } else { above(most, 6.0) }, upper: None, ends };
+            return Self {
+                lower: if unit == "%" { most.max(100.0) } else { above(most, 6.0) },
+                upper: None,
+                ends,
+            };
         }
         let gap = sorted.array_windows().rev().find(|[below, above]| above / below >= BREAKS_AT);
         match gap {
