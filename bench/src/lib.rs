@@ -31,7 +31,7 @@
 //! - `processes`: memory and descriptors of a server's processes; `machine`: where a result was made;
 //! - `mechanisms`: ways to give a device from training to a request, behind one front end; `task`: what is trained;
 //! - `interrupt`: Ctrl-C, after which what was found so far is told;
-//! - `stats`: medians and tails; `report`: tables, JSON, and what was asked for; `progress`: how far a command is;
+//! - `stats`: medians and tails; `report`: tables, JSON, and what was asked for; `page`: all of it as HTML; `progress`: how far a command is;
 //! - `random`: numbers that are the same every time.
 #![warn(clippy::unwrap_used)]
 
@@ -44,6 +44,7 @@ mod keep_alive;
 mod machine;
 mod matched_link;
 mod mechanisms;
+mod page;
 mod processes;
 mod progress;
 mod pytorch;

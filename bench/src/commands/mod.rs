@@ -5,6 +5,7 @@ mod front_end;
 mod kill;
 mod pipelining;
 mod plan;
+mod report;
 mod start_up;
 mod sweep;
 mod switch;
@@ -34,6 +35,7 @@ pub(crate) enum Command {
     Kill(kill::Kill),
     StartUp(start_up::StartUp),
     Sweep(sweep::Sweep),
+    Report(report::GatherReport),
     Train(train::Train),
     Figure5(figures::Figure5),
     Figure6(figures::Figure6),
@@ -61,7 +63,7 @@ impl Command {
             | Self::Kill(_)
             | Self::StartUp(_)
             | Self::Train(_) => 1,
-            Self::Sweep(_) | Self::WorkerProcess(_) => 0,
+            Self::Sweep(_) | Self::Report(_) | Self::WorkerProcess(_) => 0,
         }
     }
 
@@ -81,7 +83,7 @@ impl Command {
             Self::Figure7(command) => &command.experiment.serving,
             Self::Figure8(command) => &command.experiment.serving,
             Self::Figure9(command) => &command.experiment.serving,
-            Self::Sweep(_) | Self::WorkerProcess(_) => return None,
+            Self::Sweep(_) | Self::Report(_) | Self::WorkerProcess(_) => return None,
         };
         Some(serving.device())
     }
@@ -97,6 +99,7 @@ impl Command {
             Self::Kill(command) => command.run(zygotes),
             Self::StartUp(command) => command.run(zygotes),
             Self::Sweep(command) => command.run(),
+            Self::Report(command) => command.run(),
             Self::Train(command) => command.run(zygotes),
             Self::Figure5(command) => command.run(zygotes),
             Self::Figure6(command) => command.run(zygotes),

@@ -11,3 +11,4 @@ mod scale;
 
 pub(crate) use data::{Bar, Cycle, Figure, LeftOut, Load, Parts};
 pub(crate) use drawing::Drawing;
+pub(crate) use paper::total_overheads;
