@@ -44,6 +44,7 @@ impl Drawing {
                 mechanisms.push(name.clone());
             }
         }
+        mechanisms.sort_by_key(|name| Look::order(name));
         let bound = Some(READY.to_owned()).filter(|_| !figure.cycles.is_empty());
         let mut rows = measured(figure, "median, lowest to highest; measured");
         let published = published.filter(|_| !rows.is_empty());

@@ -28,12 +28,17 @@ const LOOKS: [Look; 9] = [
 impl Look {
     /// That of a mechanism among the others of its figure. Those that most figures have look the same in all.
     pub(super) fn of(mechanism: &str, all: &[String]) -> Self {
-        let fixed = |name: &str| FIXED.iter().position(|known| *known == name);
-        let place = fixed(mechanism).unwrap_or_else(|| {
-            let others = all.iter().filter(|name| fixed(name).is_none());
-            FIXED.len() + others.take_while(|name| *name != mechanism).count() % (LOOKS.len() - FIXED.len())
-        });
+        let mut place = Self::order(mechanism);
+        if place == FIXED.len() {
+            let others = all.iter().filter(|name| Self::order(name) == FIXED.len());
+            place += others.take_while(|name| *name != mechanism).count() % (LOOKS.len() - FIXED.len());
+        }
         LOOKS[place]
+    }
+
+    /// Where a mechanism comes in a legend: those that most figures have are first.
+    pub(super) fn order(mechanism: &str) -> usize {
+        FIXED.iter().position(|known| *known == mechanism).unwrap_or(FIXED.len())
     }
 
     /// Fills a box.
@@ -55,7 +60,7 @@ impl Look {
 }
 
 /// Mechanisms that have the first looks, wherever they are.
-const FIXED: [&str; 2] = ["ready", "pswitch"];
+const FIXED: [&str; 4] = ["ready", "pswitch", "mps", "stop-and-start"];
 
 /// What a legend calls a mechanism.
 pub(super) fn name(mechanism: &str) -> String {
@@ -83,7 +88,7 @@ mod tests {
 
     #[test]
     fn mechanisms_of_a_figure_look_different() {
-        let all = ["mps", "ready", "stop-and-start", "pswitch", "pytorch-eager", "a", "b", "c", "d"];
+        let all = ["a", "mps", "ready", "stop-and-start", "pswitch", "b", "c", "d", "e"];
         let all = all.map(str::to_owned);
         let looks: Vec<_> = all.iter().map(|name| Look::of(name, &all)).collect();
         for (index, look) in looks.iter().enumerate() {
