@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use tracing_subscriber::EnvFilter;
 
 use crate::commands::Command;
+use crate::figures::{Drawing, Figure};
 use crate::machine::Machine;
 use crate::serving::Zygotes;
 
@@ -21,7 +22,8 @@ Examples:
   pswitch bench switching --requests 10000
   pswitch bench switching --help")]
 pub struct Args {
-    /// Folder for the results, as COMMAND.json; bench/results without a value. Nothing is written without it.
+    /// Folder for the results, as COMMAND.json; bench/results without a value. Nothing is written without it. Figures are
+    /// drawn there as well, as COMMAND.svg and COMMAND.png.
     #[arg(long, global = true, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "bench/results")]
     out: Option<PathBuf>,
     /// What the server logs, as in info or warn,pswitch_controller=debug.
@@ -50,6 +52,9 @@ impl Args {
         machine.gpu = self.command.device().and_then(crate::machine::gpu);
         let arguments: Vec<String> = std::env::args().skip(1).collect();
         let saved = self.out.as_ref().map(|folder| report.save(folder, &machine, &arguments)).transpose()?;
+        if let (Some(folder), Some(figure)) = (&self.out, Figure::of(&report.results)) {
+            Drawing::of(&figure, &machine.line()).save(folder, report.command)?;
+        }
         let mut stdout = std::io::stdout().lock();
         write!(stdout, "\n{}", report.text(&machine)).context("cannot write to standard output")?;
         if let Some(path) = saved {

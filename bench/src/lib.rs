@@ -28,10 +28,11 @@
 //! - `serving`: a server over a repository made for the occasion; `keep_alive`: a client of its HTTP front end;
 //! - `trained`: a training task in a server, and PyTorch's own loop over it;
 //! - `matched_link`: a link of the host that is as slow as a model computes;
+//! - `figures`: results of the figures of the paper, drawn; `pytorch`: PyTorch in a process of its own;
 //! - `processes`: memory and descriptors of a server's processes; `machine`: where a result was made;
 //! - `mechanisms`: ways to give a device from training to a request, behind one front end; `task`: what is trained;
 //! - `interrupt`: Ctrl-C, after which what was found so far is told;
-//! - `stats`: medians and tails; `report`: tables, JSON, and what was asked for; `progress`: how far a command is;
+//! - `stats`: medians and tails; `report`: tables, JSON, and what was asked for; `page`: all of it as HTML; `progress`: how far a command is;
 //! - `random`: numbers that are the same every time.
 #![warn(clippy::unwrap_used)]
 
@@ -44,8 +45,10 @@ mod keep_alive;
 mod machine;
 mod matched_link;
 mod mechanisms;
+mod page;
 mod processes;
 mod progress;
+mod pytorch;
 mod random;
 mod report;
 mod serving;

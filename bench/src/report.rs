@@ -1,31 +1,34 @@
 //! What a command has to say: tables for people, JSON for programs.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::machine::Machine;
 
 /// Text in rows and columns: the first column to the left, the others to the right.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table(Vec<Vec<String>>);
 
 /// Something that was asked for, and whether it was met.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Goal {
     /// Of what.
     what: String,
     asked: Asked,
-    unit: &'static str,
+    unit: Cow<'static, str>,
+    /// JSON has no number for what was not found.
+    #[serde(deserialize_with = "number_or_none")]
     found: f64,
     met: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Asked {
     AtLeast(f64),
@@ -56,6 +59,11 @@ impl Table {
     pub fn push<const COLUMNS: usize>(&mut self, row: [String; COLUMNS]) {
         self.0.push(row.to_vec());
     }
+
+    /// All rows, the header first.
+    pub(crate) fn rows(&self) -> &[Vec<String>] {
+        &self.0
+    }
 }
 
 impl fmt::Display for Table {
@@ -84,17 +92,28 @@ impl fmt::Display for Table {
 impl Goal {
     /// Met by `found` of `limit` and more.
     pub fn at_least(what: impl Into<String>, limit: f64, unit: &'static str, found: f64) -> Self {
-        Self { what: what.into(), asked: Asked::AtLeast(limit), unit, found, met: found >= limit }
+        Self {
+            what: what.into(),
+            asked: Asked::AtLeast(limit),
+            unit: unit.into(),
+            found,
+            met: found >= limit,
+        }
     }
 
     /// Met by `found` of `limit` and less.
     pub fn at_most(what: impl Into<String>, limit: f64, unit: &'static str, found: f64) -> Self {
-        Self { what: what.into(), asked: Asked::AtMost(limit), unit, found, met: found <= limit }
+        Self { what: what.into(), asked: Asked::AtMost(limit), unit: unit.into(), found, met: found <= limit }
     }
 
     /// Met by `found` of less than `limit`.
     pub fn below(what: impl Into<String>, limit: f64, unit: &'static str, found: f64) -> Self {
-        Self { what: what.into(), asked: Asked::Below(limit), unit, found, met: found < limit }
+        Self { what: what.into(), asked: Asked::Below(limit), unit: unit.into(), found, met: found < limit }
+    }
+
+    /// Whether it was met.
+    pub(crate) fn is_met(&self) -> bool {
+        self.met
     }
 }
 
@@ -111,6 +130,11 @@ impl fmt::Display for Goal {
         let verdict = if *met { "met" } else { "MISSED" };
         write!(f, "{what}: {found}{space}{unit} (asked: {word} {limit}{space}{unit}): {verdict}")
     }
+}
+
+/// A number, or none in its place.
+fn number_or_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// At most three places, none that are not there.
@@ -146,6 +170,7 @@ impl Report {
             "arguments": arguments,
             "machine": machine,
             "asked": self.goals,
+            "tables": self.tables,
             "results": self.results,
         })
     }

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use pswitch_controller::{Bandwidth, ByteSize, ConfigOverrides, DeviceChoice, SizeSetting};
+use pswitch_plot::PlotFile;
 use pswitch_transfer::Algorithm;
 
 pub(crate) use self::train::{Train, TrainCommand};
-use crate::commands::plot::PlotFile;
 
 /// Time-shares a device between many PyTorch models.
 #[derive(Debug, Parser)]

@@ -46,6 +46,7 @@ fn measure(models: u32, waiting: u32, fit: u32) -> Result<Vec<Duration>, PoolErr
         execution_timeout: Duration::from_secs(30),
         stop_grace: Duration::from_secs(2),
         attempts: 2,
+        prefetch: true,
     };
     // Half a span more than fits: what does not fit side by side lies over others.
     let pool_bytes = u64::from(fit) * SPAN_BYTES + SPAN_BYTES / 2 + SPAN_BYTES;

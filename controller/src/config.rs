@@ -154,6 +154,9 @@ pub struct LimitsConfig {
     /// Times that a request is begun if its worker is lost under it, 1 to 100. Default: 2.
     #[serde(deserialize_with = "fields::number::<_, _, 1, 100>")]
     pub attempts: u32,
+    /// Whether weights may move ahead of their requests, while others execute. `false` is for measuring what that brings.
+    /// Default: `true`.
+    pub prefetch: bool,
 }
 
 /// What is trained beside serving.
@@ -205,6 +208,8 @@ pub struct ConfigOverrides {
     pub http_address: Option<SocketAddr>,
     /// Replaces [`Config::plan`].
     pub plan: Option<Algorithm>,
+    /// Replaces [`LimitsConfig::prefetch`].
+    pub prefetch: Option<bool>,
     /// Replaces [`Config::profile_cache`].
     pub profile_cache: Option<bool>,
     /// Replaces [`Config::pin_weights`].
@@ -269,6 +274,7 @@ impl Default for LimitsConfig {
             max_wait: Duration::from_millis(250),
             max_consecutive: 16,
             attempts: 2,
+            prefetch: true,
         }
     }
 }
@@ -320,6 +326,7 @@ impl Config {
             link_per_copy,
             http_address,
             plan,
+            prefetch,
             profile_cache,
             pin_weights,
             training_tasks,
@@ -328,6 +335,7 @@ impl Config {
         replace(&mut self.repository, repository);
         replace(&mut self.http.address, http_address);
         replace(&mut self.plan, plan);
+        replace(&mut self.limits.prefetch, prefetch);
         replace(&mut self.profile_cache, profile_cache);
         replace(&mut self.pin_weights, pin_weights);
         replace(&mut self.log, log);
@@ -502,6 +510,7 @@ impl LimitsConfig {
             execution_timeout: self.execution_timeout,
             stop_grace: self.stop_grace,
             attempts: self.attempts,
+            prefetch: self.prefetch,
         }
     }
 }

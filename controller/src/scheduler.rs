@@ -77,6 +77,7 @@ use workers::Workers;
 ///     execution_timeout: Duration::from_secs(30),
 ///     stop_grace: Duration::from_secs(2),
 ///     attempts: 2,
+///     prefetch: true,
 /// };
 /// let layout = PoolLayout::new(64 << 20, 1, 8 << 20)?;
 /// let mut scheduler = Scheduler::new(Ledger::new(&layout), options);

@@ -12,6 +12,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
     ("pswitch-mem-pool", &["pswitch-device"]),
     ("pswitch-model", &[]),
     ("pswitch-transfer", &["pswitch-device", "pswitch-mem-pool"]),
+    ("pswitch-plot", &[]),
     ("pswitch-protocol", &[]),
     ("pswitch-train", &["pswitch-model"]),
     (
@@ -37,6 +38,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "pswitch-device",
             "pswitch-mem-pool",
             "pswitch-model",
+            "pswitch-plot",
             "pswitch-protocol",
             "pswitch-train",
             "pswitch-transfer",
@@ -50,6 +52,7 @@ const MAY_DEPEND_ON: &[(&str, &[&str])] = &[
             "pswitch-device",
             "pswitch-mem-pool",
             "pswitch-model",
+            "pswitch-plot",
             "pswitch-protocol",
             "pswitch-train",
             "pswitch-transfer",

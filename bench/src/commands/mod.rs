@@ -6,6 +6,7 @@ mod kill;
 mod make_room;
 mod pipelining;
 mod plan;
+mod report;
 mod start_up;
 mod stops;
 mod sweep;
@@ -36,6 +37,7 @@ pub(crate) enum Command {
     Kill(kill::Kill),
     StartUp(start_up::StartUp),
     Sweep(sweep::Sweep),
+    Report(report::GatherReport),
     Train(train::Train),
     Stops(stops::Stops),
     Figure5(figures::Figure5),
@@ -67,7 +69,7 @@ impl Command {
             | Self::Train(_)
             | Self::Stops(_)
             | Self::MakeRoom(_) => 1,
-            Self::Sweep(_) | Self::WorkerProcess(_) => 0,
+            Self::Sweep(_) | Self::Report(_) | Self::WorkerProcess(_) => 0,
         }
     }
 
@@ -89,7 +91,7 @@ impl Command {
             Self::Figure8(command) => &command.experiment.serving,
             Self::Figure9(command) => &command.experiment.serving,
             Self::MakeRoom(command) => &command.serving,
-            Self::Sweep(_) | Self::WorkerProcess(_) => return None,
+            Self::Sweep(_) | Self::Report(_) | Self::WorkerProcess(_) => return None,
         };
         Some(serving.device())
     }
@@ -105,6 +107,7 @@ impl Command {
             Self::Kill(command) => command.run(zygotes),
             Self::StartUp(command) => command.run(zygotes),
             Self::Sweep(command) => command.run(),
+            Self::Report(command) => command.run(),
             Self::Train(command) => command.run(zygotes),
             Self::Stops(command) => command.run(zygotes),
             Self::Figure5(command) => command.run(zygotes),

@@ -22,6 +22,13 @@ pub(crate) struct Figure {
     pub(crate) left_out: Vec<LeftOut>,
 }
 
+impl Figure {
+    /// The figure that a command's results are; none of commands that measure something else.
+    pub(crate) fn of(results: &serde_json::Value) -> Option<Self> {
+        Self::deserialize(results).ok()
+    }
+}
+
 /// One bar: a mechanism that answered requests for a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -96,6 +103,18 @@ pub(crate) struct Load {
     pub(crate) training_kept: Option<f64>,
 }
 
+impl Load {
+    /// The share of all requests that were answered within the SLO: those that were refused were not. None without any.
+    pub(crate) fn within_slo(&self) -> Option<f64> {
+        let sent = self.latencies_ms.len() + self.refused;
+        let within = self.latencies_ms.iter().filter(|latency| **latency <= self.slo_ms).count();
+        // Counts of some thousands.
+        #[allow(clippy::cast_precision_loss)]
+        let share = within as f64 / sent as f64;
+        (sent > 0).then_some(share)
+    }
+}
+
 /// A mechanism that this machine cannot run, or that failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -105,4 +124,67 @@ pub(crate) struct LeftOut {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) model: Option<String>,
     pub(crate) reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::made_up;
+    use super::*;
+    use crate::machine::Machine;
+    use crate::report::{Goal, Report, Table};
+
+    fn schema() -> jsonschema::Validator {
+        let schema: Value = serde_json::from_str(include_str!("../../figure.schema.json")).unwrap();
+        jsonschema::validator_for(&schema).unwrap()
+    }
+
+    /// What is written of a figure.
+    fn written(command: &'static str, results: Value) -> Value {
+        let goals = vec![Goal::at_least("a", 1.0, "%", f64::NAN), Goal::below("b", 1.0, "", 0.5)];
+        let report = Report { command, tables: vec![Table::new(["a", "b"])], goals, results };
+        report.json(&Machine::here(), &["bench".to_owned(), command.to_owned()])
+    }
+
+    #[test]
+    fn figures_are_as_the_schema_says_and_read_as_they_were_written() {
+        let schema = schema();
+        for figure in made_up::all() {
+            let results = serde_json::to_value(&figure).unwrap();
+            let written = written("figure5", results);
+            let errors: Vec<_> = schema.iter_errors(&written).map(|error| error.to_string()).collect();
+            assert!(errors.is_empty(), "{}: {errors:?}", figure.number);
+            assert_eq!(Figure::of(&written["results"]), Some(figure));
+        }
+    }
+
+    #[test]
+    fn what_is_no_figure_is_against_the_schema() {
+        let schema = schema();
+        let bar = json!({"model": "m", "mechanism": "pswitch", "latencies_ms": [1.0]});
+        assert!(schema.is_valid(&written("figure5", json!({"number": 5, "bars": [bar]}))));
+        for results in [
+            json!({}),
+            json!({"number": 4, "bars": [bar]}),
+            json!({"number": 6, "bars": [bar]}),
+            json!({"number": 5, "bars": []}),
+            json!({"number": 5, "bars": [{"model": "m", "mechanism": "pswitch"}]}),
+            json!({"number": 5, "bars": [{"model": "m", "mechanism": "pswitch", "latencies_ms": [-1.0]}]}),
+            json!({"number": 5, "left_out": [{"mechanism": "mps"}]}),
+            json!({"number": 5, "colour": "red"}),
+        ] {
+            assert!(!schema.is_valid(&written("figure5", results.clone())), "{results}");
+        }
+        assert!(!schema.is_valid(&written("switch", json!({"number": 5}))));
+    }
+
+    #[test]
+    fn refused_requests_are_not_within_the_slo() {
+        let mut load = made_up::loads().loads[0].clone();
+        (load.latencies_ms, load.slo_ms, load.refused) = (vec![1.0, 2.0, 3.0], 2.0, 1);
+        assert_eq!(load.within_slo(), Some(0.5));
+        (load.latencies_ms, load.refused) = (Vec::new(), 0);
+        assert_eq!(load.within_slo(), None);
+    }
 }

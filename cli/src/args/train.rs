@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 use pswitch_controller::ModelName;
+use pswitch_plot::PlotFile;
 
 use super::{Format, ServerAddress};
-use crate::commands::plot::PlotFile;
 
 /// Gives a server training tasks, looks after them and draws their losses.
 ///

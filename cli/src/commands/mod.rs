@@ -4,7 +4,6 @@ pub(crate) mod infer;
 mod measure;
 pub(crate) mod models;
 pub(crate) mod plan_groups;
-pub(crate) mod plot;
 pub(crate) mod profile;
 pub(crate) mod serve;
 mod text;

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use pswitch_plot::PlotFile;
 use pswitch_transfer::{
     Algorithm, Plan, Prediction, Profile, ResidentPrefix, Table, TransferError, compare, plan_within,
     predict, ready_us, smallest_resident_prefix,
@@ -16,7 +17,6 @@ use serde::Serialize;
 
 use self::timeline::Timeline;
 use super::measure::measure;
-use super::plot::PlotFile;
 use super::profile::summary;
 use super::text::{above, count, megabytes, microseconds, printable};
 use crate::args::{Format, PlanGroups};
@@ -166,6 +166,6 @@ impl Findings {
             ready_us: self.ready_us,
             remark: &remark,
         };
-        files.iter().try_for_each(|file| file.write(&timeline))
+        Ok(files.iter().try_for_each(|file| file.write(&timeline))?)
     }
 }

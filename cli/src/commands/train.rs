@@ -35,7 +35,7 @@ pub(crate) fn run(command: &TrainCommand) -> anyhow::Result<()> {
         TrainCommand::Stop(args) => tell(&args.name, &args.server, "stop"),
         TrainCommand::Plot(args) => {
             let log = Log::open(&args.log).class(Failure::Input)?;
-            args.out.write(&Curve::new(&args.log, &log))
+            Ok(args.out.write(&Curve::new(&args.log, &log))?)
         }
     }
 }

@@ -50,6 +50,8 @@ pub struct SchedulerOptions {
     pub stop_grace: Duration,
     /// Times that a request is begun if its worker is lost under it, at least 1.
     pub attempts: u32,
+    /// Whether weights move for requests that wait, as long as they are in nobody's way.
+    pub prefetch: bool,
 }
 
 /// What one model keeps to where it differs from [`SchedulerOptions`].

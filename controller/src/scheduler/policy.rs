@@ -82,7 +82,7 @@ impl Scheduler {
     /// held nor wanted by requests that wait, and not in the way of the oldest of all. One at a time: what is urgent
     /// would queue behind them on the link.
     pub(super) fn pick_prefetch(&self) -> Option<ModelId> {
-        if self.switcher.is_loading() {
+        if !self.options.prefetch || self.switcher.is_loading() {
             return None;
         }
         let first = self.heads.absent().next()?.model;

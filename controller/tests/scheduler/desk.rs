@@ -33,6 +33,7 @@ pub(crate) fn options() -> SchedulerOptions {
         execution_timeout: Duration::from_secs(10),
         stop_grace: Duration::from_secs(1),
         attempts: 2,
+        prefetch: true,
     }
 }
 

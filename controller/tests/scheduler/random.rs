@@ -54,6 +54,7 @@ fn settings() -> impl Strategy<Value = Setting> {
                 execution_timeout: Duration::from_millis(400),
                 stop_grace: Duration::from_millis(50),
                 attempts,
+                prefetch: true,
             }
         });
     let model_units = vec(1..14_u64, 1..7);

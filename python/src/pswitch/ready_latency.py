@@ -40,6 +40,10 @@ class Model:
             allow_other_strides(program)
         self._module = move_to_device_pass(program, str(device)).module()
 
+    def weights(self) -> list[torch.Tensor]:
+        """Parameters and buffers, each once."""
+        return [*self._module.parameters(), *self._module.buffers()]
+
     def __call__(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         """Runs the program on inputs that lie on its device, and returns the tensors that it answers with."""
         tensors = iter(inputs)
@@ -139,17 +143,23 @@ class Request:
         return replay
 
 
-def quantiles_ms(request: Callable[[], None], requests: int) -> dict[str, float]:
+def latencies_ms(request: Callable[[], None], requests: int, warm_up: int) -> list[float]:
     """What so many requests take, after some that do not count."""
-    times_ns = []
-    for number in range(WARM_UP + requests):
+    times_ms = []
+    for number in range(warm_up + requests):
         begun = time.perf_counter_ns()
         request()
-        if number >= WARM_UP:
-            times_ns.append(time.perf_counter_ns() - begun)
-    median, p99 = numpy.quantile(times_ns, [0.5, 0.99])
-    figures = {"median": median, "p99": p99, "least": min(times_ns), "most": max(times_ns)}
-    return {name: float(nanoseconds) / 1e6 for name, nanoseconds in figures.items()}
+        if number >= warm_up:
+            times_ms.append((time.perf_counter_ns() - begun) / 1e6)
+    return times_ms
+
+
+def quantiles_ms(request: Callable[[], None], requests: int) -> dict[str, float]:
+    """Quantiles of what so many requests take."""
+    times_ms = latencies_ms(request, requests, WARM_UP)
+    median, p99 = numpy.quantile(times_ms, [0.5, 0.99])
+    figures = {"median": median, "p99": p99, "least": min(times_ms), "most": max(times_ms)}
+    return {name: float(milliseconds) for name, milliseconds in figures.items()}
 
 
 def measure(archive: Path, device: torch.device, requests: int) -> dict:

@@ -1,9 +1,11 @@
 //! Figures whose bars are latencies: rounds of training, and then a request.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
+use super::pytorch::PyTorch;
 use super::session::{Measure, Session};
 use super::{Experiment, report};
 use crate::caller::Caller;
@@ -19,12 +21,14 @@ use crate::stats::{Samples, milliseconds};
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A figure of this kind.
-pub(super) struct Bars {
+pub(super) struct Bars<'a> {
     pub(super) number: u8,
     pub(super) command: &'static str,
     /// In the order of the paper.
     pub(super) kinds: &'static [Kind],
     pub(super) order: Order,
+    /// Measures the rows of PyTorch as well.
+    pub(super) python: Option<&'a Path>,
 }
 
 /// How bars are asked to compare.
@@ -67,12 +71,16 @@ impl Rounds {
     }
 }
 
-impl Bars {
+impl Bars<'_> {
     pub(super) fn run(&self, experiment: &Experiment, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
         let subjects = experiment.subjects(usize::MAX)?;
         let served = experiment.served(&subjects);
         let mut session = Session::new(experiment, served, zygotes)?;
         let mut rounds = Rounds::of(experiment);
+        // It has the device to itself: servers come later.
+        let counts = (rounds.idle.1, rounds.restarted.1);
+        let pytorch = self.python.map(|python| PyTorch::measure(python, served, &subjects, counts));
+        let pytorch = pytorch.unwrap_or_default();
         let mut bars = Vec::new();
         for subject in &subjects {
             let found = session.run(subject, self.kinds, &mut rounds);
@@ -84,9 +92,11 @@ impl Bars {
             }));
         }
         let wrong_outputs = session.wrong_outputs;
-        let left_out = session.into_left_out();
+        let mut left_out = session.into_left_out();
+        left_out.extend(pytorch.left_out);
+        let goals = goals(&bars, self.order);
+        bars.extend(pytorch.bars);
         let figure = Figure { number: self.number, bars, cycles: Vec::new(), loads: Vec::new(), left_out };
-        let goals = goals(&figure.bars, self.order);
         report(self.command, &figure, table(&figure.bars), goals, wrong_outputs)
     }
 }

@@ -1,5 +1,7 @@
 //! Figure 5: the latency of a request that interrupts training, by mechanism.
 
+use std::path::PathBuf;
+
 use super::Experiment;
 use super::bars::{Bars, Order};
 use crate::mechanisms::Kind;
@@ -18,6 +20,9 @@ Examples:
   pswitch bench figure5 --quick
   pswitch bench figure5 --device cuda:0 --task task.yaml --training-size 12GiB --out")]
 pub(crate) struct Figure5 {
+    /// A Python with torch and the module pswitch.pytorch_rows, to measure what PyTorch itself takes before.
+    #[arg(long, value_name = "PATH")]
+    python: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) experiment: Experiment,
 }
@@ -25,6 +30,7 @@ pub(crate) struct Figure5 {
 impl Figure5 {
     pub(crate) fn run(&self, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
         let kinds = &[Kind::Ready, Kind::Pswitch, Kind::Mps, Kind::StopAndStart];
-        Bars { number: 5, command: "figure5", kinds, order: Order::Rising }.run(&self.experiment, zygotes)
+        Bars { number: 5, command: "figure5", kinds, order: Order::Rising, python: self.python.as_deref() }
+            .run(&self.experiment, zygotes)
     }
 }

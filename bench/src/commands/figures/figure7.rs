@@ -23,7 +23,7 @@ pub(crate) struct Figure7 {
 impl Figure7 {
     pub(crate) fn run(&self, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
         let kinds = &[Kind::Pswitch, Kind::PerLayer, Kind::Grouped, Kind::NoOptimization];
-        let figure = Bars { number: 7, command: "figure7", kinds, order: Order::AbovePswitch };
+        let figure = Bars { number: 7, command: "figure7", kinds, order: Order::AbovePswitch, python: None };
         figure.run(&self.experiment, zygotes)
     }
 }

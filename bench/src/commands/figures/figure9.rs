@@ -23,7 +23,7 @@ pub(crate) struct Figure9 {
 impl Figure9 {
     pub(crate) fn run(&self, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
         let kinds = &[Kind::Pswitch, Kind::OneProcess, Kind::TwoProcesses];
-        let figure = Bars { number: 9, command: "figure9", kinds, order: Order::AbovePswitch };
+        let figure = Bars { number: 9, command: "figure9", kinds, order: Order::AbovePswitch, python: None };
         figure.run(&self.experiment, zygotes)
     }
 }

@@ -6,6 +6,7 @@ mod figure6;
 mod figure7;
 mod figure8;
 mod figure9;
+mod pytorch;
 mod session;
 
 use std::path::PathBuf;

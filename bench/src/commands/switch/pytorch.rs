@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, ensure};
-use pswitch_device::DeviceId;
+use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::pytorch;
 use crate::subject::Served;
 
 const MODULE: &str = "pswitch.ready_latency";
@@ -48,34 +47,16 @@ impl PyTorch {
     /// Runs the module, which has ended when this returns and holds no memory of the device any more.
     pub(super) fn measure(python: &Path, served: Served, archives: &[&Path]) -> anyhow::Result<Self> {
         eprintln!("PyTorch's own latencies ...");
-        let mut command = Command::new(python);
-        command.args(["-m", MODULE, "--requests", REQUESTS, "--device"]);
-        match served.device {
-            DeviceId::Host(_) => command.args(["cpu", "--threads", &served.threads.to_string()]),
-            DeviceId::Cuda(_) => command.arg(served.device.to_string()),
-        };
-        let output = command.args(archives).stderr(Stdio::inherit()).output();
-        let output = output.with_context(|| format!("cannot start {}", python.display()))?;
-        ensure!(
-            output.status.success(),
-            "{} -m {MODULE} failed ({}); is PYTHONPATH python/src?",
-            python.display(),
-            output.status
-        );
-        let measured = Self::parse(&output.stdout)?;
+        let measured: Self = pytorch::run(python, MODULE, served, &["--requests", REQUESTS], archives)?;
         for archive in archives {
             ensure!(measured.of(archive).is_some(), "{MODULE} has not measured {}", archive.display());
         }
         Ok(measured)
     }
 
-    fn parse(printed: &[u8]) -> anyhow::Result<Self> {
-        serde_json::from_slice(printed).with_context(|| format!("{MODULE} prints what was not expected"))
-    }
-
     /// The latencies of an archive.
     pub(super) fn of(&self, archive: &Path) -> Option<&Latencies> {
-        self.models.get(&name(archive)?)
+        self.models.get(&pytorch::name(archive)?)
     }
 }
 
@@ -85,13 +66,6 @@ pub(super) fn facts(measured: Option<&PyTorch>) -> Value {
         Some(PyTorch { torch, gpu, .. }) => json!({"torch": torch, "gpu": gpu}),
         None => json!(LEFT_OUT),
     }
-}
-
-/// The module's name for an archive: of its folder, if it is called as in a repository, else its own.
-fn name(archive: &Path) -> Option<String> {
-    let named =
-        if archive.file_name()? == "model.pt2" { archive.parent()?.file_name() } else { archive.file_stem() };
-    Some(named?.to_string_lossy().into_owned())
 }
 
 #[cfg(test)]
@@ -107,7 +81,7 @@ mod tests {
 
     #[test]
     fn models_are_found_by_their_archives() {
-        let measured = PyTorch::parse(PRINTED.as_bytes()).unwrap();
+        let measured = pytorch::parse::<PyTorch>(MODULE, PRINTED.as_bytes()).unwrap();
         let resnet = measured.of(Path::new("/models/resnet152/model.pt2")).unwrap();
         assert_eq!((resnet.eager_ms.median, resnet.graph_ms.unwrap().p99), (8.6, 4.75));
         assert_eq!(measured.of(Path::new("/models/odd.pt2")).unwrap().graph_ms, None);
@@ -117,7 +91,7 @@ mod tests {
     #[test]
     fn what_is_not_its_output_is_refused() {
         for printed in ["", "Traceback", r#"{"torch": "2.11.0", "models": {}}"#, r#"{"models": []}"#] {
-            let parsed = PyTorch::parse(printed.as_bytes());
+            let parsed = pytorch::parse::<PyTorch>(MODULE, printed.as_bytes());
             // A GPU that is not named is none.
             assert_eq!(parsed.is_ok(), printed.contains("2.11.0"), "{printed}");
         }
@@ -125,14 +99,14 @@ mod tests {
 
     #[test]
     fn facts_say_why_there_are_none() {
-        let measured = PyTorch::parse(PRINTED.as_bytes()).unwrap();
+        let measured = pytorch::parse::<PyTorch>(MODULE, PRINTED.as_bytes()).unwrap();
         assert_eq!(facts(Some(&measured)), json!({"torch": "2.11.0+cu130", "gpu": "NVIDIA H200"}));
         assert_eq!(facts(None), json!("left out: no --python"));
     }
 
     #[test]
     fn a_python_that_fails_is_named() {
-        let served = Served { device: DeviceId::Host(0), threads: 1 };
+        let served = Served { device: pswitch_device::DeviceId::Host(0), threads: 1 };
         let error = |python| PyTorch::measure(Path::new(python), served, &[]).unwrap_err().to_string();
         assert_eq!(error("/nowhere/python"), "cannot start /nowhere/python");
         assert!(error("false").starts_with("false -m pswitch.ready_latency failed"), "{}", error("false"));

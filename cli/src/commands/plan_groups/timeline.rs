@@ -3,8 +3,8 @@
 use plotters::prelude::*;
 use pswitch_transfer::{Algorithm, Group, GroupTimes, Plan, Prediction};
 
-use super::super::plot::{Drawn, FAINT, GRID, INK, Picture, Sheet, Style, label, round_step};
 use super::super::text::{count, megabytes, milliseconds, title};
+use pswitch_plot::{Drawn, FAINT, GRID, Hatch, INK, Picture, Sheet, Style, label, round_step};
 
 /// What is drawn.
 pub(super) struct Timeline<'a> {
@@ -216,13 +216,7 @@ where
     /// A frame with slanting lines in it.
     fn hatched(&self, (left, right): (i32, i32), (top, bottom): (i32, i32)) -> Drawn {
         self.sheet.rectangle((left, right), (top, bottom), STALL_FILL.filled())?;
-        let height = bottom - top;
-        // Each line holds the points of one sum of both coordinates, counted from the corner at the top left.
-        for sum in (0..right - left + height).step_by(10) {
-            let from = (left + sum.min(right - left), top + (sum - (right - left)).max(0));
-            let to = (left + (sum - height).max(0), top + sum.min(height));
-            self.sheet.line([from, to], STALL, 1)?;
-        }
+        self.sheet.hatch(Hatch::Rising, (left, right), (top, bottom), STALL)?;
         self.sheet.rectangle((left, right), (top, bottom), STALL.into())
     }
 

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use plotters::prelude::*;
 
-use super::super::plot::{Drawn, FAINT, GRID, INK, Picture, Sheet, Style, label, round_step};
 use super::super::text::{count, seconds, title};
 use super::log::{Log, Point};
+use pswitch_plot::{Drawn, FAINT, GRID, INK, Picture, Sheet, Style, label, round_step};
 
 /// What is drawn.
 pub(super) struct Curve<'a> {
@@ -178,8 +178,8 @@ fn thinned(line: &[(i32, i32)]) -> Vec<(i32, i32)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::plot::svg;
     use super::*;
+    use pswitch_plot::svg;
 
     fn point(step: u64, loss: f64) -> Point {
         Point { step, loss: Some(loss), interrupted: false }
