@@ -265,6 +265,10 @@ impl Worker {
             return Ok(Err(error.to_string()));
         }
         let prepared = ServedTask::prepare(order, &self.shared)?;
+        // A checkpoint may be on its way into the state, whose place others may have next.
+        if let Executor::Cuda(cuda) = &self.executor {
+            cuda.stream().synchronize()?;
+        }
         Ok(prepared.map(|task| self.task.insert(task).extent()))
     }
 

@@ -30,6 +30,17 @@ fn made_room(status: &Value) -> u64 {
 
 /// Does something while requests never end, and the state of a task has gone to the host for them.
 fn while_out(server: &Server, fixture: &Fixture, name: &str, something: impl FnOnce()) {
+    beside_requests(server, fixture, || {
+        eventually("the state is on the host", || {
+            let status = status(&server.client, name);
+            if status["residence"] == "host" { Ok(()) } else { Err(status.to_string()) }
+        });
+        something();
+    });
+}
+
+/// Does something while requests never end.
+fn beside_requests(server: &Server, fixture: &Fixture, something: impl FnOnce()) {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let end = EndOnDrop(&stop);
@@ -42,10 +53,6 @@ fn while_out(server: &Server, fixture: &Fixture, name: &str, something: impl FnO
                 }
             });
         }
-        eventually("the state is on the host", || {
-            let status = status(&server.client, name);
-            if status["residence"] == "host" { Ok(()) } else { Err(status.to_string()) }
-        });
         something();
         drop(end);
     });
@@ -129,4 +136,22 @@ fn a_state_comes_back_to_be_written_down_when_the_server_ends() {
     submit(&server.client, "whole", &place.task("whole", 1500));
     await_state(&server.client, "whole", "finished");
     assert!(place.checkpoint("ended", 1500) == place.checkpoint("whole", 1500));
+}
+
+/// Its state comes for a turn and goes after it, again and again; it is even prepared in one.
+#[test]
+fn a_task_has_its_share_although_its_state_has_to_come_for_it() {
+    let (fixture, place) = (Fixture::load("bert-dynamic"), Place::new());
+    let server = serve(&fixture).flag("--training-share", "0.3").start();
+    beside_requests(&server, &fixture, || {
+        submit(&server.client, "shared", &place.task("shared", 1_000_000));
+        for _ in 0..3 {
+            let before = status(&server.client, "shared");
+            await_steps(&server.client, "shared", steps(&before) + 1);
+            eventually("it makes room", || {
+                let now = status(&server.client, "shared");
+                if made_room(&now) > made_room(&before) { Ok(()) } else { Err(now.to_string()) }
+            });
+        }
+    });
 }

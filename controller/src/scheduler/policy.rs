@@ -87,8 +87,11 @@ impl Scheduler {
         }
         let first = self.heads.absent().next()?.model;
         let wanted = |other: ModelId| self.models.get(&other).is_some_and(|model| !model.queue.is_empty());
+        // Its turn is for training alone, which would have to drive it out again.
+        let in_its_way = |model| self.held && self.switcher.overlap(ModelId::TRAINING, model);
         let fetchable = |head: &Head| {
-            !self.switcher.overlap(first, head.model)
+            !in_its_way(head.model)
+                && !self.switcher.overlap(first, head.model)
                 && self.models.get(&head.model).is_some_and(|model| !model.prefetch_failed)
                 && self.switcher.has_room(head.model, wanted)
         };

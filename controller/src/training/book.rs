@@ -27,6 +27,8 @@ pub(super) struct TaskId(pub(super) u32);
 /// What happened to a task.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum TaskEvent {
+    /// Its worker is there.
+    Attached,
     /// Its worker has prepared it, or cannot.
     Ready(Result<TaskExtent, String>),
     /// A step counts.
@@ -44,8 +46,10 @@ pub(super) enum TaskEvent {
 /// What is to be done, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TaskAction {
-    /// Fork a worker and have it prepare the task. Nobody trains now, so that its state may lie where an arena was.
+    /// Fork a worker.
     Start(TaskId),
+    /// Have its worker prepare the task. Nobody trains now, so that its state may lie where an arena was.
+    Prepare(TaskId),
     /// Let it train.
     Train(TaskId),
     /// Set its stop flag.
@@ -61,8 +65,12 @@ pub(super) enum TaskAction {
 enum Phase {
     /// It needs a worker.
     Queued,
-    /// Its worker starts and prepares it.
+    /// Its worker starts.
     Starting,
+    /// Its worker could prepare it.
+    Attached,
+    /// Its worker prepares it.
+    Preparing,
     /// Prepared, and computing nothing.
     Idle,
     /// It computes.
@@ -208,13 +216,16 @@ impl Book {
 
     /// Whether a task has something to do in its place, or does it.
     pub(super) fn wants_places(&self) -> bool {
-        let rests = |task: &Task| task.is_over() || (task.phase == Phase::Idle && !task.needs_its_place());
-        self.tasks.values().any(|task| !rests(task) || task.could_train())
+        let is_at_it =
+            |task: &Task| task.computes() || matches!(task.phase, Phase::Preparing | Phase::Saving);
+        self.tasks.values().any(|task| is_at_it(task) || task.needs_its_place() || task.could_train())
     }
 
     /// Whether the worker of a task, should it have one, touches nothing in the pool.
     pub(super) fn leaves_its_place_alone(&self, id: TaskId) -> bool {
-        self.tasks.get(&id).is_none_or(|task| matches!(task.phase, Phase::Idle | Phase::Queued))
+        self.tasks.get(&id).is_none_or(|task| {
+            matches!(task.phase, Phase::Queued | Phase::Starting | Phase::Attached | Phase::Idle)
+        })
     }
 
     pub(super) fn computes(&self, id: TaskId) -> bool {
@@ -246,8 +257,13 @@ impl Book {
                 actions.push(TaskAction::Save(id));
             }
         }
-        let queued: Vec<TaskId> =
-            self.tasks.iter().filter(|(_, task)| task.phase == Phase::Queued).map(|(&id, _)| id).collect();
+        for (&id, task) in self.tasks.iter_mut().filter(|(_, task)| task.phase == Phase::Queued) {
+            // Queued -> Starting.
+            task.phase = Phase::Starting;
+            actions.push(TaskAction::Start(id));
+        }
+        let attached: Vec<TaskId> =
+            self.tasks.iter().filter(|(_, task)| task.phase == Phase::Attached).map(|(&id, _)| id).collect();
         let training = self.tasks.iter().find(|(_, task)| task.computes()).map(|(&id, _)| id);
         if let Some(id) = training {
             let others = self.tasks.iter().any(|(&other, task)| other != id && task.could_train());
@@ -257,7 +273,7 @@ impl Book {
                 Some(InterruptionReason::Request)
             } else if task.is_paused || task.is_stopping {
                 Some(InterruptionReason::Command)
-            } else if !queued.is_empty() || (between_steps && others && at.saturating_sub(since) >= TURN) {
+            } else if !attached.is_empty() || (between_steps && others && at.saturating_sub(since) >= TURN) {
                 Some(InterruptionReason::Turn)
             } else {
                 None
@@ -272,11 +288,11 @@ impl Book {
         if self.is_away {
             return;
         }
-        for id in queued {
+        for id in attached {
             if let Some(task) = self.tasks.get_mut(&id) {
-                // Queued, nobody trains -> Starting.
-                task.phase = Phase::Starting;
-                actions.push(TaskAction::Start(id));
+                // Attached, nobody trains -> Preparing.
+                task.phase = Phase::Preparing;
+                actions.push(TaskAction::Prepare(id));
             }
         }
         if self.is_closed {
@@ -314,7 +330,7 @@ impl Task {
 
     /// To be prepared, or to be written down.
     fn needs_its_place(&self) -> bool {
-        self.phase == Phase::Queued || self.is_to_save()
+        self.phase == Phase::Attached || self.is_to_save()
     }
 
     fn could_train(&self) -> bool {
@@ -323,7 +339,7 @@ impl Task {
 
     fn state(&self) -> TaskState {
         match self.phase {
-            Phase::Queued | Phase::Starting => TaskState::Preparing,
+            Phase::Queued | Phase::Starting | Phase::Attached | Phase::Preparing => TaskState::Preparing,
             Phase::Training { .. } => TaskState::Training,
             _ if self.is_paused && !self.is_over() => TaskState::Paused,
             Phase::Idle | Phase::Yielding { .. } | Phase::Saving => TaskState::Waiting,
@@ -352,8 +368,14 @@ impl Task {
 
     fn handle(&mut self, id: TaskId, event: TaskEvent, at: Duration, actions: &mut Vec<TaskAction>) {
         match event {
+            TaskEvent::Attached => {
+                if self.phase == Phase::Starting {
+                    // Starting, it is there -> Attached.
+                    self.phase = Phase::Attached;
+                }
+            }
             TaskEvent::Ready(Ok(extent)) => {
-                // Starting, prepared -> Idle.
+                // Preparing, prepared -> Idle.
                 if self.progress.report(at).steps_computed == 0 && !self.is_interrupted {
                     // From the checkpoint of an earlier server.
                     self.progress = Progress::new(extent.steps_done, at, WINDOW);
@@ -454,7 +476,7 @@ impl Task {
         match self.phase {
             // It is saved first, which needs its place.
             Phase::Idle if self.has_checkpoints => {}
-            Phase::Idle | Phase::Queued | Phase::Starting => {
+            Phase::Idle | Phase::Queued | Phase::Starting | Phase::Attached | Phase::Preparing => {
                 self.end(id, TaskState::Stopped, String::new(), actions);
             }
             Phase::Training { .. } | Phase::Yielding { .. } | Phase::Saving | Phase::Over(_) => {}

@@ -24,7 +24,7 @@ use crate::supervisor::{Loss, Supervisor};
 /// After so long a worker that could not be started is tried again.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// Time that a worker has to prepare a task.
+/// Time that a worker has to attach, and to prepare a task.
 const STARTUP_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Time that a worker has to stop computing: far longer than any operator takes.
@@ -323,6 +323,7 @@ impl Host {
         for action in actions {
             match action {
                 TaskAction::Start(id) => self.start(id),
+                TaskAction::Prepare(id) => self.prepare(id),
                 TaskAction::Train(id) => {
                     let arena = self.arena();
                     let Some(worker) = self.worker(id) else { continue };
@@ -403,7 +404,6 @@ impl Host {
         let taken: Vec<u64> =
             self.tasks.values().filter_map(|record| Some(record.worker.as_ref()?.block)).collect();
         let Some(record) = self.tasks.get_mut(&id) else { return };
-        let Some(state) = record.state else { return };
         let mut blocks = (0..MOST_TASKS).map(|block| block * control::BLOCK_BYTES);
         let block = blocks.find(|block| !taken.contains(block)).unwrap_or(0);
         let mailbox = self.mailbox.clone();
@@ -415,20 +415,31 @@ impl Host {
             mailbox.put(Mail::Lost(worker, cause));
         });
         let (registry, deterministic) = (self.poll.registry(), record.config.deterministic);
-        let started = self.attachment.start(&self.supervisor, lost, block, registry, deterministic, || {
-            worker::prepare(&record.name, &record.config, record.digest, state)
-        });
-        match started {
+        match self.attachment.start(&self.supervisor, lost, block, registry, deterministic) {
             Ok(worker) => {
                 record.worker = Some(worker);
-                if let (Some(states), Some(saved)) = (self.places.states(), &record.saved) {
-                    states.add(state, saved.clone());
-                }
                 record.deadline = Some(Instant::now() + STARTUP_TIMEOUT);
             }
             // Not at once: what is wrong now may be better in a while, and other actions are to be done first.
             Err(reason) => self.unstarted.push((Instant::now() + RETRY, id, reason)),
         }
+    }
+
+    fn prepare(&mut self, id: TaskId) {
+        let Some(record) = self.tasks.get(&id) else { return };
+        let (Some(worker), Some(state)) = (&record.worker, record.state) else { return };
+        let sent = match worker::prepare(&record.name, &record.config, record.digest, state) {
+            Ok(order) => worker.send(&ToWorker::PrepareTask(order)),
+            Err(reason) => {
+                tracing::error!(task = record.name, reason, "cannot be told to a worker");
+                false
+            }
+        };
+        if let (Some(states), Some(saved)) = (self.places.states(), &record.saved) {
+            states.add(state, saved.clone());
+        }
+        self.set_deadline(id, Some(STARTUP_TIMEOUT));
+        self.check_sent(id, sent);
     }
 
     fn task_of(&self, worker: WorkerId) -> Option<TaskId> {
@@ -504,7 +515,10 @@ impl Host {
 
     fn hear(&mut self, id: TaskId, message: FromWorker) {
         match message {
-            FromWorker::Attached => {}
+            FromWorker::Attached => {
+                self.set_deadline(id, None);
+                self.feed(id, TaskEvent::Attached);
+            }
             FromWorker::TaskReady { result } => {
                 self.set_deadline(id, None);
                 if let (Ok(extent), Some(record)) = (&result, self.tasks.get(&id)) {

@@ -172,7 +172,10 @@ impl State {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use std::sync::mpsc;
+
     use pswitch_device::{Device, DeviceId, LinkThrottle, SharedMemory, open_device};
+    use pswitch_transfer::{BringBack, Engine, GroupCopy, Transfer};
 
     use super::*;
 
@@ -247,6 +250,60 @@ mod tests {
         assert!(rig.states.landed(TransferId(3)));
         // Nobody wants to see what is left of the other one.
         assert_eq!(rig.make_room(4, Range::new(0, 64)), [Range::new(4, 12)]);
+    }
+
+    /// Two states and whatever comes over them, moved by a real engine: they are what they were when all is back.
+    #[test]
+    fn no_byte_changes_on_the_way_out_and_back() {
+        const BYTES: u64 = 64 << 10;
+        let device = open_device(DeviceId::Host(0), LinkThrottle::default()).unwrap();
+        let pool = device.allocate(BYTES + 4).unwrap();
+        let memory = |bytes| device.pin(Arc::new(SharedMemory::create("test", bytes).unwrap())).unwrap();
+        let [before, weights, after] = [0; 3].map(|_| memory(BYTES));
+        let content: Vec<u8> = (0..BYTES).map(|at| u8::try_from(at * 31 % 251).unwrap()).collect();
+        before.memory().write(0, &content).unwrap();
+        weights.memory().write(0, &vec![0xEE; content.len()]).unwrap();
+        let there = |offset, bytes| DeviceSlice::new(Arc::clone(&pool), offset, bytes).unwrap();
+        let here = |from: &PinnedMemory, offset, bytes| HostSlice::new(from.clone(), offset, bytes).unwrap();
+        let states = States::new(Arc::clone(&pool));
+        let places = [Range::new(1 << 10, 20 << 10), Range::new(30 << 10, 7 << 10)];
+        for place in places {
+            states.add(place, memory(place.bytes));
+        }
+        let (sender, landed) = mpsc::channel();
+        let on_landed = Box::new(move |id, result: Result<_, _>| sender.send((id, result.is_ok())).unwrap());
+        let engine = Engine::new(Arc::clone(&device), on_landed).unwrap();
+        let mut stream = device.copy_stream("test").unwrap();
+        stream.copy_in(&here(&before, 0, BYTES), &there(0, BYTES)).unwrap();
+        drop(stream);
+        for round in 0..8 {
+            for (transfer, (offset, bytes)) in
+                (round * 10..).zip([(8 << 10, 4 << 10), (16 << 10, 16 << 10), (0, 9 << 10)])
+            {
+                let id = TransferId(transfer);
+                let copy = CopyIn { from: here(&weights, offset, bytes), to: there(offset, bytes) };
+                let groups = vec![GroupCopy { copy, doorbell: there(BYTES, 4) }];
+                let save = states.make_room(id, Range::new(offset, bytes)).unwrap();
+                let (clear, inputs) = (vec![], vec![]);
+                engine.start(Transfer { id, clear, inputs, input_doorbell: None, groups, save }).unwrap();
+                assert_eq!(landed.recv().unwrap(), (id, true));
+                assert!(states.landed(id));
+            }
+            let id = TransferId(round * 10 + 9);
+            let copies = states.bring_back(id).unwrap();
+            engine.bring_back(BringBack { id, clear: vec![], copies }).unwrap();
+            assert_eq!(landed.recv().unwrap(), (id, true));
+            assert!(states.landed(id));
+            let mut stream = device.copy_stream("test").unwrap();
+            stream.copy_out(&there(0, BYTES), &here(&after, 0, BYTES)).unwrap();
+            drop(stream);
+            for place in places {
+                let [begin, end] = [place.offset, place.end()].map(|at| usize::try_from(at).unwrap());
+                let mut found = vec![0; end - begin];
+                after.memory().read(place.offset, &mut found).unwrap();
+                assert!(found == content[begin..end], "round {round}, {place}");
+            }
+        }
     }
 
     proptest! {

@@ -40,7 +40,7 @@ impl Attachment {
         Ok(Self { device, pool, pool_descriptors, slots: Arc::clone(&parts.slots), control })
     }
 
-    /// Forks a worker and tells it what to attach to and to prepare. The error is a line.
+    /// Forks a worker and tells it what to attach to. The error is a line.
     pub(super) fn start(
         &self,
         supervisor: &Supervisor,
@@ -48,9 +48,7 @@ impl Attachment {
         block: u64,
         registry: &Registry,
         deterministic: bool,
-        order: impl FnOnce() -> Result<PrepareTask, String>,
     ) -> Result<TaskWorker, String> {
-        let order = order()?;
         let (id, channel) = supervisor.fork(lost).map_err(|error| error.to_string())?;
         let attach = Attach {
             worker: id.0,
@@ -67,7 +65,6 @@ impl Attachment {
         descriptors.extend(self.pool_descriptors.iter().map(AsFd::as_fd));
         channel
             .send(&ToWorker::Attach(attach), &descriptors)
-            .and_then(|()| channel.send(&ToWorker::PrepareTask(order), &[]))
             .and_then(|()| channel.set_nonblocking(true))
             .map_err(|error| error.to_string())?;
         registry

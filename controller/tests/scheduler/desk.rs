@@ -106,6 +106,16 @@ impl Desk {
         Self { scheduler, now: Instant::now() }
     }
 
+    /// One arena, and the first units of the homes for training.
+    pub(crate) fn beside_training(home_units: u64, training_units: u64, model_units: &[u64]) -> Self {
+        let layout = layout_with_training(home_units, 1, training_units);
+        let mut scheduler = Scheduler::new(Ledger::new(&layout), options());
+        for (id, units) in (0..).zip(model_units) {
+            scheduler.place(ModelId(id), units * UNIT_BYTES, 1, ModelLimits::default()).unwrap();
+        }
+        Self { scheduler, now: Instant::now() }
+    }
+
     pub(crate) fn at_work(mut self, workers: u32) -> Self {
         for worker in 0..workers {
             assert_eq!(self.ready(worker), []);

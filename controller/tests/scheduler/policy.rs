@@ -6,7 +6,7 @@ use crate::desk::{Desk, Execute, UNIT_BYTES, execute, model, ok, options, reject
 use pswitch_controller::scheduler::{
     Action, Event, Load, ModelLimits, Outcome, Rejection, SchedulerOptions, WorkerId,
 };
-use pswitch_mem_pool::{ArenaId, PoolError};
+use pswitch_mem_pool::{ArenaId, ModelId, PoolError};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -356,4 +356,54 @@ fn nothing_begins_without_a_worker() {
     assert_eq!(counts(&desk)[0], ("starting", 1));
     assert_eq!(execute(&desk.event(Event::WorkerReady { worker: WorkerId(0) })).request.0, 0);
     assert_eq!(counts(&desk)[2], ("active", 1));
+}
+
+/// Model 0 lies beside training, model 1 in its place.
+#[test]
+fn training_keeps_its_place_and_gives_it_away_when_it_leaves() {
+    let mut desk = Desk::beside_training(8, 4, &[4, 4]).at_work(2);
+    assert_eq!(desk.event(Event::TrainingAsks), [Action::AdmitTraining]);
+    // It computes. Who lies in its place waits, who does not begins at once.
+    assert_eq!(desk.submit(0, 1), []);
+    let beside = execute(&desk.submit(1, 0));
+    assert_eq!((beside.model, &beside.evicted), (model(0), &Some(vec![])));
+    assert_eq!(desk.complete(&beside), []);
+    let over = execute(&desk.event(Event::TrainingLeaves));
+    assert_eq!((over.model, &over.evicted), (model(1), &Some(vec![ModelId::TRAINING])));
+    // Requests go first. Then it comes back, and is admitted when it is there.
+    assert_eq!(desk.event(Event::TrainingAsks), []);
+    let back = desk.complete(&over);
+    let [Action::BringBack { transfer, load }] = &back[..] else { panic!("{back:?}") };
+    assert_eq!(load.evicted, [model(1)]);
+    assert_eq!(desk.submit(2, 1), []);
+    // It landed behind a request that it would be in the way of.
+    let over = execute(&desk.land(*transfer));
+    assert_eq!((over.model, &over.evicted), (model(1), &Some(vec![ModelId::TRAINING])));
+    desk.complete(&over);
+}
+
+#[test]
+fn training_is_told_when_it_cannot_be_brought_back() {
+    let mut desk = Desk::beside_training(4, 4, &[4]).at_work(1);
+    let over = execute(&desk.submit(0, 0));
+    assert_eq!(desk.complete(&over), []);
+    for _ in 0..2 {
+        let back = desk.event(Event::TrainingAsks);
+        let [Action::BringBack { transfer, .. }] = &back[..] else { panic!("{back:?}") };
+        assert!(desk.fail(*transfer).contains(&Action::RefuseTraining));
+    }
+}
+
+#[test]
+fn held_requests_let_training_in() {
+    let mut desk = Desk::beside_training(4, 4, &[4]).at_work(2);
+    let over = execute(&desk.submit(0, 0));
+    desk.submit(1, 0);
+    assert_eq!(desk.event(Event::Hold), []);
+    assert_eq!(desk.event(Event::TrainingAsks), []);
+    let back = desk.complete(&over);
+    let [Action::BringBack { transfer, .. }] = &back[..] else { panic!("{back:?}") };
+    assert_eq!(desk.land(*transfer), [Action::AdmitTraining]);
+    assert_eq!(desk.event(Event::Release), []);
+    execute(&desk.event(Event::TrainingLeaves));
 }

@@ -7,6 +7,8 @@ use super::*;
 enum Worker {
     None,
     Starting,
+    Attached,
+    Preparing,
     Idle,
     Training,
     Stopping,
@@ -62,9 +64,13 @@ impl World {
         for action in actions {
             match action {
                 TaskAction::Start(id) => {
-                    assert!(!self.away, "models may lie in its place");
-                    assert_eq!((self.workers[&id], self.computing()), (Worker::None, 0), "{action:?}");
+                    assert_eq!(self.workers[&id], Worker::None, "{action:?}");
                     self.workers.insert(id, Worker::Starting);
+                }
+                TaskAction::Prepare(id) => {
+                    assert!(!self.away, "models may lie in its place");
+                    assert_eq!((self.workers[&id], self.computing()), (Worker::Attached, 0), "{action:?}");
+                    self.workers.insert(id, Worker::Preparing);
                 }
                 TaskAction::Train(id) => {
                     assert_eq!((self.workers[&id], self.computing()), (Worker::Idle, 0), "{action:?}");
@@ -116,8 +122,12 @@ impl World {
         self.at += STEP;
         let (done, saved) = self.done[&id];
         match self.workers[&id] {
-            Worker::None => {}
+            Worker::None | Worker::Attached => {}
             Worker::Starting => {
+                self.workers.insert(id, Worker::Attached);
+                self.feed(id, TaskEvent::Attached);
+            }
+            Worker::Preparing => {
                 self.workers.insert(id, Worker::Idle);
                 self.done.insert(id, (saved, saved));
                 self.feed(id, TaskEvent::Ready(Ok(TaskExtent { steps_done: saved, total_steps: STEPS })));
@@ -163,6 +173,12 @@ impl World {
                 }
             }
         }
+    }
+
+    /// A worker attaches, and prepares the task.
+    fn come_up(&mut self, id: TaskId) {
+        self.advance(id, true);
+        self.advance(id, true);
     }
 
     fn lose(&mut self, id: TaskId) {
@@ -241,7 +257,7 @@ proptest! {
 
 fn alone() -> (World, TaskId) {
     let mut world = World::new(&[1.0]);
-    world.advance(TaskId(0), true);
+    world.come_up(TaskId(0));
     assert_eq!(world.state(TaskId(0)), TaskState::Training);
     (world, TaskId(0))
 }
@@ -268,7 +284,13 @@ fn nothing_is_done_with_a_state_where_models_may_lie() {
     let task = TaskId(0);
     world.leave(true);
     world.advance(task, true);
-    // It is prepared, and waits.
+    // A worker is there, and waits for the state's place.
+    assert_eq!((world.workers[&task], world.book.wants_places()), (Worker::Attached, true));
+    assert!(world.book.leaves_its_place_alone(task));
+    world.leave(false);
+    assert!(world.workers[&task] == Worker::Preparing && !world.book.leaves_its_place_alone(task));
+    world.leave(true);
+    world.advance(task, true);
     assert_eq!((world.state(task), world.book.wants_places()), (TaskState::Waiting, true));
     world.feed(task, TaskEvent::Command(TaskCommand::Pause));
     assert!(!world.book.wants_places() && world.book.leaves_its_place_alone(task));
@@ -303,7 +325,7 @@ fn a_task_that_loses_its_workers_fails_in_the_end() {
     for _ in 1..MOST_DEATHS {
         world.lose(task);
         assert_eq!(world.state(task), TaskState::Preparing);
-        world.advance(task, true);
+        world.come_up(task);
     }
     world.lose(task);
     assert_eq!(world.state(task), TaskState::Failed);

@@ -19,6 +19,9 @@ impl World {
                     assert!(!self.is_wanted(*evicted), "{evicted} has requests that wait");
                 }
                 assert!(self.is_wanted(*model));
+                let training = self.spans.get(&ModelId::TRAINING).filter(|_| self.held);
+                let in_its_way = training.is_some_and(|it| it.home.overlaps(&self.spans[model].home));
+                assert!(!in_its_way, "{model} is fetched into training's place in its turn");
                 self.load(*model, &load.evicted);
                 let clear = load.evicted.clone();
                 let (inputs_of, weights) = (None, Some(*model));
