@@ -167,6 +167,11 @@ impl Fleet {
             ensure!(Instant::now() < latest, "training does not begin within {} s", PATIENCE.as_secs());
             interrupt::sleep(Duration::from_millis(5))?;
         }
+        self.alone_steps_per_s(time)
+    }
+
+    /// Steps a second while no request comes.
+    pub(super) fn alone_steps_per_s(&self, time: Duration) -> anyhow::Result<f64> {
         let (before, begun) = (self.steps()?, Instant::now());
         interrupt::sleep(time)?;
         self.rate(before, begun)

@@ -29,7 +29,7 @@ const SECONDS: f64 = 10.0;
 
 /// The same for a quick run.
 const QUICK_COPIES: [usize; 2] = [6, 12];
-const QUICK_LOADS: [f64; 2] = [0.2, 0.4];
+const QUICK_LOADS: [f64; 2] = [0.3, 0.6];
 const QUICK_SECONDS: f64 = 3.0;
 
 /// Times the slowest model's ready latency that a request may take.
@@ -74,12 +74,8 @@ pub(crate) struct Figure10 {
     pub(crate) experiment: Experiment,
 }
 
-/// What is measured for one number of models.
-struct Series {
-    requests_per_s: Vec<f64>,
-    slo_ms: f64,
-    length: Duration,
-}
+/// Latencies of the mix when it is resident, in milliseconds: once for all that is measured.
+type Ready = Option<Vec<f64>>;
 
 impl Figure10 {
     /// With what holds for all figures, and nothing else.
@@ -113,20 +109,23 @@ impl Figure10 {
                 Some(MatchedLink::find(first, serving, served, MATCHING, zygotes)?.bandwidth)
             }
         };
+        // A mix that all of them have.
+        let fewest = self.copies().iter().copied().min().unwrap_or(1);
+        let subjects = &subjects[..subjects.len().min(fewest)];
+        let mut ready = None;
         let (mut loads, mut left_out, mut wrong_outputs) = (Vec::new(), Vec::new(), 0);
         for &models in self.copies() {
             let setting = Setting {
                 experiment: &self.experiment,
                 served,
-                subjects: &subjects,
+                subjects,
                 link,
                 task: &task,
                 models,
                 oversubscription: self.oversubscription,
             };
-            let mut series = None;
             for mechanism in Mechanism::ALL {
-                if let Err(error) = self.measure(setting, mechanism, &mut series, &mut loads, zygotes) {
+                if let Err(error) = self.measure(setting, mechanism, &mut ready, &mut loads, zygotes) {
                     eprintln!("{models} models: {} is left out: {error:#}", mechanism.name());
                     wrong_outputs += u32::from(error.is::<WrongOutput>());
                     left_out.push(LeftOut {
@@ -145,17 +144,17 @@ impl Figure10 {
         super::report("figure10", &figure, table(&figure.loads), goals, wrong_outputs)
     }
 
-    /// Measures all loads on a server of their own. What is found before something fails is kept.
+    /// Measures all loads on a server of their own.
     fn measure(
         &self,
         setting: Setting<'_>,
         mechanism: Mechanism,
-        series: &mut Option<Series>,
+        ready: &mut Ready,
         loads: &mut Vec<Load>,
         zygotes: &mut Zygotes,
     ) -> anyhow::Result<()> {
         let fleet = Fleet::start(setting, mechanism, zygotes)?;
-        let measured = self.measure_on(&fleet, setting, mechanism, series, loads);
+        let measured = self.measure_on(&fleet, setting, mechanism, ready, loads);
         let stopped = fleet.stop();
         measured.and(stopped)
     }
@@ -165,60 +164,64 @@ impl Figure10 {
         fleet: &Fleet,
         setting: Setting<'_>,
         mechanism: Mechanism,
-        series: &mut Option<Series>,
+        ready: &mut Ready,
         loads: &mut Vec<Load>,
     ) -> anyhow::Result<()> {
-        let series = match series {
-            // The same for both.
-            Some(series) => series,
-            None => series.insert(self.series(fleet, setting)?),
+        let ready_ms = match ready {
+            Some(ready_ms) => ready_ms,
+            None => ready.insert(fleet.ready_ms(setting.subjects.len())?),
         };
-        let Series { ref requests_per_s, slo_ms, length } = *series;
-        let alone_steps_per_s = fleet.train(setting.task, length)?;
-        ensure!(alone_steps_per_s > 0.0, "not a step in {} s: give it more --seconds", length.as_secs_f64());
-        let progress = Progress::new(mechanism.name(), Arrivals::ALL.len() * requests_per_s.len());
+        let slo_ms = self.slo_ms.unwrap_or(SLO * ready_ms.iter().copied().fold(0.0, f64::max));
+        let rates = self.rates(ready_ms, setting.models);
+        let length = self.length();
+        let before_steps_per_s = fleet.train(setting.task, length)?;
+        let progress = Progress::new(mechanism.name(), Arrivals::ALL.len() * rates.len());
+        let mut found = Vec::new();
         for arrivals in Arrivals::ALL {
-            for &rate in requests_per_s {
+            for &rate in &rates {
                 let schedule = arrivals.schedule(setting.models, rate, length, self.seed);
                 ensure!(!schedule.is_empty(), "no request in {} s: give it more", length.as_secs_f64());
                 let outcome = fleet.run(&schedule, length)?;
                 // Some thousands.
                 #[allow(clippy::cast_precision_loss)]
                 let sent_per_s = schedule.len() as f64 / length.as_secs_f64();
-                loads.push(Load {
-                    mechanism: mechanism.name().to_owned(),
-                    arrivals: arrivals.name().to_owned(),
-                    models: setting.models,
-                    oversubscription: setting.found_oversubscription(),
-                    requests_per_s: sent_per_s,
-                    latencies_ms: outcome.latencies_ms,
-                    slo_ms,
-                    refused: outcome.refused,
-                    switches: outcome.switches,
-                    training_kept: Some(outcome.steps_per_s / alone_steps_per_s),
-                });
+                found.push((arrivals, sent_per_s, outcome));
                 progress.step();
             }
         }
+        // Machines change while they are measured: alone is before and after.
+        let alone_steps_per_s = f64::midpoint(before_steps_per_s, fleet.alone_steps_per_s(length)?);
+        ensure!(alone_steps_per_s > 0.0, "not a step in {} s: give it more --seconds", length.as_secs_f64());
+        loads.extend(found.into_iter().map(|(arrivals, requests_per_s, outcome)| Load {
+            mechanism: mechanism.name().to_owned(),
+            arrivals: arrivals.name().to_owned(),
+            models: setting.models,
+            oversubscription: setting.found_oversubscription(),
+            requests_per_s,
+            latencies_ms: outcome.latencies_ms,
+            slo_ms,
+            refused: outcome.refused,
+            switches: outcome.switches,
+            training_kept: Some(outcome.steps_per_s / alone_steps_per_s),
+        }));
         Ok(())
     }
 
     /// How many requests a second make the loads.
-    fn series(&self, fleet: &Fleet, setting: Setting<'_>) -> anyhow::Result<Series> {
-        let kinds = setting.subjects.len().min(setting.models);
-        let ready_ms = fleet.ready_ms(kinds)?;
-        let slowest_ms = ready_ms.iter().copied().fold(0.0, f64::max);
-        let popularity = popularity(setting.models);
+    fn rates(&self, ready_ms: &[f64], models: usize) -> Vec<f64> {
         let mean_ms: f64 =
-            popularity.iter().zip(ready_ms.iter().cycle()).map(|(share, ready)| share * ready).sum();
-        let (loads, seconds) =
-            if self.experiment.quick { (&QUICK_LOADS[..], QUICK_SECONDS) } else { (&LOADS[..], SECONDS) };
-        let loads = if self.loads.is_empty() { loads } else { &self.loads };
-        Ok(Series {
-            requests_per_s: loads.iter().map(|load| load * 1e3 / mean_ms).collect(),
-            slo_ms: self.slo_ms.unwrap_or(slowest_ms * SLO),
-            length: Duration::from_secs_f64(self.seconds.unwrap_or(seconds)),
-        })
+            popularity(models).iter().zip(ready_ms.iter().cycle()).map(|(share, ready)| share * ready).sum();
+        let loads = match &self.loads[..] {
+            [] if self.experiment.quick => &QUICK_LOADS[..],
+            [] => &LOADS,
+            given => given,
+        };
+        loads.iter().map(|load| load * 1e3 / mean_ms).collect()
+    }
+
+    fn length(&self) -> Duration {
+        let default = if self.experiment.quick { QUICK_SECONDS } else { SECONDS };
+        Duration::from_secs_f64(self.seconds.unwrap_or(default))
     }
 
     fn copies(&self) -> &[usize] {
