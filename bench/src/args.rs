@@ -3,11 +3,12 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use tracing_subscriber::EnvFilter;
 
-use crate::commands::Command;
+use crate::commands::{All, Command, PAGE, gather};
 use crate::figures::{Drawing, Figure};
+use crate::interrupt;
 use crate::machine::Machine;
 use crate::serving::Zygotes;
 
@@ -30,7 +31,15 @@ pub struct Args {
     #[arg(long, global = true, value_name = "FILTER", default_value = "warn")]
     log: String,
     #[command(subcommand)]
-    command: Command,
+    asked: Asked,
+}
+
+/// What is to be done.
+#[derive(Debug, clap::Subcommand)]
+enum Asked {
+    #[command(flatten)]
+    One(Command),
+    All(All),
 }
 
 impl Args {
@@ -44,12 +53,42 @@ impl Args {
         let filter =
             EnvFilter::try_new(&self.log).with_context(|| format!("`{}` is no log filter", self.log))?;
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-        // Before the first thread: a process with threads cannot be forked safely.
-        let mut zygotes = Zygotes::fork(self.command.servers())?;
+        match &self.asked {
+            Asked::One(command) => {
+                // Before the first thread: a process with threads cannot be forked safely.
+                let mut zygotes = Zygotes::fork(command.servers())?;
+                self.measure(command, &mut zygotes)
+            }
+            Asked::All(all) => self.measure_all(&all.commands()),
+        }
+    }
+
+    fn measure_all(&self, commands: &[Command]) -> anyhow::Result<()> {
+        let mut zygotes = Zygotes::fork(commands.iter().map(Command::servers).sum())?;
+        let mut failed = Vec::new();
+        for command in commands {
+            // What was measured is kept, and gathered below.
+            if let Err(interrupted) = interrupt::check() {
+                failed.push(interrupted.to_string());
+                break;
+            }
+            if let Err(error) = self.measure(command, &mut zygotes) {
+                eprintln!("{error:#}");
+                failed.push(format!("{error:#}"));
+            }
+        }
+        if let Some(folder) = &self.out {
+            gather(folder, &folder.join(PAGE))?;
+        }
+        ensure!(failed.is_empty(), "not measured: {}", failed.join("; "));
+        Ok(())
+    }
+
+    fn measure(&self, command: &Command, zygotes: &mut Zygotes) -> anyhow::Result<()> {
         let mut machine = Machine::here();
-        let report = self.command.run(&mut zygotes)?;
+        let report = command.run(zygotes)?;
         // Afterwards: an idle GPU slows its link down.
-        machine.gpu = self.command.device().and_then(crate::machine::gpu);
+        machine.gpu = command.device().and_then(crate::machine::gpu);
         let arguments: Vec<String> = std::env::args().skip(1).collect();
         let saved = self.out.as_ref().map(|folder| report.save(folder, &machine, &arguments)).transpose()?;
         if let (Some(folder), Some(figure)) = (&self.out, Figure::of(&report.results)) {
@@ -61,5 +100,15 @@ impl Args {
             writeln!(stdout, "\nwritten to {}", path.display())?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_of_all_commands_are_declared_once() {
+        <Args as clap::Args>::augment_args(clap::Command::new("bench")).debug_assert();
     }
 }

@@ -95,6 +95,24 @@ impl Caller {
     /// A `ServiceError` when the server refuses, [`WrongOutput`] when an output is not to the last bit what it should be.
     pub(crate) fn call(&mut self, runtime: &Runtime, server: &Server) -> anyhow::Result<Call> {
         let turn = self.turn();
+        let (call, answer) = runtime.block_on(self.send(turn, server))?;
+        if self.turns[turn].expected.is_none() {
+            let outputs = answer.outputs.iter();
+            self.turns[turn].expected =
+                Some(outputs.map(|output| (output.spec.shape.clone(), output.data.to_vec())).collect());
+        }
+        self.check(turn, &answer)?;
+        Ok(call)
+    }
+
+    /// As [`call`](Self::call), beside other requests: of one of the turns, and what is expected has to be known.
+    pub(crate) async fn call_turn(&self, turn: usize, server: &Server) -> anyhow::Result<Call> {
+        let (call, answer) = self.send(turn, server).await?;
+        self.check(turn, &answer)?;
+        Ok(call)
+    }
+
+    async fn send(&self, turn: usize, server: &Server) -> anyhow::Result<(Call, Answer)> {
         let failed = || format!("a request to '{}' failed", self.model);
         let example = &self.turns[turn].example;
         let mut submission = server.reserve(&self.model, None, &example.specs()).with_context(failed)?;
@@ -102,11 +120,8 @@ impl Caller {
             submission.append(index, data).with_context(failed)?;
         }
         let begun = Instant::now();
-        let answer =
-            runtime.block_on(server.infer(submission, InferOptions::default())).with_context(failed)?;
-        let latency = begun.elapsed();
-        self.check(turn, &answer)?;
-        Ok(Call { begun, latency, timings: answer.timings })
+        let answer = server.infer(submission, InferOptions::default()).await.with_context(failed)?;
+        Ok((Call { begun, latency: begun.elapsed(), timings: answer.timings }, answer))
     }
 
     /// As [`call`](Self::call), over HTTP: how long the client waits, and where the server says that the time went.
@@ -138,13 +153,9 @@ impl Caller {
         Ok((latency, parameters))
     }
 
-    fn check(&mut self, turn: usize, answer: &Answer) -> anyhow::Result<()> {
-        let Some(expected) = &self.turns[turn].expected else {
-            let outputs = answer.outputs.iter();
-            self.turns[turn].expected =
-                Some(outputs.map(|output| (output.spec.shape.clone(), output.data.to_vec())).collect());
-            return Ok(());
-        };
+    fn check(&self, turn: usize, answer: &Answer) -> anyhow::Result<()> {
+        let expected = self.turns[turn].expected.as_ref();
+        let expected = expected.context("there is no answer yet to compare with")?;
         for (place, output) in answer.outputs.iter().enumerate() {
             let same = expected
                 .get(place)

@@ -1,9 +1,11 @@
 //! `cargo xtask test`: everything that must pass, step by step.
 
+use std::fs;
+use std::io::ErrorKind;
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 
 use crate::metadata::Metadata;
@@ -12,6 +14,19 @@ use crate::{checks, commands, directions, fixtures, readme, setup};
 
 /// Examples are small; one that takes longer hangs.
 const EXAMPLE_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// One figure takes some seconds in short.
+const FIGURE_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// Figures of few requests for one small model, and of few copies.
+const FIGURES: &[(&str, &[&str])] = &[
+    ("figure5", SHORT),
+    ("figure7", SHORT),
+    ("figure8", SHORT),
+    ("figure9", SHORT),
+    ("figure10", &["--copies", "3", "--load", "0.4", "--seconds", "2"]),
+];
+const SHORT: &[&str] = &["--quick", "--rounds", "1", "--model", "target/fixtures/mobilenet_v3_small"];
 
 /// In the order in which they run: what fails soonest comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -30,6 +45,8 @@ pub(crate) enum Step {
     Rust,
     /// Every example, without arguments
     Examples,
+    /// The figures, in short, on the host: their results are as bench/figure.schema.json says
+    Figures,
     /// Documentation without warnings
     Doc,
     /// Commands in documents exist
@@ -84,6 +101,7 @@ fn run_step(root: &Root, step: Step) -> Result<()> {
         }
         Step::Rust => cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]),
         Step::Examples => run_examples(root),
+        Step::Figures => measure_figures(root),
         Step::Doc => commands::run(
             commands::cargo(root)
                 .args(["doc", "--workspace", "--no-deps", "--locked"])
@@ -97,6 +115,28 @@ fn run_step(root: &Root, step: Step) -> Result<()> {
             commands::run(commands::python(root).args(["-m", "pytest"]).current_dir(root.join("python")))
         }
     }
+}
+
+/// Measures each figure and checks what it has written.
+fn measure_figures(root: &Root) -> Result<()> {
+    commands::run(commands::cargo(root).args(["build", "--workspace", "--examples", "--locked", "--quiet"]))?;
+    let folder = root.target().join("figures");
+    match fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot empty {}", folder.display()));
+        }
+        _ => {}
+    }
+    for (name, arguments) in FIGURES {
+        let mut command = Command::new(root.target().join("debug/pswitch"));
+        command.current_dir(root.path()).args(["bench", name]).args(*arguments).arg("--out").arg(&folder);
+        let status = run_until(&mut command, FIGURE_TIMEOUT)?;
+        ensure!(status.success(), "{name}: {status}");
+        let written = folder.join(format!("{name}.json"));
+        ensure!(written.exists(), "{name} has not written {}", written.display());
+    }
+    let mut check = Command::new(root.target().join("debug/examples/check_figures"));
+    commands::run(check.arg(&folder))
 }
 
 fn run_examples(root: &Root) -> Result<()> {

@@ -26,6 +26,9 @@ use crate::serving::Zygotes;
 const GPU_MODELS: [&str; 4] =
     ["models/resnet152", "models/inception_v3", "models/bert-base", "models/vit_l_16"];
 
+pub(crate) use figures::All;
+pub(crate) use report::{PAGE, gather};
+
 /// What can be measured.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -45,6 +48,7 @@ pub(crate) enum Command {
     Figure7(figures::Figure7),
     Figure8(figures::Figure8),
     Figure9(figures::Figure9),
+    Figure10(figures::Figure10),
     #[command(hide = true)]
     WorkerProcess(WorkerProcess),
     MakeRoom(make_room::MakeRoom),
@@ -61,6 +65,7 @@ impl Command {
             Self::Figure7(command) => command.experiment.servers(),
             Self::Figure8(command) => command.experiment.servers(),
             Self::Figure9(command) => command.experiment.servers(),
+            Self::Figure10(command) => command.servers(),
             Self::Switch(_)
             | Self::FrontEnd(_)
             | Self::Switching(_)
@@ -91,6 +96,7 @@ impl Command {
             Self::Figure8(command) => &command.experiment.serving,
             Self::Figure9(command) => &command.experiment.serving,
             Self::MakeRoom(command) => &command.serving,
+            Self::Figure10(command) => &command.experiment.serving,
             Self::Sweep(_) | Self::Report(_) | Self::WorkerProcess(_) => return None,
         };
         Some(serving.device())
@@ -115,6 +121,7 @@ impl Command {
             Self::Figure7(command) => command.run(zygotes),
             Self::Figure8(command) => command.run(zygotes),
             Self::Figure9(command) => command.run(zygotes),
+            Self::Figure10(command) => command.run(zygotes),
             Self::WorkerProcess(command) => command.run(),
             Self::MakeRoom(command) => command.run(zygotes),
         }

@@ -10,7 +10,7 @@ use crate::page::{self, Saved};
 use crate::report::{Report, Table};
 
 /// The page, in the folder of the results unless told otherwise.
-const PAGE: &str = "report.html";
+pub(crate) const PAGE: &str = "report.html";
 
 /// Gathers the results of a folder into one page of HTML.
 ///
@@ -38,7 +38,7 @@ impl GatherReport {
 }
 
 /// Writes the page of a folder. Figures come first, in the order of their numbers, then other commands by their names.
-pub(super) fn gather(folder: &Path, html: &Path) -> anyhow::Result<Report> {
+pub(crate) fn gather(folder: &Path, html: &Path) -> anyhow::Result<Report> {
     let (mut saved, mut unread) = (Vec::new(), Vec::new());
     for path in files(folder)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -154,6 +154,16 @@ fn the_next_model_is_fetched_while_another_executes() {
 }
 
 #[test]
+fn nothing_is_fetched_ahead_where_that_is_turned_off() {
+    let mut desk = Desk::with(8, 1, &[4, 4], SchedulerOptions { prefetch: false, ..options() }).at_work(2);
+    let first = execute(&desk.submit(0, 0));
+    assert_eq!(desk.submit(1, 1), []);
+    assert_eq!(desk.land(first.transfer), [], "there is room for it");
+    let second = execute(&desk.finish(first.execution, Outcome::Completed)[1..]);
+    assert_eq!((second.model, second.evicted), (model(1), Some(vec![])), "it comes when its turn has come");
+}
+
+#[test]
 fn nothing_is_fetched_into_a_place_that_is_held_or_wanted() {
     // 0 | 1 side by side, 2 over both, 3 over 0 or 1.
     let mut desk = Desk::new(8, &[4, 4, 8]).at_work(2);

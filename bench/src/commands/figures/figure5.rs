@@ -22,7 +22,7 @@ Examples:
 pub(crate) struct Figure5 {
     /// A Python with torch and the module pswitch.pytorch_rows, to measure what PyTorch itself takes before.
     #[arg(long, value_name = "PATH")]
-    python: Option<PathBuf>,
+    pub(super) python: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) experiment: Experiment,
 }

@@ -1,6 +1,8 @@
 //! The figures of the paper: each measures some mechanisms on some models.
 
+mod all;
 mod bars;
+mod figure10;
 mod figure5;
 mod figure6;
 mod figure7;
@@ -19,11 +21,13 @@ use crate::figures::{Figure, LeftOut};
 use crate::report::{Goal, Report, Table};
 use crate::serving::Serving;
 use crate::subject::{Served, Subject};
+pub(crate) use all::All;
 pub(crate) use figure5::Figure5;
 pub(crate) use figure6::Figure6;
 pub(crate) use figure7::Figure7;
 pub(crate) use figure8::Figure8;
 pub(crate) use figure9::Figure9;
+pub(crate) use figure10::Figure10;
 
 /// What is measured by default on a GPU: the models of the paper.
 const ON_GPU: [&str; 3] = [GPU_MODELS[0], GPU_MODELS[1], GPU_MODELS[2]];
@@ -45,7 +49,7 @@ pub(crate) struct Experiment {
     /// About a minute a figure: fewer rounds, and half a second of training in each.
     #[arg(long)]
     quick: bool,
-    /// Rounds that count, instead of 10; 5 with --quick.
+    /// Rounds that count, instead of 10; 5 with --quick. Figures 6 and 10 have none.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     /// The task: a configuration whose length is ignored. By default a ResNet18 of target/training.
