@@ -5,7 +5,7 @@
 # is the step's. What it prints goes to run.log, and what it hands to `say` or `show` is seen as well.
 set -uo pipefail
 
-default_steps=facts,models,fixtures,tests,switch,plan,switching,kill,training,stops,train
+default_steps=facts,models,fixtures,tests,switch,plan,switching,kill,training,stops,train,figures
 # The measurements switch between these; `pswitch.gpu_models` makes them.
 model_names=(resnet152 inception_v3 bert-base vit_l_16)
 device=cuda:0
@@ -161,6 +161,12 @@ step_stops() {
 
 step_train() {
     bench train --task "$training/train.yaml" --model "$models/resnet152" --training-size 24GiB --python "$python"
+}
+
+# After `training`: the figures of the paper beside ResNet152 that trains.
+step_figures() {
+    bench all --quick --model "$models"/{resnet152,inception_v3,bert-base} --task "$training/train.yaml" \
+        --training-size 24GiB --python "$python"
 }
 
 bench() {
