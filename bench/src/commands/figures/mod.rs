@@ -58,7 +58,8 @@ pub(crate) struct Experiment {
     /// Part of the pool for training, and the memory of a process that trains alone.
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     training_size: ByteSize,
-    /// Slows the link of a host device down, as in 1GB/s. By default copying a model takes as long as computing.
+    /// Slows the link of a host device down, as in 1GB/s. By default copying a model takes as long as computing, and operators
+    /// leave a core to the link.
     #[arg(long, value_name = "RATE")]
     link_bandwidth: Option<Bandwidth>,
     #[command(flatten)]
