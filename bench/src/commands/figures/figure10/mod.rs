@@ -325,14 +325,14 @@ mod tests {
         assert_eq!(goals.len(), figure.loads.len() / 2);
         assert_eq!(
             goals[0],
-            "poisson, 12 models, 10/s: median of load-on-demand over pswitch's: 1.8 times (asked: at least 1 times): met"
+            "poisson, 12 models, 10.0/s: median of load-on-demand over pswitch's: 1.8 times (asked: at least 1 times): met"
         );
     }
 
     #[test]
     fn a_load_says_all_that_was_asked_for() {
         let text = table(&made_up::loads().loads[..1]).to_string();
-        assert!(text.contains("poisson, 12, pswitch        10.0       25.2"), "{text}");
+        assert!(text.contains("poisson, 12, pswitch               10.0       25.2  49.5    60.0"), "{text}");
         assert!(text.ends_with("60.0      98.0        2        40.0             80.0\n"), "{text}");
     }
 
