@@ -21,10 +21,11 @@ const FIGURE_TIMEOUT: Duration = Duration::from_secs(180);
 /// Figures of few requests for one small model, and of few copies.
 const FIGURES: &[(&str, &[&str])] = &[
     ("figure5", SHORT),
+    ("figure6", SHORT),
     ("figure7", SHORT),
     ("figure8", SHORT),
     ("figure9", SHORT),
-    ("figure10", &["--copies", "3", "--load", "0.4", "--seconds", "2"]),
+    ("figure10", &["--copies", "3", "--load", "0.5", "--seconds", "3"]),
 ];
 const SHORT: &[&str] = &["--quick", "--rounds", "1", "--model", "target/fixtures/mobilenet_v3_small"];
 

@@ -1,9 +1,7 @@
 //! How mechanisms look and what readers know them by.
 
-use plotters::style::RGBColor;
+use plotters::prelude::{Color as _, DrawingBackend, RGBColor, WHITE};
 use pswitch_plot::{Drawn, Hatch, INK, Sheet};
-
-use plotters::prelude::{DrawingBackend, WHITE};
 
 /// A colour with a pattern: either tells mechanisms apart, on a screen and in print without colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +49,7 @@ impl Look {
     where
         B::ErrorType: 'static,
     {
-        sheet.rectangle(across, down, plotters::style::Color::filled(&self.fill))?;
+        sheet.rectangle(across, down, self.fill.filled())?;
         if let Some((hatch, color)) = self.hatch {
             sheet.hatch(hatch, across, down, color)?;
         }

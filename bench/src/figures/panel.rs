@@ -1,7 +1,7 @@
 //! A frame with bars in groups.
 
 use plotters::prelude::DrawingBackend;
-use plotters::style::WHITE;
+use plotters::style::{Color as _, WHITE};
 use pswitch_plot::{Drawn, FAINT, GRID, INK, Sheet, Style};
 
 use super::look::Look;
@@ -138,11 +138,7 @@ where
             let middle = (across.0 + across.1) / 2;
             let (low, high) = (self.scale.y(low), self.scale.y(high));
             // Seen on dark bars as well.
-            self.sheet.rectangle(
-                (middle - 2, middle + 2),
-                (high, low),
-                plotters::style::Color::filled(&WHITE),
-            )?;
+            self.sheet.rectangle((middle - 2, middle + 2), (high, low), WHITE.filled())?;
             for ends in [
                 [(middle, high), (middle, low)],
                 [(middle - 6, high), (middle + 6, high)],
@@ -177,7 +173,12 @@ where
 
     fn number(&self, column: &Column, middle: i32, size: i32) -> Drawn {
         let top = self.scale.y(column.value.max(column.whisker.1));
-        self.sheet.text(&number(column.value), (middle, top - 6 - size / 2), Style::new(size).centred())
+        let (text, y) = (number(column.value), top - 6 - size / 2);
+        // Legible where a bound crosses it.
+        let half = i32::try_from(text.chars().count())? * size / 3;
+        let across = (middle - half, middle + half);
+        self.sheet.rectangle(across, (y - size / 2, y + size / 2), WHITE.filled())?;
+        self.sheet.text(&text, (middle, y), Style::new(size).centred())
     }
 
     fn label(&self, label: &str, middle: i32, width: i32) -> Drawn {

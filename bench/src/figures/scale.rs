@@ -85,7 +85,7 @@ impl Scale {
         if let Some((from, to)) = self.upper {
             let step = round_step((to - from) / 3.0);
             ticks.extend(steps((from, to), step, |number| {
-                if unit == "ms" && step >= 100.0 {
+                if unit == "ms" && to >= 1000.0 && step >= 100.0 {
                     format!("{} s", label(number / 1e3, step / 1e3))
                 } else {
                     label(number, step)

@@ -71,18 +71,19 @@ impl States {
     /// What has to be saved before a transfer may write to a part of the pool.
     pub(crate) fn make_room(&self, transfer: TransferId, part: Range) -> Result<Vec<CopyOut>, DeviceError> {
         let mut account = self.account();
-        let mut copies = Vec::new();
+        let there = account
+            .states
+            .values()
+            .flat_map(|state| state.there(part).into_iter().map(move |it| (state, it)));
+        let copies = there.map(|(state, it)| self.ends(state, it).map(|(from, to)| CopyOut { from, to }));
+        let copies: Vec<CopyOut> = copies.collect::<Result<_, _>>()?;
         let mut leaving = Vec::new();
         for state in account.states.values_mut() {
             let parts = state.there(part);
             state.made_room += u64::from(!parts.is_empty());
-            for part in parts {
-                let (from, to) = self.ends(state, part)?;
-                copies.push(CopyOut { from, to });
-                state.out.push(part);
-                leaving.push(part);
-            }
-            state.out.sort_by_key(|part| part.offset);
+            state.out.extend(&parts);
+            state.out.sort_by_key(|out| out.offset);
+            leaving.extend(parts);
         }
         if !leaving.is_empty() {
             account.leaving.insert(transfer, leaving);
