@@ -1,16 +1,15 @@
 //! A training task in a server that is measured.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use pswitch_controller::{InferenceService as _, TaskCommand, TaskState, TaskStatus};
-use pswitch_device::DeviceId;
 use pswitch_train::TaskConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::pytorch;
 use crate::serving::Bench;
 use crate::subject::Served;
 
@@ -36,6 +35,16 @@ pub(crate) struct PyTorchLoop {
     pub(crate) steps_per_s: f64,
 }
 
+/// What the server says of a task, unless it failed.
+pub(crate) fn status(bench: &Bench, name: &str) -> anyhow::Result<TaskStatus> {
+    let status = bench.server.training().into_iter().find(|status| status.name == name);
+    let status = status.context("the task is gone")?;
+    if status.state == TaskState::Failed {
+        bail!("the task failed: {}", status.reason);
+    }
+    Ok(status)
+}
+
 impl<'a> Trained<'a> {
     pub(crate) fn submit(bench: &'a Bench, name: &str, config: &TaskConfig) -> anyhow::Result<Self> {
         let config = serde_json::to_string(config)?;
@@ -45,12 +54,7 @@ impl<'a> Trained<'a> {
 
     /// What the server says of it.
     pub(crate) fn status(&self) -> anyhow::Result<TaskStatus> {
-        let status = self.bench.server.training().into_iter().find(|status| status.name == self.name);
-        let status = status.context("the task is gone")?;
-        if status.state == TaskState::Failed {
-            bail!("the task failed: {}", status.reason);
-        }
-        Ok(status)
+        status(self.bench, &self.name)
     }
 
     pub(crate) fn tell(&self, command: TaskCommand) -> anyhow::Result<()> {
@@ -112,23 +116,8 @@ impl PyTorchLoop {
         eprintln!("PyTorch's own loop ...");
         let task = tempfile::NamedTempFile::new().context("no file for the task")?;
         serde_json::to_writer(&task, config)?;
-        let mut command = Command::new(python);
-        command.args(["-m", MODULE, "--task"]).arg(task.path());
-        command.args(["--steps", &steps.to_string(), "--seconds", &seconds.to_string(), "--device"]);
-        match served.device {
-            DeviceId::Host(_) => command.args(["cpu", "--threads", &served.threads.to_string()]),
-            DeviceId::Cuda(_) => command.arg(served.device.to_string()),
-        };
-        command.env("CUBLAS_WORKSPACE_CONFIG", ":4096:8");
-        let output = command.stderr(Stdio::inherit()).output();
-        let output = output.with_context(|| format!("cannot start {}", python.display()))?;
-        ensure!(
-            output.status.success(),
-            "{} -m {MODULE} failed ({}); is PYTHONPATH python/src?",
-            python.display(),
-            output.status
-        );
-        serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("{MODULE} prints what was not expected"))
+        let path = task.path().to_str().context("the file for the task has no name in UTF-8")?;
+        let (steps, seconds) = (steps.to_string(), seconds.to_string());
+        pytorch::run(python, MODULE, served, &["--task", path, "--steps", &steps, "--seconds", &seconds], &[])
     }
 }

@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -104,7 +105,8 @@ def made_up(program: torch.export.ExportedProgram, rows: int) -> dict[str, torch
 
 
 def deterministic() -> None:
-    """As a task that says `deterministic: true`; the caller has set CUBLAS_WORKSPACE_CONFIG."""
+    """As a task that says `deterministic: true`, before anything is computed on a GPU."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.backends.cudnn.deterministic = True
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
-use pswitch_controller::{Bandwidth, InferenceService as _, ServiceError, TaskState};
+use anyhow::{Context as _, ensure};
+use pswitch_controller::{Bandwidth, ServiceError};
 use pswitch_train::TaskConfig;
 use pswitch_transfer::Algorithm;
 
@@ -15,6 +15,7 @@ use crate::interrupt;
 use crate::serving::{Bench, Plan, Zygotes};
 use crate::stats::{Samples, milliseconds};
 use crate::subject::{Served, Subject};
+use crate::trained::{self, Trained};
 
 /// The task's name in the server.
 const TASK: &str = "bench";
@@ -161,8 +162,7 @@ impl Fleet {
 
     /// Has a task train, and finds how many steps a second it does alone.
     pub(super) fn train(&self, task: &TaskConfig, time: Duration) -> anyhow::Result<f64> {
-        let config = serde_json::to_string(task)?;
-        self.bench.runtime.block_on(self.bench.server.submit_training(TASK, &config))?;
+        Trained::submit(&self.bench, TASK, task)?;
         let latest = Instant::now() + PATIENCE;
         while self.steps()? < WARM_UP_STEPS {
             ensure!(Instant::now() < latest, "training does not begin within {} s", PATIENCE.as_secs());
@@ -219,12 +219,7 @@ impl Fleet {
     }
 
     fn steps(&self) -> anyhow::Result<u64> {
-        let status = self.bench.server.training().into_iter().find(|status| status.name == TASK);
-        let status = status.context("the task is gone")?;
-        if status.state == TaskState::Failed {
-            bail!("the task failed: {}", status.reason);
-        }
-        Ok(status.progress.steps_done)
+        Ok(trained::status(&self.bench, TASK)?.progress.steps_done)
     }
 
     /// Steps a second since a moment.
