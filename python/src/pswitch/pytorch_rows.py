@@ -11,7 +11,8 @@ The rows that figure 5 of `pswitch bench` has beside its mechanisms, each what a
   in it.
 
 Inputs are those of case 0 in `cases.safetensors` beside the archive, in pinned memory, and outputs go there. Prints
-one JSON object to standard output: for each model the latencies in milliseconds of each row, and why others are left out.
+one JSON object to standard output: for each model the latencies in milliseconds of each row, and why others are left
+out.
 """
 
 import argparse
