@@ -321,3 +321,26 @@ fn a_share_of_the_device_is_kept_from_requests_that_never_end() {
         other.join().unwrap();
     });
 }
+
+/// Tasks that are over can be asked for; of very many, the last hundred.
+#[test]
+fn a_list_of_tasks_has_an_end() {
+    let (fixture, place) = (Fixture::load("resnet18"), Place::new());
+    let server = serve(&fixture).start();
+    let missing = place.0.path().join("missing.yaml");
+    let text = std::fs::read_to_string(place.task("any", 20)).unwrap();
+    // Its rows are not there: it fails when its worker opens them, and is over.
+    std::fs::write(&missing, text.replace("data.safetensors", "missing.safetensors")).unwrap();
+    for task in 0..103 {
+        let name = format!("task-{task}");
+        let (code, taken) = submit(&server.client, &name, &missing);
+        assert_eq!(code, 201, "{taken}");
+        await_state(&server.client, &name, "failed");
+    }
+    let reply = server.client.get("/v2/training/tasks").unwrap();
+    let listed: Value = serde_json::from_slice(&reply.body).unwrap();
+    let count = listed.as_array().unwrap().len();
+    assert!((100..103).contains(&count), "{count}");
+    assert_eq!(server.client.get("/v2/training/tasks/task-102").unwrap().status, 200);
+    assert_eq!(server.client.get("/v2/training/tasks/task-0").unwrap().status, 404);
+}

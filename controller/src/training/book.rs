@@ -194,6 +194,13 @@ impl Book {
         actions
     }
 
+    /// Forgets a task that is over; others stay.
+    pub(super) fn forget(&mut self, id: TaskId) {
+        if self.tasks.get(&id).is_some_and(Task::is_over) {
+            self.tasks.remove(&id);
+        }
+    }
+
     pub(super) fn view(&self, id: TaskId, at: Duration) -> Option<TaskView> {
         let task = self.tasks.get(&id)?;
         Some(TaskView {

@@ -30,6 +30,9 @@ const STARTUP_TIMEOUT: Duration = Duration::from_secs(300);
 /// Time that a worker has to stop computing: far longer than any operator takes.
 const YIELD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Tasks that are over and can still be asked for.
+const MOST_OVER: usize = 100;
+
 /// Messages of a worker that are read before others have their turn.
 const MOST_MESSAGES: usize = 16;
 
@@ -266,8 +269,20 @@ impl Host {
             "training task taken"
         );
         self.tasks.insert(id, record);
+        self.forget_oldest();
         self.choose();
         Ok(())
+    }
+
+    /// Forgets tasks that have been over for longest, so that a server that trains for years has no list without an end.
+    fn forget_oldest(&mut self) {
+        let is_gone = |record: &Record| record.worker.is_none() && record.state.is_none();
+        let over = self.tasks.iter().filter(|(id, record)| is_gone(record) && self.is_over(**id));
+        let over: Vec<TaskId> = over.map(|(&id, _)| id).collect();
+        for id in &over[..over.len().saturating_sub(MOST_OVER)] {
+            self.tasks.remove(id);
+            self.book.forget(*id);
+        }
     }
 
     /// Refuses a task that would take away what the steps of others need, or whose checkpoints lie where another's do.

@@ -304,6 +304,18 @@ fn nothing_is_done_with_a_state_where_models_may_lie() {
 }
 
 #[test]
+fn only_what_is_over_is_forgotten() {
+    let (mut world, task) = alone();
+    world.book.forget(task);
+    assert_eq!(world.state(task), TaskState::Training);
+    world.feed(task, TaskEvent::Paused(TaskPause::Finished));
+    world.book.forget(task);
+    assert_eq!(world.book.view(task, world.at), None);
+    // A late word of its worker is of nobody.
+    assert_eq!(world.book.handle(task, TaskEvent::Lost("late".to_owned()), world.at), []);
+}
+
+#[test]
 fn turns_are_as_long_as_weights_say() {
     let mut world = World::new(&[1.0, 3.0]);
     // No task ends while this is looked at.
