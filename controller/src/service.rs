@@ -168,6 +168,23 @@ pub struct ModelStatus {
     pub reason: String,
 }
 
+impl ModelStatus {
+    /// The same, if it is of the version that was asked for, should one have been.
+    ///
+    /// # Errors
+    /// [`ServiceError::UnknownVersion`].
+    pub fn of_version(self, asked: Option<&str>) -> Result<Self, ServiceError> {
+        match asked {
+            Some(asked) if asked != self.version => Err(ServiceError::UnknownVersion {
+                model: self.name,
+                version: asked.to_owned(),
+                available: self.version,
+            }),
+            _ => Ok(self),
+        }
+    }
+}
+
 /// What a client asks about one request beside its tensors.
 #[derive(Debug, Clone, Default)]
 pub struct InferOptions {

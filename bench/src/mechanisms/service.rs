@@ -189,14 +189,7 @@ impl InferenceService for Mechanism {
     fn model(&self, name: &str, version: Option<&str>) -> Result<ModelStatus, ServiceError> {
         self.check_name(name)?;
         let status = self.models().remove(0);
-        match version {
-            Some(asked) if asked != status.version => Err(ServiceError::UnknownVersion {
-                model: name.to_owned(),
-                version: asked.to_owned(),
-                available: status.version,
-            }),
-            _ => Ok(status),
-        }
+        status.of_version(version)
     }
 
     fn signature(&self, name: &str, version: Option<&str>) -> Result<Arc<ModelSignature>, ServiceError> {

@@ -1,14 +1,10 @@
 //! States of tasks make room for models where a pool has none for both, and nothing is lost by it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::{
-    Client, Fixture, Models, Serve, Server, assert_says, eventually, pswitch, run, span_bytes,
-};
-use crate::training::{Place, await_state, await_steps, status, submit, training_worker};
+use crate::support::{Fixture, Models, Serve, Server, assert_says, eventually, pswitch, run, span_bytes};
+use crate::training::{Place, await_state, await_steps, beside_requests, status, submit, training_worker};
 
 /// Training has a part of the pool that the model lies in, from its first byte to its last.
 fn serve(fixture: &Fixture) -> Serve {
@@ -37,34 +33,6 @@ fn while_out(server: &Server, fixture: &Fixture, name: &str, something: impl FnO
         });
         something();
     });
-}
-
-/// Does something while requests never end.
-fn beside_requests(server: &Server, fixture: &Fixture, something: impl FnOnce()) {
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let end = EndOnDrop(&stop);
-        // Two clients, so that there is always a request.
-        for _ in 0..2 {
-            scope.spawn(|| {
-                let client = Client::new(&server.url());
-                while !stop.load(Ordering::Relaxed) {
-                    client.check(&fixture.name, &fixture.cases[0]);
-                }
-            });
-        }
-        something();
-        drop(end);
-    });
-}
-
-/// Ends the clients, also when the test fails.
-struct EndOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for EndOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]

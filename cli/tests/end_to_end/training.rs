@@ -84,6 +84,34 @@ pub(crate) fn await_steps(client: &Client, name: &str, steps: u64) -> Value {
     })
 }
 
+/// Does something while requests never end.
+pub(crate) fn beside_requests(server: &Server, fixture: &Fixture, something: impl FnOnce()) {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let end = EndOnDrop(&stop);
+        // Two clients, so that there is always a request.
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let client = Client::new(&server.url());
+                while !stop.load(Ordering::Relaxed) {
+                    client.check(&fixture.name, &fixture.cases[0]);
+                }
+            });
+        }
+        something();
+        drop(end);
+    });
+}
+
+/// Ends the clients, also when the test fails.
+struct EndOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// The worker that trains: it is none of those that execute.
 pub(crate) fn training_worker(server: &Server, others: &[Process]) -> Process {
     eventually("a training worker is there", || {
@@ -297,28 +325,14 @@ fn a_share_of_the_device_is_kept_from_requests_that_never_end() {
     let (code, taken) = submit(&server.client, "shared", &place.task("shared", 1_000_000));
     assert_eq!(code, 201, "{taken}");
     await_steps(&server.client, "shared", 5);
-    let mut requests = 0;
-    let ask = |requests: &mut usize| {
-        server.client.check(&fixture.name, &fixture.cases[*requests % fixture.cases.len()]);
-        *requests += 1;
-    };
-    // Two clients, so that there is always a request.
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let other = scope.spawn(|| {
-            let client = Client::new(&server.url());
-            while !stop.load(Ordering::Relaxed) {
-                client.check(&fixture.name, &fixture.cases[0]);
-            }
-        });
+    beside_requests(&server, &fixture, || {
         let from = status(&server.client, "shared")["steps_done"].as_u64().unwrap();
-        let mut steps = from;
+        let (mut steps, mut requests) = (from, 0);
         while steps < from + 50 || requests < 20 {
-            ask(&mut requests);
+            server.client.check(&fixture.name, &fixture.cases[requests % fixture.cases.len()]);
+            requests += 1;
             steps = status(&server.client, "shared")["steps_done"].as_u64().unwrap();
         }
-        stop.store(true, Ordering::Relaxed);
-        other.join().unwrap();
     });
 }
 

@@ -44,14 +44,7 @@ impl InferenceService for Server {
     fn model(&self, name: &str, version: Option<&str>) -> Result<ModelStatus, ServiceError> {
         let status =
             self.status_of(name).ok_or_else(|| ServiceError::UnknownModel { model: name.to_owned() })?;
-        match version {
-            Some(asked) if asked != status.version => Err(ServiceError::UnknownVersion {
-                model: name.to_owned(),
-                version: asked.to_owned(),
-                available: status.version,
-            }),
-            _ => Ok(status),
-        }
+        status.of_version(version)
     }
 
     fn signature(&self, name: &str, version: Option<&str>) -> Result<Arc<ModelSignature>, ServiceError> {
