@@ -330,12 +330,4 @@ pub enum TrainError {
     /// A step ends while the task is interrupted.
     #[error("a step ended while the task is interrupted: end the interruption first")]
     StepWhileInterrupted,
-    /// More steps are rolled back than were done.
-    #[error("{asked} steps cannot be rolled back: {done} are done")]
-    RollBack {
-        /// Steps to be rolled back.
-        asked: u64,
-        /// Steps done.
-        done: u64,
-    },
 }

@@ -30,10 +30,11 @@ pub enum ProgressEvent {
         /// How long it was computed.
         duration: Duration,
     },
-    /// Steps that were kept are lost: the task goes back to its last checkpoint.
-    RolledBack {
-        /// How many.
-        steps: u64,
+    /// The task goes on from a checkpoint: the steps after it are lost, however many were counted, and those that it
+    /// holds are done, though nobody told of them.
+    Resumed {
+        /// Steps done at the checkpoint.
+        steps_done: u64,
     },
     /// The task stops computing.
     InterruptionBegan {
@@ -85,8 +86,10 @@ pub enum InterruptionReason {
 pub struct Progress {
     steps_done: u64,
     steps_computed: u64,
-    /// Computed steps of which nothing is left.
-    steps_lost: u64,
+    /// Computed steps that were thrown away before they ended.
+    steps_discarded: u64,
+    /// Computed steps that count in `steps_done`.
+    steps_kept: u64,
     samples: u64,
     last_loss: Option<f64>,
     computing: Duration,
@@ -116,7 +119,7 @@ pub struct ProgressReport {
     pub steps_per_s: f64,
     /// Rows of these steps, for each second.
     pub samples_per_s: f64,
-    /// Rows of all steps that were kept in this run. Those of steps that were rolled back stay in.
+    /// Rows of all steps that ended in this run. Those of steps that a checkpoint was too old for stay in.
     pub samples: u64,
     /// The loss of the last step that was kept.
     pub last_loss: Option<f64>,
@@ -148,7 +151,8 @@ impl Progress {
         Progress {
             steps_done,
             steps_computed: 0,
-            steps_lost: 0,
+            steps_discarded: 0,
+            steps_kept: 0,
             samples: 0,
             last_loss: None,
             computing: Duration::ZERO,
@@ -163,8 +167,8 @@ impl Progress {
     ///
     /// # Errors
     ///
-    /// [`TrainError::StepWhileInterrupted`], [`TrainError::AlreadyInterrupted`], [`TrainError::NotInterrupted`] or
-    /// [`TrainError::RollBack`]. The account is then as it was.
+    /// [`TrainError::StepWhileInterrupted`], [`TrainError::AlreadyInterrupted`] or [`TrainError::NotInterrupted`]. The
+    /// account is then as it was.
     pub fn handle(&mut self, at: Duration, event: ProgressEvent) -> Result<(), TrainError> {
         match event {
             ProgressEvent::StepFinished { .. } | ProgressEvent::StepDiscarded { .. }
@@ -175,6 +179,7 @@ impl Progress {
             ProgressEvent::StepFinished { loss, samples, duration } => {
                 self.steps_done += 1;
                 self.steps_computed += 1;
+                self.steps_kept += 1;
                 self.samples = self.samples.saturating_add(samples);
                 self.last_loss = Some(loss);
                 self.computing += duration;
@@ -182,15 +187,16 @@ impl Progress {
             }
             ProgressEvent::StepDiscarded { duration } => {
                 self.steps_computed += 1;
-                self.steps_lost += 1;
+                self.steps_discarded += 1;
                 self.discarded += duration;
             }
-            ProgressEvent::RolledBack { steps } => {
-                let done = self.steps_done;
-                self.steps_done =
-                    done.checked_sub(steps).ok_or(TrainError::RollBack { asked: steps, done })?;
+            ProgressEvent::Resumed { steps_done } => {
+                let lost = self.steps_done.saturating_sub(steps_done);
+                let found = steps_done.saturating_sub(self.steps_done);
                 // Others were computed in an earlier run, and do not count in this one.
-                self.steps_lost = self.steps_lost.saturating_add(steps).min(self.steps_computed);
+                let most = self.steps_computed - self.steps_discarded;
+                self.steps_kept = self.steps_kept.saturating_sub(lost).saturating_add(found).min(most);
+                self.steps_done = steps_done;
             }
             ProgressEvent::InterruptionBegan { reason } => {
                 if self.lasting.is_some() {
@@ -216,7 +222,7 @@ impl Progress {
         ProgressReport {
             steps_done: self.steps_done,
             steps_computed: self.steps_computed,
-            goodput: share(self.steps_computed - self.steps_lost, self.steps_computed),
+            goodput: share(self.steps_kept, self.steps_computed),
             steps_per_s,
             samples_per_s,
             samples: self.samples,

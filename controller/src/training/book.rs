@@ -386,6 +386,9 @@ impl Task {
                 if self.progress.report(at).steps_computed == 0 && !self.is_interrupted {
                     // From the checkpoint of an earlier server.
                     self.progress = Progress::new(extent.steps_done, at, WINDOW);
+                } else {
+                    // From one of its own, which may be later than the last that was told of.
+                    self.note(at, ProgressEvent::Resumed { steps_done: extent.steps_done });
                 }
                 self.extent = extent;
                 self.furthest = self.furthest.max(extent.steps_done);
@@ -409,7 +412,7 @@ impl Task {
             }
             TaskEvent::Saved { step, written } => {
                 if written {
-                    self.saved = step;
+                    self.saved = self.saved.max(step);
                 }
                 // Saving, written or not -> Stopped. One that was being written before is another step's.
                 if self.phase == Phase::Saving && step == self.extent.steps_done {
@@ -459,11 +462,8 @@ impl Task {
     /// Any phase, the worker is gone -> Queued, or Failed after too many.
     fn lost(&mut self, id: TaskId, cause: &str, at: Duration, actions: &mut Vec<TaskAction>) {
         self.deaths += 1;
-        let steps = self.extent.steps_done - self.saved.min(self.extent.steps_done);
-        if steps > 0 {
-            self.note(at, ProgressEvent::RolledBack { steps });
-        }
         self.extent.steps_done = self.saved.min(self.extent.steps_done);
+        self.note(at, ProgressEvent::Resumed { steps_done: self.extent.steps_done });
         self.interrupt(at, InterruptionReason::Failure);
         if self.is_stopping {
             self.end(id, TaskState::Stopped, format!("its worker was lost ({cause})"), actions);

@@ -167,7 +167,9 @@ impl World {
                     assert!(!self.ended[&id]);
                 }
                 self.workers.insert(id, Worker::Idle);
-                self.done.insert(id, (done, done));
+                if whole {
+                    self.done.insert(id, (done, done));
+                }
                 if !self.ended[&id] {
                     self.feed(id, TaskEvent::Saved { step: done, written: whole });
                 }
@@ -181,12 +183,14 @@ impl World {
         self.advance(id, true);
     }
 
-    fn lose(&mut self, id: TaskId) {
+    /// Its worker is gone; `silent` says whether it has written a checkpoint that it did not come to tell of.
+    fn lose(&mut self, id: TaskId, silent: bool) {
         if self.workers[&id] == Worker::None {
             return;
         }
         self.workers.insert(id, Worker::None);
-        let saved = self.done[&id].1;
+        let (done, saved) = self.done[&id];
+        let saved = if silent { done } else { saved };
         self.done.insert(id, (saved, saved));
         self.feed(id, TaskEvent::Lost("signal 9".to_owned()));
     }
@@ -201,7 +205,7 @@ enum Happening {
     Close(bool),
     Leave(bool),
     Advance(u32, bool),
-    Lose(u32),
+    Lose(u32, bool),
     Command(u32, TaskCommand),
 }
 
@@ -211,7 +215,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         3 => any::<bool>().prop_map(Happening::Close),
         3 => any::<bool>().prop_map(Happening::Leave),
         12 => (0..3_u32, any::<bool>()).prop_map(|(task, whole)| Happening::Advance(task, whole)),
-        1 => (0..3_u32).prop_map(Happening::Lose),
+        1 => (0..3_u32, any::<bool>()).prop_map(|(task, silent)| Happening::Lose(task, silent)),
         2 => (0..3_u32, command).prop_map(|(task, command)| Happening::Command(task, command)),
     ]
 }
@@ -226,7 +230,7 @@ proptest! {
                 Happening::Close(closed) => world.close(closed),
                 Happening::Leave(away) => world.leave(away),
                 Happening::Advance(task, whole) => world.advance(TaskId(task), whole),
-                Happening::Lose(task) => world.lose(TaskId(task)),
+                Happening::Lose(task, silent) => world.lose(TaskId(task), silent),
                 Happening::Command(task, command) => world.feed(TaskId(task), TaskEvent::Command(command)),
             }
             prop_assert!(world.computing() <= 1);
@@ -234,7 +238,8 @@ proptest! {
                 let (view, worker) = (world.book.view(id, world.at).unwrap(), world.workers[&id]);
                 prop_assert_eq!(view.state.is_over(), world.ended[&id], "{:?}", id);
                 prop_assert_eq!(view.state == TaskState::Training, worker == Worker::Training, "{:?}", id);
-                prop_assert!(view.progress.steps_done <= STEPS || view.extent.steps_done <= STEPS);
+                prop_assert!(view.extent.steps_done <= STEPS);
+                prop_assert_eq!(view.progress.steps_done, view.extent.steps_done, "{:?}", id);
             }
         }
         world.leave(false);
@@ -335,11 +340,11 @@ fn turns_are_as_long_as_weights_say() {
 fn a_task_that_loses_its_workers_fails_in_the_end() {
     let (mut world, task) = alone();
     for _ in 1..MOST_DEATHS {
-        world.lose(task);
+        world.lose(task, false);
         assert_eq!(world.state(task), TaskState::Preparing);
         world.come_up(task);
     }
-    world.lose(task);
+    world.lose(task, false);
     assert_eq!(world.state(task), TaskState::Failed);
     let reason = world.book.view(task, world.at).unwrap().reason;
     assert!(reason.contains("5 workers") && reason.contains("signal 9"), "{reason}");
@@ -353,10 +358,27 @@ fn steps_behind_the_last_checkpoint_do_not_count_when_a_worker_is_lost() {
     }
     world.feed(task, TaskEvent::Saved { step: 2, written: true });
     world.done.insert(task, (3, 2));
-    world.lose(task);
+    world.lose(task, false);
     let view = world.book.view(task, world.at).unwrap();
     assert_eq!(view.extent.steps_done, 2);
     assert_eq!((view.progress.steps_done, view.progress.steps_computed), (2, 3));
+}
+
+#[test]
+fn a_checkpoint_counts_though_its_worker_was_lost_before_it_told_of_it() {
+    let (mut world, task) = alone();
+    for _ in 0..3 {
+        world.advance(task, true);
+    }
+    world.lose(task, true);
+    assert_eq!(world.book.view(task, world.at).unwrap().progress.steps_done, 0);
+    world.come_up(task);
+    let view = world.book.view(task, world.at).unwrap();
+    assert_eq!((view.extent.steps_done, view.progress.steps_done), (3, 3));
+    assert_eq!((view.progress.steps_computed, view.progress.goodput), (3, Some(1.0)));
+    // It is lost again: what was found counts.
+    world.lose(task, false);
+    assert_eq!(world.book.view(task, world.at).unwrap().progress.steps_done, 3);
 }
 
 #[test]
