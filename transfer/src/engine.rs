@@ -85,8 +85,8 @@ impl Engine {
         }
         let mut room = Room::new(&save, &self.state).map_err(cannot(COPY_OUT))?;
         let lane = if groups.is_empty() { &self.inputs } else { &self.weights };
-        // Behind the first group's doorbell, which somebody waits for, but never behind the last one's.
-        let clear_at = groups.len().min(2).saturating_sub(1);
+        // As late as may be: computation waits for the first groups, and seldom for the last.
+        let clear_at = groups.len().saturating_sub(1);
         lane.run(id, bytes, |stream| {
             let sent = send_inputs(stream, &inputs, input_doorbell.as_ref());
             meanwhile();
