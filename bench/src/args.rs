@@ -4,12 +4,14 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
+use pswitch_device::DeviceId;
 use tracing_subscriber::EnvFilter;
 
-use crate::commands::{All, Command, PAGE, gather};
+use crate::commands::{All, Command, PAGE, Part, gather};
 use crate::figures::{Drawing, Figure};
 use crate::interrupt;
 use crate::machine::Machine;
+use crate::report::Report;
 use crate::serving::Zygotes;
 
 /// Measures pswitch: the whole server with its workers, started in this process.
@@ -59,20 +61,25 @@ impl Args {
                 let mut zygotes = Zygotes::fork(command.servers())?;
                 self.measure(command, &mut zygotes)
             }
-            Asked::All(all) => self.measure_all(&all.commands()),
+            Asked::All(all) => self.measure_all(all),
         }
     }
 
-    fn measure_all(&self, commands: &[Command]) -> anyhow::Result<()> {
-        let mut zygotes = Zygotes::fork(commands.iter().map(Command::servers).sum())?;
+    fn measure_all(&self, all: &All) -> anyhow::Result<()> {
+        let parts = all.parts();
+        let mut zygotes = Zygotes::fork(parts.iter().map(Part::servers).sum())?;
         let mut failed = Vec::new();
-        for command in commands {
+        for part in parts {
             // What was measured is kept, and gathered below.
             if let Err(interrupted) = interrupt::check() {
                 failed.push(interrupted.to_string());
                 break;
             }
-            if let Err(error) = self.measure(command, &mut zygotes) {
+            let machine = Machine::here();
+            let told = part.run(&mut zygotes).and_then(|reports| {
+                reports.iter().try_for_each(|report| self.tell(report, machine.clone(), Some(all.device())))
+            });
+            if let Err(error) = told {
                 eprintln!("{error:#}");
                 failed.push(format!("{error:#}"));
             }
@@ -85,10 +92,15 @@ impl Args {
     }
 
     fn measure(&self, command: &Command, zygotes: &mut Zygotes) -> anyhow::Result<()> {
-        let mut machine = Machine::here();
+        let machine = Machine::here();
         let report = command.run(zygotes)?;
+        self.tell(&report, machine, command.device())
+    }
+
+    /// Prints what was measured on a machine, and writes it where it was asked to.
+    fn tell(&self, report: &Report, mut machine: Machine, device: Option<DeviceId>) -> anyhow::Result<()> {
         // Afterwards: an idle GPU slows its link down.
-        machine.gpu = command.device().and_then(crate::machine::gpu);
+        machine.gpu = device.and_then(crate::machine::gpu);
         let arguments: Vec<String> = std::env::args().skip(1).collect();
         let saved = self.out.as_ref().map(|folder| report.save(folder, &machine, &arguments)).transpose()?;
         if let (Some(folder), Some(figure)) = (&self.out, Figure::of(&report.results)) {

@@ -26,7 +26,7 @@ use crate::serving::Zygotes;
 const GPU_MODELS: [&str; 4] =
     ["models/resnet152", "models/inception_v3", "models/bert-base", "models/vit_l_16"];
 
-pub(crate) use figures::All;
+pub(crate) use figures::{All, Part};
 pub(crate) use report::{PAGE, gather};
 
 /// What can be measured.

@@ -39,7 +39,9 @@ impl Mps {
             bail!("MPS shares GPUs alone");
         }
         let daemon = Daemon::start(Path::new(CONTROL))?;
-        let environment = daemon.environment();
+        // Clients share the 120 connections that the daemon has; what they inherit is for one process.
+        let connections = ("CUDA_DEVICE_MAX_CONNECTIONS", OsString::from("8"));
+        let environment = [daemon.environment().as_slice(), &[connections]].concat();
         let mut serves = desk.start(&environment, desk.room.bytes(), true)?;
         desk.load(&mut serves, true)?;
         desk.bring(&mut serves, desk.whole())?;

@@ -12,7 +12,7 @@ use pswitch_device::SharedMemory;
 use pswitch_protocol::{Channel, FromWorker, TaskPause, ToWorker, control};
 
 /// Time that anything but training may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Time that a process has to end in good order.
 const END_PATIENCE: Duration = Duration::from_secs(10);
@@ -64,6 +64,8 @@ struct Task {
     steps_before: u64,
     /// When it has stopped computing, by `CLOCK_MONOTONIC`; none while it computes or nobody has told it to.
     paused_at_ns: Option<u64>,
+    /// Why nothing more comes of it.
+    over: Option<String>,
 }
 
 impl Process {
@@ -107,6 +109,7 @@ impl Process {
 
     /// Takes note of all that it has said of its training.
     pub(crate) fn drain(&mut self) -> anyhow::Result<()> {
+        self.check_task()?;
         while self.has_said(Instant::now())? {
             if let Some(message) = self.receive()? {
                 bail!("a process says what nobody has asked: {message:?}");
@@ -118,7 +121,8 @@ impl Process {
     /// Tells it to train; a task is prepared, or will be by then.
     pub(crate) fn train(&mut self, order: &ToWorker) -> anyhow::Result<()> {
         self.set_stop(false)?;
-        self.task = Task { steps_before: self.task.steps, steps: self.task.steps, paused_at_ns: None };
+        let steps = self.task.steps;
+        self.task = Task { steps_before: steps, steps, ..Task::default() };
         self.send(order, &[])
     }
 
@@ -143,6 +147,7 @@ impl Process {
     pub(crate) fn await_pause(&mut self) -> anyhow::Result<u64> {
         let deadline = Instant::now() + PATIENCE;
         loop {
+            self.check_task()?;
             if let Some(at_ns) = self.task.paused_at_ns {
                 return Ok(at_ns);
             }
@@ -193,16 +198,29 @@ impl Process {
     /// The next message; none if it was about training, or that there is memory now.
     fn receive(&mut self) -> anyhow::Result<Option<FromWorker>> {
         let Some((message, _)) = self.channel.receive::<FromWorker>()? else { return Err(self.loss()) };
-        match message {
-            FromWorker::Attached | FromWorker::TaskReady { result: Ok(_) } => {}
-            FromWorker::TaskReady { result: Err(reason) } => bail!("the task cannot be trained: {reason}"),
-            FromWorker::TaskStep(_) => self.task.steps += 1,
-            FromWorker::TaskPaused(TaskPause::Stopped { at_ns, .. }) => self.task.paused_at_ns = Some(at_ns),
-            FromWorker::TaskPaused(TaskPause::Failed { reason }) => bail!("the task failed: {reason}"),
-            FromWorker::TaskPaused(TaskPause::Finished) => bail!("the task has come to its end"),
+        let over = match message {
+            FromWorker::Attached | FromWorker::TaskReady { result: Ok(_) } => return Ok(None),
+            FromWorker::TaskStep(_) => {
+                self.task.steps += 1;
+                return Ok(None);
+            }
+            FromWorker::TaskPaused(TaskPause::Stopped { at_ns, .. }) => {
+                self.task.paused_at_ns = Some(at_ns);
+                return Ok(None);
+            }
+            FromWorker::TaskReady { result: Err(reason) } => format!("the task cannot be trained: {reason}"),
+            FromWorker::TaskPaused(TaskPause::Failed { reason }) => format!("the task failed: {reason}"),
+            FromWorker::TaskPaused(TaskPause::Finished) => "the task has come to its end".to_owned(),
             other => return Ok(Some(other)),
-        }
+        };
+        self.task.over = Some(over);
+        self.check_task()?;
         Ok(None)
+    }
+
+    /// Whoever asks hears of it, also when it was read in passing.
+    fn check_task(&self) -> anyhow::Result<()> {
+        self.task.over.as_ref().map_or(Ok(()), |reason| Err(anyhow::anyhow!("{reason}")))
     }
 
     /// Why it is not there any more.

@@ -73,20 +73,22 @@ def copy_then_run_ms(model: Model, request: Request, device: torch.device, reque
     return times_ms
 
 
-def stop_and_start_ms(archive: Path, device: torch.device, threads: int, starts: int) -> list[float]:
-    """What it takes from the start of a Python process to its first answer."""
+def stop_and_start_ms(archive: Path, device: torch.device, threads: int, starts: int, unread: bool) -> list[float]:
+    """What it takes from the start of a Python process to its first answer.
+
+    Where nobody has read torch's files yet (`unread`), one process more is started ahead of those that count.
+    """
     command = [sys.executable, "-m", "pswitch.pytorch_rows", "--first", "--device", str(device)]
     command += ["--threads", str(threads), str(archive)]
     times_ms = []
-    # The first reads files that nobody has read yet.
-    for number in range(1 + starts):
+    for number in range(unread + starts):
         begun = time.perf_counter_ns()
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             said = process.stdout.readline().strip()
             took_ms = (time.perf_counter_ns() - begun) / 1e6
         if said != ANSWERED or process.returncode != 0:
             raise RuntimeError(f"a process that was started for a request ended with {process.returncode}")
-        if number > 0:
+        if number >= unread:
             times_ms.append(took_ms)
     return times_ms
 
@@ -119,7 +121,7 @@ def measure_here(rows: Rows, archive: Path, device: torch.device, requests: int)
     rows.add("pytorch-copy-then-run", lambda: copy_then_run_ms(model, request, device, requests))
 
 
-def measure(archive: Path, device: torch.device, options: argparse.Namespace) -> dict:
+def measure(archive: Path, device: torch.device, options: argparse.Namespace, is_first: bool) -> dict:
     """All rows of one archive, as they are printed."""
     rows = Rows()
     measure_here(rows, archive, device, options.requests)
@@ -127,7 +129,10 @@ def measure(archive: Path, device: torch.device, options: argparse.Namespace) ->
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    rows.add("pytorch-stop-and-start", lambda: stop_and_start_ms(archive, device, options.threads, options.starts))
+    rows.add(
+        "pytorch-stop-and-start",
+        lambda: stop_and_start_ms(archive, device, options.threads, options.starts, unread=is_first),
+    )
     return {"rows": rows.rows, "left_out": rows.left_out}
 
 
@@ -164,7 +169,10 @@ def main() -> None:
         if options.first:
             answer_once(options.archives[0], options.device)
             return
-        models = {name_of(path.resolve()): measure(path, options.device, options) for path in options.archives}
+        models = {
+            name_of(path.resolve()): measure(path, options.device, options, is_first=number == 0)
+            for number, path in enumerate(options.archives)
+        }
     print(json.dumps({"torch": torch.__version__, "models": models}, indent=1))
 
 

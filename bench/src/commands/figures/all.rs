@@ -2,15 +2,20 @@
 
 use std::path::PathBuf;
 
-use super::{Experiment, Figure5, Figure6, Figure7, Figure8, Figure9, Figure10};
-use crate::commands::Command;
+use pswitch_device::DeviceId;
 
-/// Figures 5 to 10, one after the other, with the same flags.
+use super::bars::Bars;
+use super::{Experiment, Figure5, Figure6, Figure7, Figure8, Figure9, Figure10};
+use crate::report::Report;
+use crate::serving::Zygotes;
+
+/// Figures 5 to 10, with the same flags.
 ///
-/// Each prints its table when it is done. With --out results and plots are written at once, and in the end report.html
-/// beside them, a page that holds everything. A figure that fails does not keep the others from being measured; Ctrl-C
-/// keeps what there is.
-#[derive(Debug, clap::Args)]
+/// Figures 5, 7, 8 and 9 come first, model by model, and what several of them have is measured once: their bars of pswitch
+/// are the same. With --out results and plots are written as soon as they are there, and in the end report.html beside
+/// them, a page that holds everything. A figure that fails does not keep the others from being measured; Ctrl-C keeps what
+/// there is.
+#[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 Examples:
   pswitch bench all --quick --out
@@ -24,17 +29,51 @@ pub(crate) struct All {
     experiment: Experiment,
 }
 
+/// A part of it that reports when it is done.
+#[derive(Debug)]
+pub(crate) enum Part {
+    /// The figures whose bars are latencies.
+    Bars(Box<All>),
+    Figure6(Figure6),
+    Figure10(Figure10),
+}
+
 impl All {
-    /// One command a figure.
-    pub(crate) fn commands(&self) -> Vec<Command> {
-        let experiment = || self.experiment.clone();
+    const BARS: [Bars; 4] = [Figure5::BARS, Figure7::BARS, Figure8::BARS, Figure9::BARS];
+
+    /// One after the other.
+    pub(crate) fn parts(&self) -> Vec<Part> {
+        // Figure 6 has one model, as in the paper.
+        let mut of_one_model = self.experiment.clone();
+        of_one_model.models.truncate(1);
         vec![
-            Command::Figure5(Figure5 { python: self.python.clone(), experiment: experiment() }),
-            Command::Figure6(Figure6 { experiment: experiment() }),
-            Command::Figure7(Figure7 { experiment: experiment() }),
-            Command::Figure8(Figure8 { experiment: experiment() }),
-            Command::Figure9(Figure9 { experiment: experiment() }),
-            Command::Figure10(Figure10::of(experiment())),
+            Part::Bars(Box::new(self.clone())),
+            Part::Figure6(Figure6 { experiment: of_one_model }),
+            Part::Figure10(Figure10::of(self.experiment.clone())),
         ]
+    }
+
+    pub(crate) fn device(&self) -> DeviceId {
+        self.experiment.serving.device()
+    }
+}
+
+impl Part {
+    /// How many servers it starts, one after another.
+    pub(crate) fn servers(&self) -> usize {
+        match self {
+            Self::Bars(all) => all.experiment.servers(),
+            Self::Figure6(figure) => figure.experiment.servers(),
+            Self::Figure10(figure) => figure.servers(),
+        }
+    }
+
+    /// Measures.
+    pub(crate) fn run(&self, zygotes: &mut Zygotes) -> anyhow::Result<Vec<Report>> {
+        match self {
+            Self::Bars(all) => Bars::run_all(&All::BARS, &all.experiment, all.python.as_deref(), zygotes),
+            Self::Figure6(figure) => Ok(vec![figure.run(zygotes)?]),
+            Self::Figure10(figure) => Ok(vec![figure.run(zygotes)?]),
+        }
     }
 }

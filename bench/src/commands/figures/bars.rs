@@ -18,17 +18,16 @@ use crate::serving::Zygotes;
 use crate::stats::{Samples, milliseconds};
 
 /// Time in which training has to begin.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A figure of this kind.
-pub(super) struct Bars<'a> {
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bars {
     pub(super) number: u8,
     pub(super) command: &'static str,
     /// In the order of the paper.
     pub(super) kinds: &'static [Kind],
     pub(super) order: Order,
-    /// Measures the rows of PyTorch as well.
-    pub(super) python: Option<&'a Path>,
 }
 
 /// How bars are asked to compare.
@@ -56,7 +55,8 @@ impl Rounds {
     fn of(experiment: &Experiment) -> Self {
         let mut rounds = if experiment.quick {
             let training = Duration::from_millis(500);
-            Self { trained: (3, 5), idle: (5, 20), restarted: (1, 3), training }
+            // A GPU's clocks rise only when it has much to do, and training is much already.
+            Self { trained: (2, 5), idle: (20, 50), restarted: (0, 2), training }
         } else {
             let training = Duration::from_secs(10);
             Self { trained: (10, 10), idle: (10, 90), restarted: (10, 10), training }
@@ -71,19 +71,27 @@ impl Rounds {
     }
 }
 
-impl Bars<'_> {
-    pub(super) fn run(&self, experiment: &Experiment, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
+impl Bars {
+    /// Measures each mechanism that figures have once, and tells one figure after the other. The rows of PyTorch are of the
+    /// first.
+    pub(super) fn run_all(
+        figures: &[Self],
+        experiment: &Experiment,
+        python: Option<&Path>,
+        zygotes: &mut Zygotes,
+    ) -> anyhow::Result<Vec<Report>> {
         let subjects = experiment.subjects(usize::MAX)?;
         let served = experiment.served(&subjects);
         let mut session = Session::new(experiment, served, zygotes)?;
         let mut rounds = Rounds::of(experiment);
         // It has the device to itself: servers come later.
         let counts = (rounds.idle.1, rounds.restarted.1);
-        let pytorch = self.python.map(|python| PyTorch::measure(python, served, &subjects, counts));
-        let pytorch = pytorch.unwrap_or_default();
+        let pytorch = python.map(|python| PyTorch::measure(python, served, &subjects, counts));
+        let mut pytorch = pytorch.unwrap_or_default();
+        let kinds = kinds(figures);
         let mut bars = Vec::new();
         for subject in &subjects {
-            let found = session.run(subject, self.kinds, &mut rounds);
+            let found = session.run(subject, &kinds, &mut rounds);
             bars.extend(found.into_iter().map(|(kind, latencies)| Bar {
                 model: subject.name.clone(),
                 mechanism: kind.name().to_owned(),
@@ -91,14 +99,49 @@ impl Bars<'_> {
                 latencies_ms: latencies.client_ms,
             }));
         }
-        let wrong_outputs = session.wrong_outputs;
-        let mut left_out = session.into_left_out();
-        left_out.extend(pytorch.left_out);
-        let goals = goals(&bars, self.order);
-        bars.extend(pytorch.bars);
-        let figure = Figure { number: self.number, bars, cycles: Vec::new(), loads: Vec::new(), left_out };
-        report(self.command, &figure, table(&figure.bars), goals, wrong_outputs)
+        let told = |figure: &Self| {
+            let mut bars = figure.own(&bars);
+            let mut left_out = session.left_out(figure.kinds);
+            let goals = goals(&bars, figure.order);
+            bars.append(&mut pytorch.bars);
+            left_out.append(&mut pytorch.left_out);
+            let (command, wrong_outputs) = (figure.command, session.wrong_outputs(figure.kinds));
+            let figure =
+                Figure { number: figure.number, bars, cycles: Vec::new(), loads: Vec::new(), left_out };
+            report(command, &figure, table(&figure.bars), goals, wrong_outputs)
+        };
+        figures.iter().map(told).collect()
     }
+
+    /// Measures this figure.
+    pub(super) fn run(
+        self,
+        experiment: &Experiment,
+        python: Option<&Path>,
+        zygotes: &mut Zygotes,
+    ) -> anyhow::Result<Report> {
+        Ok(Self::run_all(&[self], experiment, python, zygotes)?.remove(0))
+    }
+
+    /// Its own of all bars, model by model in its order.
+    fn own(&self, bars: &[Bar]) -> Vec<Bar> {
+        let of_a_model = |bars: &[Bar]| -> Vec<Bar> {
+            let find = |kind: &Kind| bars.iter().find(|bar| bar.mechanism == kind.name()).cloned();
+            self.kinds.iter().filter_map(find).collect()
+        };
+        bars.chunk_by(|one, next| one.model == next.model).flat_map(of_a_model).collect()
+    }
+}
+
+/// What any of the figures has, once.
+fn kinds(figures: &[Bars]) -> Vec<Kind> {
+    let mut kinds = Vec::new();
+    for kind in figures.iter().flat_map(|figure| figure.kinds) {
+        if !kinds.contains(kind) {
+            kinds.push(*kind);
+        }
+    }
+    kinds
 }
 
 /// Latencies of one mechanism, and what the server says of them.
@@ -167,7 +210,7 @@ impl Measure for Rounds {
 }
 
 /// Waits until training computes.
-fn await_training(arm: &mut dyn Arm) -> anyhow::Result<()> {
+pub(super) fn await_training(arm: &mut dyn Arm) -> anyhow::Result<()> {
     let latest = Instant::now() + PATIENCE;
     while !arm.is_training()? {
         ensure!(Instant::now() < latest, "training does not begin within {} s", PATIENCE.as_secs());
@@ -272,6 +315,27 @@ mod tests {
         );
         // What comes ahead of pswitch is none of its ablations.
         assert_eq!(texts(Order::AbovePswitch).len(), 2);
+    }
+
+    #[test]
+    fn figures_share_what_both_have() {
+        let figure = |kinds| Bars { number: 5, command: "figure5", kinds, order: Order::Rising };
+        let figures = [
+            figure(&[Kind::Ready, Kind::Pswitch]),
+            figure(&[Kind::Pswitch, Kind::Grouped, Kind::NoOptimization]),
+        ];
+        assert_eq!(kinds(&figures), [Kind::Ready, Kind::Pswitch, Kind::Grouped, Kind::NoOptimization]);
+        // Grouped is left out of the first model.
+        let bars = [
+            bar("a", Kind::NoOptimization, &[3.0]),
+            bar("a", Kind::Ready, &[1.0]),
+            bar("a", Kind::Pswitch, &[2.0]),
+            bar("b", Kind::Pswitch, &[4.0]),
+            bar("b", Kind::Grouped, &[5.0]),
+        ];
+        let [a_none, a_ready, a_pswitch, b_pswitch, b_grouped] = bars.clone();
+        assert_eq!(figures[0].own(&bars), [a_ready, a_pswitch.clone(), b_pswitch.clone()]);
+        assert_eq!(figures[1].own(&bars), [a_pswitch, a_none, b_pswitch, b_grouped]);
     }
 
     #[test]

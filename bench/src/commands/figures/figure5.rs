@@ -22,15 +22,20 @@ Examples:
 pub(crate) struct Figure5 {
     /// A Python with torch and the module pswitch.pytorch_rows, to measure what PyTorch itself takes before.
     #[arg(long, value_name = "PATH")]
-    pub(super) python: Option<PathBuf>,
+    python: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) experiment: Experiment,
 }
 
 impl Figure5 {
+    pub(super) const BARS: Bars = Bars {
+        number: 5,
+        command: "figure5",
+        kinds: &[Kind::Ready, Kind::Pswitch, Kind::Mps, Kind::StopAndStart],
+        order: Order::Rising,
+    };
+
     pub(crate) fn run(&self, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
-        let kinds = &[Kind::Ready, Kind::Pswitch, Kind::Mps, Kind::StopAndStart];
-        Bars { number: 5, command: "figure5", kinds, order: Order::Rising, python: self.python.as_deref() }
-            .run(&self.experiment, zygotes)
+        Self::BARS.run(&self.experiment, self.python.as_deref(), zygotes)
     }
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
+use super::bars::await_training;
 use super::session::{Measure, Session};
 use super::{Experiment, report};
 use crate::caller::Caller;
@@ -50,14 +51,13 @@ impl Figure6 {
         let served = self.experiment.served(&subjects);
         let mut session = Session::new(&self.experiment, served, zygotes)?;
         let mut turns = Turns::of(&self.experiment);
+        let kinds = [Kind::Ready, Kind::Pswitch, Kind::Mps, Kind::StopAndStart];
         let mut cycles = Vec::new();
         for subject in &subjects {
-            let kinds = [Kind::Ready, Kind::Pswitch, Kind::Mps, Kind::StopAndStart];
             let found = session.run(subject, &kinds, &mut turns);
             cycles.extend(found.into_iter().flat_map(|(_, found)| found));
         }
-        let wrong_outputs = session.wrong_outputs;
-        let left_out = session.into_left_out();
+        let (left_out, wrong_outputs) = (session.left_out(&kinds), session.wrong_outputs(&kinds));
         let (table, goals) = (table(&cycles), goals(&cycles));
         let figure = Figure { number: 6, bars: Vec::new(), cycles, loads: Vec::new(), left_out };
         report("figure6", &figure, table, goals, wrong_outputs)
@@ -128,6 +128,11 @@ impl Measure for Turns {
 
     fn measure(&mut self, kind: Kind, arm: &mut dyn Arm, caller: &mut Caller) -> anyhow::Result<Vec<Cycle>> {
         let progress = Progress::new(kind.name(), self.cycles_s.len());
+        // A task takes seconds to come up, which turns are not to be of. Where a process is made for it each time, they are.
+        if arm.trains() && !kind.restarts() {
+            arm.train()?;
+            await_training(arm)?;
+        }
         self.cycles_s
             .iter()
             .map(|&cycle_s| {

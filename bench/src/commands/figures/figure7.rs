@@ -21,9 +21,14 @@ pub(crate) struct Figure7 {
 }
 
 impl Figure7 {
+    pub(super) const BARS: Bars = Bars {
+        number: 7,
+        command: "figure7",
+        kinds: &[Kind::Pswitch, Kind::PerLayer, Kind::Grouped, Kind::NoOptimization],
+        order: Order::AbovePswitch,
+    };
+
     pub(crate) fn run(&self, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
-        let kinds = &[Kind::Pswitch, Kind::PerLayer, Kind::Grouped, Kind::NoOptimization];
-        let figure = Bars { number: 7, command: "figure7", kinds, order: Order::AbovePswitch, python: None };
-        figure.run(&self.experiment, zygotes)
+        Self::BARS.run(&self.experiment, None, zygotes)
     }
 }

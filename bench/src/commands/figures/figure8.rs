@@ -24,9 +24,14 @@ pub(crate) struct Figure8 {
 }
 
 impl Figure8 {
+    pub(super) const BARS: Bars = Bars {
+        number: 8,
+        command: "figure8",
+        kinds: &[Kind::Pswitch, Kind::NoUnified, Kind::NoIpc, Kind::NoPinned, Kind::Managed],
+        order: Order::AbovePswitch,
+    };
+
     pub(crate) fn run(&self, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
-        let kinds = &[Kind::Pswitch, Kind::NoUnified, Kind::NoIpc, Kind::NoPinned, Kind::Managed];
-        let figure = Bars { number: 8, command: "figure8", kinds, order: Order::AbovePswitch, python: None };
-        figure.run(&self.experiment, zygotes)
+        Self::BARS.run(&self.experiment, None, zygotes)
     }
 }

@@ -21,9 +21,14 @@ pub(crate) struct Figure9 {
 }
 
 impl Figure9 {
+    pub(super) const BARS: Bars = Bars {
+        number: 9,
+        command: "figure9",
+        kinds: &[Kind::Pswitch, Kind::OneProcess, Kind::TwoProcesses],
+        order: Order::AbovePswitch,
+    };
+
     pub(crate) fn run(&self, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
-        let kinds = &[Kind::Pswitch, Kind::OneProcess, Kind::TwoProcesses];
-        let figure = Bars { number: 9, command: "figure9", kinds, order: Order::AbovePswitch, python: None };
-        figure.run(&self.experiment, zygotes)
+        Self::BARS.run(&self.experiment, None, zygotes)
     }
 }

@@ -21,7 +21,7 @@ use crate::figures::{Figure, LeftOut};
 use crate::report::{Goal, Report, Table};
 use crate::serving::Serving;
 use crate::subject::{Served, Subject};
-pub(crate) use all::All;
+pub(crate) use all::{All, Part};
 pub(crate) use figure5::Figure5;
 pub(crate) use figure6::Figure6;
 pub(crate) use figure7::Figure7;
@@ -72,11 +72,13 @@ fn report(
     figure: &Figure,
     table: Table,
     mut goals: Vec<Goal>,
-    wrong_outputs: u32,
+    wrong_outputs: usize,
 ) -> anyhow::Result<Report> {
     let mut tables = vec![table];
     tables.extend(left_out(&figure.left_out));
-    goals.push(Goal::at_most("wrong outputs", 0.0, "", f64::from(wrong_outputs)));
+    // A handful.
+    #[allow(clippy::cast_precision_loss)]
+    goals.push(Goal::at_most("wrong outputs", 0.0, "", wrong_outputs as f64));
     Ok(Report { command, tables, goals, results: serde_json::to_value(figure)? })
 }
 

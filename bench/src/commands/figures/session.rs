@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::ensure;
+use anyhow::{anyhow, ensure};
 use pswitch_controller::Bandwidth;
 use pswitch_device::DeviceId;
 use pswitch_train::TaskConfig;
@@ -29,8 +29,8 @@ pub(super) struct Session<'a> {
     zygotes: &'a mut Zygotes,
     models: usize,
     left_out: Vec<LeftOut>,
-    /// Answers that were not the right ones.
-    pub(super) wrong_outputs: u32,
+    /// Mechanisms whose answers were not the right ones.
+    wrong: Vec<Kind>,
 }
 
 /// A model whose mechanisms are measured.
@@ -56,7 +56,7 @@ impl<'a> Session<'a> {
     ) -> anyhow::Result<Self> {
         let task = task::open(experiment.task.as_deref())?;
         interrupt::listen()?;
-        Ok(Self { experiment, served, task, zygotes, models: 0, left_out: Vec::new(), wrong_outputs: 0 })
+        Ok(Self { experiment, served, task, zygotes, models: 0, left_out: Vec::new(), wrong: Vec::new() })
     }
 
     /// Measures mechanisms on a model. What was found comes in the order of `kinds`.
@@ -84,9 +84,10 @@ impl<'a> Session<'a> {
         self.run_served(&mut model, &served, measure, &mut found);
         for kind in others {
             eprintln!("{}: {} ...", subject.name, kind.name());
-            let result = match kind {
-                Kind::NoPinned => self.run_unpinned(&mut model, measure),
-                kind => self.run_alone(&mut model, kind, measure),
+            let result = match (self.given_up(kind), kind) {
+                (Some(reason), _) => Err(anyhow!(reason)),
+                (None, Kind::NoPinned) => self.run_unpinned(&mut model, measure),
+                (None, kind) => self.run_alone(&mut model, kind, measure),
             };
             self.note(subject, kind, result, &mut found);
         }
@@ -94,9 +95,21 @@ impl<'a> Session<'a> {
         found
     }
 
-    /// What was left out; once where the reason was the same for all of several models.
-    pub(super) fn into_left_out(self) -> Vec<LeftOut> {
-        together(self.left_out, self.models)
+    /// What was left out of these mechanisms; once where the reason was the same for all of several models.
+    pub(super) fn left_out(&self, kinds: &[Kind]) -> Vec<LeftOut> {
+        let of_them = |left_out: &&LeftOut| kinds.iter().any(|kind| kind.name() == left_out.mechanism);
+        together(self.left_out.iter().filter(of_them).cloned().collect(), self.models)
+    }
+
+    /// How many of these mechanisms, model by model, have given answers that were not the right ones.
+    pub(super) fn wrong_outputs(&self, kinds: &[Kind]) -> usize {
+        self.wrong.iter().filter(|kind| kinds.contains(kind)).count()
+    }
+
+    /// Why a quick run does not try it again: what hung with one model would take as long to hang with the next.
+    fn given_up(&self, kind: Kind) -> Option<String> {
+        let before = self.left_out.iter().find(|left_out| left_out.mechanism == kind.name());
+        before.filter(|_| self.experiment.quick).map(|left_out| left_out.reason.clone())
     }
 
     fn run_served<M: Measure>(
@@ -205,7 +218,9 @@ impl<'a> Session<'a> {
 
     fn leave_out(&mut self, kind: Kind, subject: &Subject, error: &anyhow::Error) {
         eprintln!("{}: {} is left out: {error:#}", subject.name, kind.name());
-        self.wrong_outputs += u32::from(error.is::<WrongOutput>());
+        if error.is::<WrongOutput>() {
+            self.wrong.push(kind);
+        }
         self.left_out.push(LeftOut {
             mechanism: kind.name().to_owned(),
             model: Some(subject.name.clone()),

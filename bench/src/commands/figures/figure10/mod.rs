@@ -127,7 +127,7 @@ impl Figure10 {
             for mechanism in Mechanism::ALL {
                 if let Err(error) = self.measure(setting, mechanism, &mut ready, &mut loads, zygotes) {
                     eprintln!("{models} models: {} is left out: {error:#}", mechanism.name());
-                    wrong_outputs += u32::from(error.is::<WrongOutput>());
+                    wrong_outputs += usize::from(error.is::<WrongOutput>());
                     left_out.push(LeftOut {
                         mechanism: mechanism.name().to_owned(),
                         model: Some(format!("{models} models")),
