@@ -85,6 +85,8 @@ bool ps_cuda_attach(int32_t device, void* stream, const ps_cuda_memory* served, 
 
 bool ps_cuda_prepare_training(int32_t device, ps_error* error) {
   return guarded(error, PS_FAULT_MODEL, [&] {
+    // Of all attention, its backward pass alone cannot do with a gradient that is missing, as after a stop.
+    at::globalContext().setSDPUseCuDNN(false);
     const auto index = static_cast<c10::DeviceIndex>(device);
     const at::AutoGradMode mode(true);
     for (const auto type : types) {

@@ -260,7 +260,7 @@ impl Worker {
     /// Prepares the task of this worker; the inner error is a line for the controller.
     fn prepare_task(&mut self, order: &PrepareTask) -> Result<Result<TaskExtent, String>, WorkerError> {
         if let Executor::Cuda(cuda) = &self.executor
-            && let Err(error) = cuda.prepare_training()
+            && let Err(error) = cuda.prepare_training(&self.shared)
         {
             return Ok(Err(error.to_string()));
         }

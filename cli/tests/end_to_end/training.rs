@@ -244,6 +244,33 @@ fn a_training_worker_that_hangs_holds_nobody_up_and_is_replaced() {
     assert!(place.checkpoint("hung", 800) == place.checkpoint("whole", 800));
 }
 
+/// What a task has learned is not lost to a disk that is full when it ends, and nobody waits for the disk.
+#[test]
+fn a_last_checkpoint_is_tried_until_it_is_there() {
+    let (fixture, place) = (Fixture::load("integer-outputs"), Place::new());
+    let server = serve(&fixture).start();
+    submit(&server.client, "blocked", &place.task("blocked", 1200));
+    await_steps(&server.client, "blocked", 60);
+    let folder = place.0.path().join("blocked");
+    eventually("a file is where the checkpoints were", || {
+        // One may be written meanwhile.
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::write(&folder, "").map_err(|error| error.to_string())
+    });
+    await_steps(&server.client, "blocked", 1200);
+    let told = eventually("that it cannot be written is told", || {
+        let status = status(&server.client, "blocked");
+        if status["checkpoint_error"] == "" { Err(status.to_string()) } else { Ok(status) }
+    });
+    assert_ne!(told["state"], "finished", "{told}");
+    server.client.check(&fixture.name, &fixture.cases[0]);
+    std::fs::remove_file(&folder).unwrap();
+    await_state(&server.client, "blocked", "finished");
+    submit(&server.client, "whole", &place.task("whole", 1200));
+    await_state(&server.client, "whole", "finished");
+    assert!(place.checkpoint("blocked", 1200) == place.checkpoint("whole", 1200));
+}
+
 #[test]
 fn two_tasks_take_turns() {
     let (fixture, place) = (Fixture::load("integer-outputs"), Place::new());

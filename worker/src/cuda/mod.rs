@@ -75,8 +75,9 @@ impl CudaExecutor {
     }
 
     /// Makes what backward passes need beside the pool.
-    pub(crate) fn prepare_training(&self) -> Result<(), WorkerError> {
-        self.libtorch.prepare_training(self.ordinal)
+    pub(crate) fn prepare_training(&self, shared: &Shared) -> Result<(), WorkerError> {
+        self.libtorch.prepare_training(self.ordinal)?;
+        self.tell(shared)
     }
 
     /// Puts what the worker has beside the pool where its controller looks for it.

@@ -221,7 +221,7 @@ impl Trainer {
         let result = unsafe { self.gradients(order, pace, &mut batch) };
         self.executable.clear();
         let result = match result {
-            Ok(None) => self.finish(order),
+            Ok(None) => self.finish(order, pace),
             Ok(Some(phase)) => Ok(StepEnd::Stopped { phase }),
             Err(error) => Err(error),
         };
@@ -262,12 +262,16 @@ impl Trainer {
         Ok(None)
     }
 
-    fn finish(&mut self, order: &StepOrder) -> Result<StepEnd, RunError> {
+    fn finish(&mut self, order: &StepOrder, pace: &dyn Pace) -> Result<StepEnd, RunError> {
         let loss = self.steps.loss().map_err(|raised| fault("the loss", raised))?;
         if !loss.is_finite() {
             let message =
                 format!("the loss is {loss}: the step is thrown away, and the state is as before it");
             return Err(RunError { class: FaultClass::Model, message });
+        }
+        // The loss was waited for: whoever came meanwhile does not wait for the optimizer as well.
+        if pace.stops() {
+            return Ok(StepEnd::Stopped { phase: Phase::Backward });
         }
         self.steps.apply(order.rate, order.clip_norm).map_err(|raised| fault("the optimizer", raised))?;
         Ok(StepEnd::Finished { loss })

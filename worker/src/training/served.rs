@@ -24,8 +24,11 @@ use crate::work::Shared;
 /// Longest that a copy of the initial state may take.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// How long after a last checkpoint that could not be written the next is tried.
+/// How long after a last checkpoint was begun that could not be written the next is tried.
 const SAVE_AGAIN: Duration = Duration::from_secs(2);
+
+/// How often a last checkpoint is looked after, and the stop flag meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// The task of a worker.
 pub(crate) struct ServedTask {
@@ -40,6 +43,10 @@ struct KeptTask {
     config: TaskConfig,
     /// Writes the last snapshot while steps go on.
     writer: Option<Writer>,
+    /// Steps of the last checkpoint that is there.
+    written: Option<u64>,
+    /// When a last checkpoint may be begun: not at once again where the disk was full.
+    again_at: Instant,
 }
 
 /// What computes the steps of a task: the host, or a GPU whose queue is kept short.
@@ -80,14 +87,17 @@ impl ServedTask {
         let mut task =
             unsafe { TrainingTask::build(&config, &archive, shared.device.as_ref(), state.address()) }
                 .map_err(chain)?;
+        let mut written = None;
         if let Some(checkpoints) = &config.checkpoint
             && let Some(checkpoint) = latest_checkpoint(&checkpoints.folder).map_err(chain)?
         {
             task.resume(&checkpoint).map_err(chain)?;
+            written = Some(task.steps_done());
             tracing::info!(task = order.name, step = task.steps_done(), file = %checkpoint.path().display(), "resumed");
         }
         let ahead = RunAhead::new(Duration::from_micros(config.run_ahead_us));
-        Ok(Self { kept: KeptTask { task, config, writer: None }, ahead })
+        let kept = KeptTask { task, config, writer: None, written, again_at: Instant::now() };
+        Ok(Self { kept, ahead })
     }
 
     pub(crate) fn extent(&self) -> TaskExtent {
@@ -117,9 +127,9 @@ impl ServedTask {
         })
     }
 
-    /// Writes a checkpoint of this moment, if it has a place for them, and waits until it is there. False if it could not be
-    /// written.
-    pub(crate) fn save(&mut self, channel: &Channel) -> Result<bool, WorkerError> {
+    /// Writes a checkpoint of this moment, if it has a place for them, and waits until it is there or
+    /// cannot be written, which is told.
+    pub(crate) fn save(&mut self, channel: &Channel) -> Result<(), WorkerError> {
         self.kept.save(channel)
     }
 }
@@ -180,7 +190,17 @@ impl KeptTask {
             let (end, stats) = computer.step(&mut self.task, place);
             // After an error autograd's engine may keep some of it; but then nothing of this task runs here any more.
             if end.is_ok() && stats.in_use_bytes != 0 {
+                // How many there are tells a workspace of a library from a graph that lives on.
+                tracing::error!(?stats, ended = ?end, "a step keeps memory");
                 return Err(WorkerError::Kept { bytes: stats.in_use_bytes });
+            }
+            if end.is_ok() && stats.refused > 0 {
+                // cuDNN takes another kernel where its first choice has no room: not the bits that eager PyTorch has.
+                tracing::warn!(
+                    refused = stats.refused,
+                    peak_bytes = stats.peak_bytes,
+                    "a step has too little memory"
+                );
             }
             let took_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
             match end {
@@ -212,17 +232,32 @@ impl KeptTask {
                 }
             }
         }
-        // All of it would be lost otherwise: a disk that is full may have room again.
-        while !self.save(channel)? {
-            let again_at = Instant::now() + SAVE_AGAIN;
-            while Instant::now() < again_at {
-                if stop.load(Ordering::Relaxed) != 0 {
-                    return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: 0 });
-                }
-                std::thread::sleep(Duration::from_millis(20));
+        // All of it would be lost otherwise. Others have the device meanwhile: a disk may be slow, or full for a while.
+        while !self.write_last(channel)? {
+            if stop.load(Ordering::Relaxed) != 0 {
+                return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: 0 });
             }
+            std::thread::sleep(LOOK_EVERY);
         }
         Ok(TaskPause::Finished)
+    }
+
+    /// Gets on with the checkpoint of the last step. True once it is there, or if there is no place for any.
+    fn write_last(&mut self, channel: &Channel) -> Result<bool, WorkerError> {
+        self.tell_written(channel, false)?;
+        if self.is_written() {
+            return Ok(true);
+        }
+        if self.writer.is_none() && Instant::now() >= self.again_at {
+            self.again_at = Instant::now() + SAVE_AGAIN;
+            self.begin_write(channel)?;
+        }
+        Ok(false)
+    }
+
+    /// Whether what the task has learned is written down, if it is to be.
+    fn is_written(&self) -> bool {
+        self.config.checkpoint.is_none() || self.written == Some(self.task.steps_done())
     }
 
     fn is_due(&self) -> bool {
@@ -232,10 +267,10 @@ impl KeptTask {
     }
 
     /// As [`ServedTask::save`].
-    fn save(&mut self, channel: &Channel) -> Result<bool, WorkerError> {
+    fn save(&mut self, channel: &Channel) -> Result<(), WorkerError> {
         self.tell_written(channel, true)?;
         self.begin_write(channel)?;
-        Ok(self.config.checkpoint.is_none() || self.tell_written(channel, true)?)
+        self.tell_written(channel, true)
     }
 
     /// Copies the state and has it written by a thread.
@@ -266,17 +301,18 @@ impl KeptTask {
     }
 
     /// Tells what became of the checkpoint that is being written, once that is known.
-    /// True if it was written.
-    fn tell_written(&mut self, channel: &Channel, wait: bool) -> Result<bool, WorkerError> {
+    fn tell_written(&mut self, channel: &Channel, wait: bool) -> Result<(), WorkerError> {
         let is_over = self.writer.as_ref().is_some_and(|writer| wait || writer.thread.is_finished());
-        let Some(Writer { step, thread }) = self.writer.take_if(|_| is_over) else { return Ok(false) };
+        let Some(Writer { step, thread }) = self.writer.take_if(|_| is_over) else { return Ok(()) };
         let result = match thread.join() {
             Ok(written) => written.map(|path| path.display().to_string()).map_err(chain),
             Err(_) => Err("writing it panicked".to_owned()),
         };
-        let written = result.is_ok();
+        if result.is_ok() {
+            self.written = Some(step);
+        }
         channel.send(&FromWorker::TaskSaved { step, result }, &[])?;
-        Ok(written)
+        Ok(())
     }
 }
 
