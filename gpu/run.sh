@@ -5,20 +5,23 @@
 # is the step's. What it prints goes to run.log, and what it hands to `say` or `show` is seen as well.
 set -uo pipefail
 
-default_steps=facts,models,fixtures,tests,switch,plan,switching,kill,training,stops,train,figures
+default_steps=facts,models,fixtures,tests,switch,plan,switching,kill,training,stops,train,room,figures
 # The measurements switch between these; `pswitch.gpu_models` makes them.
 model_names=(resnet152 inception_v3 bert-base vit_l_16)
 device=cuda:0
 # A test that takes longer hangs.
 test_limit_s=300
+# A measurement that takes longer is told to end: figures keep what they have found until then.
+bench_limit_s=540
 
 usage() {
     cat <<END
-usage: run.sh [--out FOLDER] [--steps STEP,...] [--models FOLDER] [--fixtures FOLDER]
+usage: run.sh [--out FOLDER] [--pack FILE] [--steps STEP,...] [--models FOLDER] [--fixtures FOLDER]
 
 Runs the steps one after the other, also when one fails, and exits with 1 if any did.
 
   --out FOLDER       run.log and what was measured (default: target/gpu/out)
+  --pack FILE        all of that as a .tar.gz, made anew after every step
   --steps STEP,...   these, in this order (default: $default_steps)
   --models FOLDER    models that are measured, made if they are missing (default: target/gpu/models)
   --fixtures FOLDER  small models of the tests, made if they are missing (default: target/gpu/fixtures)
@@ -53,7 +56,7 @@ step_facts() {
 import json, os, pathlib, subprocess, sys
 import torch
 
-FIELDS = ("name", "driver_version", "memory.total", "pcie.link.gen.max", "pcie.link.width.max")
+FIELDS = ("name", "driver_version", "memory.total", "pcie.link.gen.max", "pcie.link.width.max", "persistence_mode")
 query = ["nvidia-smi", f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader"]
 rows = subprocess.run(query, check=True, capture_output=True, text=True).stdout.splitlines()
 gpus = [dict(zip(FIELDS, map(str.strip, row.split(",")), strict=True)) for row in rows]
@@ -123,7 +126,7 @@ step_switching() {
 # Two models: a worker that builds all four takes twice as long to come up.
 step_kill() { bench kill --kills 50 --model "$models"/{resnet152,inception_v3}; }
 
-# What `stops` and `train` train: ResNet152 by rows that are made up once, in batches of 32.
+# What is trained: ResNet152 by rows that are made up once, in batches of 32; and what has a state of hardly any size.
 step_training() {
     [ -f "$training/resnet152/model.pt2" ] ||
         "$python" -m pswitch.cli --train torchvision:resnet152 --loss cross-entropy --batch 32 --out "$training" ||
@@ -131,6 +134,7 @@ step_training() {
     "$python" - "$training" <<'END' | show
 import pathlib, sys
 import safetensors.torch, torch
+from pswitch import training, training_fixtures
 from pswitch.cases import input_names
 
 folder = pathlib.Path(sys.argv[1])
@@ -151,26 +155,59 @@ length: {{steps: 1}}
 '''
 (folder / "train.yaml").write_text(task)
 (folder / "stops.yaml").write_text(task + "deterministic: true\n")
+small = folder / "perceptron"
+module, rows = training_fixtures.perceptron()
+training.export_training_model(module, {name: row[:5] for name, row in rows.items()}, small)
+safetensors.torch.save_file({name: row[:20].clone() for name, row in rows.items()}, small / "data.safetensors")
+(folder / "small.yaml").write_text(f'''program: {small}
+optimizer: {{kind: sgd, lr: 0.05, momentum: 0.9}}
+data: {{files: [{small}/data.safetensors], batch_size: 5}}
+length: {{steps: 1}}
+''')
 print(f"a training program with inputs {pictures} and {labels}")
 END
 }
 
+# Ample: with less memory than it asks for cuDNN takes other kernels, which have other bits.
+training_size=64GiB
+
 step_stops() {
-    bench stops --task "$training/stops.yaml" --training-size 24GiB --python "$python"
+    bench stops --task "$training/stops.yaml" --training-size $training_size --python "$python"
 }
 
 step_train() {
-    bench train --task "$training/train.yaml" --model "$models/resnet152" --training-size 24GiB --python "$python"
+    bench train --task "$training/train.yaml" --model "$models/resnet152" --training-size $training_size \
+        --python "$python"
+}
+
+step_room() {
+    bench make-room --task "$training/train.yaml" --small-task "$training/small.yaml" --model "$models/resnet152" \
+        --training-size $training_size
 }
 
 # After `training`: the figures of the paper beside ResNet152 that trains.
 step_figures() {
     bench all --quick --model "$models"/{resnet152,inception_v3,bert-base} --task "$training/train.yaml" \
-        --training-size 24GiB --python "$python"
+        --training-size $training_size --python "$python"
 }
 
 bench() {
-    "$bundle/pswitch" bench "$@" --device "$device" --out "$out" | show
+    # Without 3: a daemon of MPS that outlives whoever has started it would keep that open.
+    timeout --foreground --kill-after 20 "$bench_limit_s" "$bundle/pswitch" bench "$@" --device "$device" --out "$out" 3>&- | show
+}
+
+# Ends daemons of MPS whose measurement was killed.
+end_mps() {
+    local pid_file
+    for pid_file in "${TMPDIR:-/tmp}"/pswitch-mps*/pipe/nvidia-cuda-mps-control.pid; do
+        [ -e "$pid_file" ] || continue
+        echo quit -t 5 | CUDA_MPS_PIPE_DIRECTORY=${pid_file%/*} timeout 10 nvidia-cuda-mps-control 3>&-
+    done
+}
+
+pack_up() {
+    [ -n "$pack" ] || return 0
+    tar --create --gzip --file "$pack.new" --directory "$out" . && mv "$pack.new" "$pack"
 }
 
 run_step() {
@@ -187,13 +224,15 @@ run_step() {
         echo "--- the end of its log (exit status $status):" >&3
         log_since "$begin" | tail --lines 20 | cut --characters=-200 >&3
     fi
+    end_mps
+    pack_up
 }
 
-out=target/gpu/out models=target/gpu/models fixtures=target/gpu/fixtures steps=$default_steps
+out=target/gpu/out models=target/gpu/models fixtures=target/gpu/fixtures steps=$default_steps pack=
 while [ $# -gt 0 ]; do
     case $1 in
         --help | -h) usage && exit 0 ;;
-        --out | --steps | --models | --fixtures)
+        --out | --pack | --steps | --models | --fixtures)
             [ $# -ge 2 ] || refuse "$1 needs a value"
             printf -v "${1#--}" %s "$2"
             shift 2

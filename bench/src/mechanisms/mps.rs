@@ -83,7 +83,7 @@ impl Daemon {
     /// `program` is NVIDIA's.
     fn start(program: &Path) -> anyhow::Result<Self> {
         // A socket's path has to be short.
-        let folder = tempfile::Builder::new().prefix("mps").tempdir().context("no folder for MPS")?;
+        let folder = tempfile::Builder::new().prefix("pswitch-mps").tempdir().context("no folder for MPS")?;
         for name in ["pipe", "log"] {
             fs::create_dir(folder.path().join(name)).context("no folder for MPS")?;
         }
