@@ -1,5 +1,8 @@
 //! The thread that trains: it does what [`super::book`] says.
 
+mod submission;
+mod workers;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
@@ -8,33 +11,21 @@ use std::sync::{Arc, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll};
-use pswitch_device::{Device, DeviceError, PinnedMemory, SharedMemory};
+use pswitch_device::{Device, PinnedMemory};
 use pswitch_mem_pool::{Range, TrainingMemory};
-use pswitch_protocol::{FromWorker, Region, TaskPause, ToWorker, control};
+use pswitch_protocol::{Region, ToWorker};
 use pswitch_train::TaskConfig;
 
 use super::book::{Book, TaskAction, TaskEvent, TaskId};
 use super::places::Places;
 use super::worker::{self, Attachment, TaskWorker};
-use super::{Gate, MOST_TASKS, Mail, Mailbox, NewTask, Reply, Statuses, TrainingParts};
+use super::{Gate, Mail, Mailbox, Reply, Statuses, TrainingParts};
 use crate::scheduler::WorkerId;
 use crate::service::{CheckpointStatus, Residence, ServiceError, TaskCommand, TaskStatus};
-use crate::supervisor::{Loss, Supervisor};
-
-/// After so long a worker that could not be started is tried again.
-const RETRY: Duration = Duration::from_millis(200);
-
-/// Time that a worker has to attach, and to prepare a task.
-const STARTUP_TIMEOUT: Duration = Duration::from_secs(300);
+use crate::supervisor::Supervisor;
 
 /// Time that a worker has to stop computing: far longer than any operator takes.
 const YIELD_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Tasks that are over and can still be asked for.
-const MOST_OVER: usize = 100;
-
-/// Messages of a worker that are read before others have their turn.
-const MOST_MESSAGES: usize = 16;
 
 /// A task as the thread knows it.
 struct Record {
@@ -218,105 +209,6 @@ impl Host {
         self.tasks.iter().rev().find(|(_, record)| record.name == name).map(|(&id, _)| id)
     }
 
-    fn submit(&mut self, task: NewTask) -> Result<(), ServiceError> {
-        if self.find(&task.name).is_some_and(|id| !self.is_over(id)) {
-            let message = format!("a training task '{}' is there already, and not over", task.name);
-            return Err(ServiceError::InvalidRequest { message });
-        }
-        if self.tasks.values().filter(|record| record.state.is_some()).count() as u64 >= MOST_TASKS {
-            let message = format!("there are {MOST_TASKS} training tasks already");
-            return Err(ServiceError::InvalidRequest { message });
-        }
-        let state = self.states.allocate(task.state_bytes).map_err(|error| ServiceError::InvalidRequest {
-            message: format!("no room for the state of '{}': {error}; make training_size larger", task.name),
-        })?;
-        if let Err(refusal) = self.check_place(&task, state) {
-            self.put_back(state);
-            return Err(refusal);
-        }
-        let saved = match self.places.states().map(|_| self.memory_for(state)).transpose() {
-            Ok(saved) => saved,
-            Err(error) => {
-                self.put_back(state);
-                let message = format!("no host memory for the state of '{}': {error}", task.name);
-                return Err(ServiceError::InvalidRequest { message });
-            }
-        };
-        let id = TaskId(self.tasks.last_key_value().map_or(0, |(last, _)| last.0 + 1));
-        let NewTask { name, config, digest, .. } = task;
-        self.book.submit(id, config.weight, config.checkpoint.is_some(), self.now());
-        let log = config.checkpoint.as_ref().map(|checkpoints| checkpoints.folder.join("progress.jsonl"));
-        let record = Record {
-            name,
-            config,
-            digest,
-            state: Some(state),
-            saved,
-            made_room: 0,
-            worker: None,
-            checkpoint: None,
-            checkpoint_error: String::new(),
-            last_yield_us: None,
-            deadline: None,
-            peak_bytes: 0,
-            log: log.unwrap_or_default(),
-            log_file: None,
-        };
-        tracing::info!(
-            task = record.name,
-            device = self.name,
-            state_bytes = state.bytes,
-            "training task taken"
-        );
-        self.tasks.insert(id, record);
-        self.forget_oldest();
-        self.choose();
-        Ok(())
-    }
-
-    /// Forgets tasks that have been over for longest, so that a server that trains for years has no list without an end.
-    fn forget_oldest(&mut self) {
-        let is_gone = |record: &Record| record.worker.is_none() && record.state.is_none();
-        let over = self.tasks.iter().filter(|(id, record)| is_gone(record) && self.is_over(**id));
-        let over: Vec<TaskId> = over.map(|(&id, _)| id).collect();
-        for id in &over[..over.len().saturating_sub(MOST_OVER)] {
-            self.tasks.remove(id);
-            self.book.forget(*id);
-        }
-    }
-
-    /// Refuses a task that would take away what the steps of others need, or whose checkpoints lie where another's do.
-    fn check_place(&self, task: &NewTask, state: Range) -> Result<(), ServiceError> {
-        let alive = || self.tasks.values().filter(|record| record.state.is_some());
-        let needed = alive().map(|record| record.peak_bytes).max().unwrap_or(0);
-        let end = alive().filter_map(|record| record.state).map(|state| state.end()).max().unwrap_or(0);
-        let left = self.region.end() - end.max(state.end());
-        if left < needed {
-            let message = format!(
-                "beside the state of '{}' {left} bytes would be left, and steps of other tasks need {needed}; make \
-                 training_size larger",
-                task.name
-            );
-            return Err(ServiceError::InvalidRequest { message });
-        }
-        let folder = |config: &TaskConfig| config.checkpoint.as_ref().map(|it| it.folder.clone());
-        // One that is over writes nothing any more.
-        let mut others = self.tasks.iter().filter(|(id, _)| !self.is_over(**id)).map(|(_, record)| record);
-        let own = folder(&task.config);
-        let shared = others.find(|other| own.is_some() && folder(&other.config) == own);
-        match shared {
-            Some(other) => Err(ServiceError::InvalidRequest {
-                message: format!("task '{}' has its checkpoints in the same folder", other.name),
-            }),
-            None => Ok(()),
-        }
-    }
-
-    /// Memory that a state can go to when it makes room.
-    fn memory_for(&self, state: Range) -> Result<PinnedMemory, DeviceError> {
-        self.device.pin(Arc::new(SharedMemory::create("pswitch-state", state.bytes)?))
-    }
-
     /// Ends the workers whose states are lost: the tasks go on from their last checkpoints.
     fn give_up(&self, places: &[Range]) {
         let spoilt = |record: &&Record| record.state.is_some_and(|state| places.contains(&state));
@@ -415,70 +307,6 @@ impl Host {
         }
     }
 
-    fn start(&mut self, id: TaskId) {
-        let taken: Vec<u64> =
-            self.tasks.values().filter_map(|record| Some(record.worker.as_ref()?.block)).collect();
-        let Some(record) = self.tasks.get_mut(&id) else { return };
-        let mut blocks = (0..MOST_TASKS).map(|block| block * control::BLOCK_BYTES);
-        let block = blocks.find(|block| !taken.contains(block)).unwrap_or(0);
-        let mailbox = self.mailbox.clone();
-        let lost = Box::new(move |worker, loss| {
-            let cause = match loss {
-                Loss::Exited(cause) => cause.to_string(),
-                Loss::NotForked(reason) => reason,
-            };
-            mailbox.put(Mail::Lost(worker, cause));
-        });
-        let (registry, deterministic) = (self.poll.registry(), record.config.deterministic);
-        match self.attachment.start(&self.supervisor, lost, block, registry, deterministic) {
-            Ok(worker) => {
-                record.worker = Some(worker);
-                record.deadline = Some(Instant::now() + STARTUP_TIMEOUT);
-            }
-            // Not at once: what is wrong now may be better in a while, and other actions are to be done first.
-            Err(reason) => self.unstarted.push((Instant::now() + RETRY, id, reason)),
-        }
-    }
-
-    fn prepare(&mut self, id: TaskId) {
-        let Some(record) = self.tasks.get(&id) else { return };
-        let (Some(worker), Some(state)) = (&record.worker, record.state) else { return };
-        let sent = match worker::prepare(&record.name, &record.config, record.digest, state) {
-            Ok(order) => worker.send(&ToWorker::PrepareTask(order)),
-            Err(reason) => {
-                tracing::error!(task = record.name, reason, "cannot be told to a worker");
-                false
-            }
-        };
-        if let (Some(states), Some(saved)) = (self.places.states(), &record.saved) {
-            states.add(state, saved.clone());
-        }
-        self.set_deadline(id, Some(STARTUP_TIMEOUT));
-        self.check_sent(id, sent);
-    }
-
-    fn task_of(&self, worker: WorkerId) -> Option<TaskId> {
-        let is_its = |record: &Record| record.worker.as_ref().is_some_and(|known| known.id == worker);
-        self.tasks.iter().find(|(_, record)| is_its(record)).map(|(&id, _)| id)
-    }
-
-    /// Reads some of what a worker has said; the rest comes behind what others want.
-    fn read(&mut self, worker: WorkerId) {
-        for _ in 0..MOST_MESSAGES {
-            let Some(id) = self.task_of(worker) else { return };
-            let Some(known) = self.worker(id) else { return };
-            match known.receive() {
-                Ok(Some(message)) => self.hear(id, message),
-                Ok(None) => return,
-                Err(reason) => {
-                    tracing::error!(%worker, reason, "broke with training and is ended");
-                    return self.supervisor.kill(worker);
-                }
-            }
-        }
-        self.unread.insert(worker);
-    }
-
     /// How long to sleep if nothing happens.
     fn patience(&self) -> Option<Duration> {
         if !self.unread.is_empty() {
@@ -493,101 +321,8 @@ impl Host {
         [retry, opens_in, deadline, places].into_iter().flatten().min()
     }
 
-    fn set_deadline(&mut self, id: TaskId, within: Option<Duration>) {
-        if let Some(record) = self.tasks.get_mut(&id) {
-            record.deadline = within.map(|within| Instant::now() + within);
-        }
-    }
-
-    /// Kills workers that do not come to an end with what they were told.
-    fn kill_hung(&mut self) {
-        let now = Instant::now();
-        for record in self.tasks.values_mut() {
-            if record.deadline.is_some_and(|deadline| deadline <= now)
-                && let Some(worker) = &record.worker
-            {
-                tracing::error!(task = record.name, worker = %worker.id, "hangs and is killed");
-                record.deadline = None;
-                self.supervisor.kill(worker.id);
-            }
-        }
-    }
-
-    /// Tells of workers that could not be started, when it is time to try again.
-    fn retry(&mut self) {
-        let now = Instant::now();
-        let (due, later) = std::mem::take(&mut self.unstarted).into_iter().partition(|(due, ..)| *due <= now);
-        self.unstarted = later;
-        let due: Vec<(Instant, TaskId, String)> = due;
-        for (_, id, reason) in due {
-            self.feed(id, TaskEvent::Lost(reason));
-        }
-    }
-
     fn is_closed(&self) -> bool {
         self.gate.opens_in() != Some(Duration::ZERO)
-    }
-
-    fn hear(&mut self, id: TaskId, message: FromWorker) {
-        match message {
-            FromWorker::Attached => {
-                self.set_deadline(id, None);
-                self.feed(id, TaskEvent::Attached);
-            }
-            FromWorker::TaskReady { result } => {
-                self.set_deadline(id, None);
-                if let (Ok(extent), Some(record)) = (&result, self.tasks.get(&id)) {
-                    tracing::info!(
-                        task = record.name,
-                        done = extent.steps_done,
-                        steps = extent.total_steps,
-                        "training task prepared"
-                    );
-                }
-                self.feed(id, TaskEvent::Ready(result));
-            }
-            FromWorker::TaskStep(step) => {
-                if let Some(record) = self.tasks.get_mut(&id) {
-                    record.peak_bytes = record.peak_bytes.max(step.peak_bytes);
-                }
-                self.feed(id, TaskEvent::Step(step));
-                self.log(id, step.step + 1);
-            }
-            FromWorker::TaskSaved { step, result } => {
-                let Some(record) = self.tasks.get_mut(&id) else { return };
-                let written = result.is_ok();
-                match result {
-                    Ok(path) => {
-                        record.checkpoint = Some(CheckpointStatus { step, path: path.into() });
-                        record.checkpoint_error.clear();
-                    }
-                    Err(reason) => {
-                        tracing::warn!(task = record.name, step, reason, "no checkpoint; the next is tried");
-                        record.checkpoint_error = reason;
-                    }
-                }
-                self.feed(id, TaskEvent::Saved { step, written });
-            }
-            FromWorker::TaskPaused(pause) => {
-                self.gate.vacate();
-                self.set_deadline(id, None);
-                if let (TaskPause::Failed { reason }, Some(record)) = (&pause, self.tasks.get(&id)) {
-                    tracing::error!(task = record.name, reason, "training task failed");
-                }
-                if let (TaskPause::Stopped { at_ns, .. }, Some(record)) = (&pause, self.tasks.get_mut(&id))
-                    && let Some(nanos) = at_ns.checked_sub(self.gate.closed_ns())
-                    && self.gate.is_closed()
-                {
-                    record.last_yield_us = Some(nanos / 1000);
-                }
-                self.feed(id, TaskEvent::Paused(pause));
-            }
-            FromWorker::Loaded { .. } | FromWorker::Finished { .. } => {
-                if let Some(worker) = self.worker(id) {
-                    self.supervisor.kill(worker.id);
-                }
-            }
-        }
     }
 
     /// A line for people and one for plots, every so many steps.
@@ -623,32 +358,6 @@ impl Host {
             && let Err(error) = file.write_all(line.as_bytes())
         {
             tracing::warn!(task = record.name, file = %record.log.display(), %error, "no line of progress");
-        }
-    }
-
-    fn lose(&mut self, worker: WorkerId, cause: String) {
-        let Some(id) = self.task_of(worker) else { return };
-        let is_over = self.is_over(id);
-        if let Some(record) = self.tasks.get_mut(&id) {
-            record.deadline = None;
-            if let Some(mut gone) = record.worker.take() {
-                gone.deregister(self.poll.registry());
-            }
-            if let (Some(states), Some(state)) = (self.places.states(), record.state) {
-                record.made_room += states.view(state).1;
-                states.remove(state);
-            }
-            if !is_over {
-                tracing::error!(task = record.name, %worker, cause, "the worker of a training task is lost");
-            }
-        }
-        if self.book.computes(id) {
-            self.gate.vacate();
-        }
-        if is_over {
-            self.free(id);
-        } else {
-            self.feed(id, TaskEvent::Lost(cause));
         }
     }
 

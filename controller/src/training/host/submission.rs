@@ -1,0 +1,116 @@
+//! Training tasks that are submitted, and those that are over for so long that they are forgotten.
+
+use std::sync::Arc;
+
+use pswitch_device::{DeviceError, PinnedMemory, SharedMemory};
+use pswitch_mem_pool::Range;
+use pswitch_train::TaskConfig;
+
+use super::super::book::TaskId;
+use super::super::{MOST_TASKS, NewTask};
+use super::{Host, Record};
+use crate::service::ServiceError;
+
+/// Tasks that are over and can still be asked for.
+const MOST_OVER: usize = 100;
+
+impl Host {
+    pub(super) fn submit(&mut self, task: NewTask) -> Result<(), ServiceError> {
+        if self.find(&task.name).is_some_and(|id| !self.is_over(id)) {
+            let message = format!("a training task '{}' is there already, and not over", task.name);
+            return Err(ServiceError::InvalidRequest { message });
+        }
+        if self.tasks.values().filter(|record| record.state.is_some()).count() as u64 >= MOST_TASKS {
+            let message = format!("there are {MOST_TASKS} training tasks already");
+            return Err(ServiceError::InvalidRequest { message });
+        }
+        let state = self.states.allocate(task.state_bytes).map_err(|error| ServiceError::InvalidRequest {
+            message: format!("no room for the state of '{}': {error}; make training_size larger", task.name),
+        })?;
+        if let Err(refusal) = self.check_place(&task, state) {
+            self.put_back(state);
+            return Err(refusal);
+        }
+        let saved = match self.places.states().map(|_| self.memory_for(state)).transpose() {
+            Ok(saved) => saved,
+            Err(error) => {
+                self.put_back(state);
+                let message = format!("no host memory for the state of '{}': {error}", task.name);
+                return Err(ServiceError::InvalidRequest { message });
+            }
+        };
+        let id = TaskId(self.tasks.last_key_value().map_or(0, |(last, _)| last.0 + 1));
+        let NewTask { name, config, digest, .. } = task;
+        self.book.submit(id, config.weight, config.checkpoint.is_some(), self.now());
+        let log = config.checkpoint.as_ref().map(|checkpoints| checkpoints.folder.join("progress.jsonl"));
+        let record = Record {
+            name,
+            config,
+            digest,
+            state: Some(state),
+            saved,
+            made_room: 0,
+            worker: None,
+            checkpoint: None,
+            checkpoint_error: String::new(),
+            last_yield_us: None,
+            deadline: None,
+            peak_bytes: 0,
+            log: log.unwrap_or_default(),
+            log_file: None,
+        };
+        tracing::info!(
+            task = record.name,
+            device = self.name,
+            state_bytes = state.bytes,
+            "training task taken"
+        );
+        self.tasks.insert(id, record);
+        self.forget_oldest();
+        self.choose();
+        Ok(())
+    }
+
+    /// Forgets tasks that have been over for longest, so that a server that trains for years has no list without an end.
+    fn forget_oldest(&mut self) {
+        let is_gone = |record: &Record| record.worker.is_none() && record.state.is_none();
+        let over = self.tasks.iter().filter(|(id, record)| is_gone(record) && self.is_over(**id));
+        let over: Vec<TaskId> = over.map(|(&id, _)| id).collect();
+        for id in &over[..over.len().saturating_sub(MOST_OVER)] {
+            self.tasks.remove(id);
+            self.book.forget(*id);
+        }
+    }
+
+    /// Refuses a task that would take away what the steps of others need, or whose checkpoints lie where another's do.
+    fn check_place(&self, task: &NewTask, state: Range) -> Result<(), ServiceError> {
+        let alive = || self.tasks.values().filter(|record| record.state.is_some());
+        let needed = alive().map(|record| record.peak_bytes).max().unwrap_or(0);
+        let end = alive().filter_map(|record| record.state).map(|state| state.end()).max().unwrap_or(0);
+        let left = self.region.end() - end.max(state.end());
+        if left < needed {
+            let message = format!(
+                "beside the state of '{}' {left} bytes would be left, and steps of other tasks need {needed}; make \
+                 training_size larger",
+                task.name
+            );
+            return Err(ServiceError::InvalidRequest { message });
+        }
+        let folder = |config: &TaskConfig| config.checkpoint.as_ref().map(|it| it.folder.clone());
+        // One that is over writes nothing any more.
+        let mut others = self.tasks.iter().filter(|(id, _)| !self.is_over(**id)).map(|(_, record)| record);
+        let own = folder(&task.config);
+        let shared = others.find(|other| own.is_some() && folder(&other.config) == own);
+        match shared {
+            Some(other) => Err(ServiceError::InvalidRequest {
+                message: format!("task '{}' has its checkpoints in the same folder", other.name),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Memory that a state can go to when it makes room.
+    fn memory_for(&self, state: Range) -> Result<PinnedMemory, DeviceError> {
+        self.device.pin(Arc::new(SharedMemory::create("pswitch-state", state.bytes)?))
+    }
+}

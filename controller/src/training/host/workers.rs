@@ -1,0 +1,206 @@
+//! The workers of training tasks: started, told, heard, and lost.
+
+use std::time::{Duration, Instant};
+
+use pswitch_protocol::{FromWorker, TaskPause, ToWorker, control};
+
+use super::super::book::{TaskEvent, TaskId};
+use super::super::{MOST_TASKS, Mail, worker};
+use super::{Host, Record};
+use crate::scheduler::WorkerId;
+use crate::service::CheckpointStatus;
+use crate::supervisor::Loss;
+
+/// After so long a worker that could not be started is tried again.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// Time that a worker has to attach, and to prepare a task.
+const STARTUP_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Messages of a worker that are read before others have their turn.
+const MOST_MESSAGES: usize = 16;
+
+impl Host {
+    pub(super) fn start(&mut self, id: TaskId) {
+        let taken: Vec<u64> =
+            self.tasks.values().filter_map(|record| Some(record.worker.as_ref()?.block)).collect();
+        let Some(record) = self.tasks.get_mut(&id) else { return };
+        let mut blocks = (0..MOST_TASKS).map(|block| block * control::BLOCK_BYTES);
+        let block = blocks.find(|block| !taken.contains(block)).unwrap_or(0);
+        let mailbox = self.mailbox.clone();
+        let lost = Box::new(move |worker, loss| {
+            let cause = match loss {
+                Loss::Exited(cause) => cause.to_string(),
+                Loss::NotForked(reason) => reason,
+            };
+            mailbox.put(Mail::Lost(worker, cause));
+        });
+        let (registry, deterministic) = (self.poll.registry(), record.config.deterministic);
+        match self.attachment.start(&self.supervisor, lost, block, registry, deterministic) {
+            Ok(worker) => {
+                record.worker = Some(worker);
+                record.deadline = Some(Instant::now() + STARTUP_TIMEOUT);
+            }
+            // Not at once: what is wrong now may be better in a while, and other actions are to be done first.
+            Err(reason) => self.unstarted.push((Instant::now() + RETRY, id, reason)),
+        }
+    }
+
+    pub(super) fn prepare(&mut self, id: TaskId) {
+        let Some(record) = self.tasks.get(&id) else { return };
+        let (Some(worker), Some(state)) = (&record.worker, record.state) else { return };
+        let sent = match worker::prepare(&record.name, &record.config, record.digest, state) {
+            Ok(order) => worker.send(&ToWorker::PrepareTask(order)),
+            Err(reason) => {
+                tracing::error!(task = record.name, reason, "cannot be told to a worker");
+                false
+            }
+        };
+        if let (Some(states), Some(saved)) = (self.places.states(), &record.saved) {
+            states.add(state, saved.clone());
+        }
+        self.set_deadline(id, Some(STARTUP_TIMEOUT));
+        self.check_sent(id, sent);
+    }
+
+    fn task_of(&self, worker: WorkerId) -> Option<TaskId> {
+        let is_its = |record: &Record| record.worker.as_ref().is_some_and(|known| known.id == worker);
+        self.tasks.iter().find(|(_, record)| is_its(record)).map(|(&id, _)| id)
+    }
+
+    /// Reads some of what a worker has said; the rest comes behind what others want.
+    pub(super) fn read(&mut self, worker: WorkerId) {
+        for _ in 0..MOST_MESSAGES {
+            let Some(id) = self.task_of(worker) else { return };
+            let Some(known) = self.worker(id) else { return };
+            match known.receive() {
+                Ok(Some(message)) => self.hear(id, message),
+                Ok(None) => return,
+                Err(reason) => {
+                    tracing::error!(%worker, reason, "broke with training and is ended");
+                    return self.supervisor.kill(worker);
+                }
+            }
+        }
+        self.unread.insert(worker);
+    }
+
+    pub(super) fn set_deadline(&mut self, id: TaskId, within: Option<Duration>) {
+        if let Some(record) = self.tasks.get_mut(&id) {
+            record.deadline = within.map(|within| Instant::now() + within);
+        }
+    }
+
+    /// Kills workers that do not come to an end with what they were told.
+    pub(super) fn kill_hung(&mut self) {
+        let now = Instant::now();
+        for record in self.tasks.values_mut() {
+            if record.deadline.is_some_and(|deadline| deadline <= now)
+                && let Some(worker) = &record.worker
+            {
+                tracing::error!(task = record.name, worker = %worker.id, "hangs and is killed");
+                record.deadline = None;
+                self.supervisor.kill(worker.id);
+            }
+        }
+    }
+
+    /// Tells of workers that could not be started, when it is time to try again.
+    pub(super) fn retry(&mut self) {
+        let now = Instant::now();
+        let (due, later) = std::mem::take(&mut self.unstarted).into_iter().partition(|(due, ..)| *due <= now);
+        self.unstarted = later;
+        let due: Vec<(Instant, TaskId, String)> = due;
+        for (_, id, reason) in due {
+            self.feed(id, TaskEvent::Lost(reason));
+        }
+    }
+
+    fn hear(&mut self, id: TaskId, message: FromWorker) {
+        match message {
+            FromWorker::Attached => {
+                self.set_deadline(id, None);
+                self.feed(id, TaskEvent::Attached);
+            }
+            FromWorker::TaskReady { result } => {
+                self.set_deadline(id, None);
+                if let (Ok(extent), Some(record)) = (&result, self.tasks.get(&id)) {
+                    tracing::info!(
+                        task = record.name,
+                        done = extent.steps_done,
+                        steps = extent.total_steps,
+                        "training task prepared"
+                    );
+                }
+                self.feed(id, TaskEvent::Ready(result));
+            }
+            FromWorker::TaskStep(step) => {
+                if let Some(record) = self.tasks.get_mut(&id) {
+                    record.peak_bytes = record.peak_bytes.max(step.peak_bytes);
+                }
+                self.feed(id, TaskEvent::Step(step));
+                self.log(id, step.step + 1);
+            }
+            FromWorker::TaskSaved { step, result } => {
+                let Some(record) = self.tasks.get_mut(&id) else { return };
+                let written = result.is_ok();
+                match result {
+                    Ok(path) => {
+                        record.checkpoint = Some(CheckpointStatus { step, path: path.into() });
+                        record.checkpoint_error.clear();
+                    }
+                    Err(reason) => {
+                        tracing::warn!(task = record.name, step, reason, "no checkpoint; the next is tried");
+                        record.checkpoint_error = reason;
+                    }
+                }
+                self.feed(id, TaskEvent::Saved { step, written });
+            }
+            FromWorker::TaskPaused(pause) => {
+                self.gate.vacate();
+                self.set_deadline(id, None);
+                if let (TaskPause::Failed { reason }, Some(record)) = (&pause, self.tasks.get(&id)) {
+                    tracing::error!(task = record.name, reason, "training task failed");
+                }
+                if let (TaskPause::Stopped { at_ns, .. }, Some(record)) = (&pause, self.tasks.get_mut(&id))
+                    && let Some(nanos) = at_ns.checked_sub(self.gate.closed_ns())
+                    && self.gate.is_closed()
+                {
+                    record.last_yield_us = Some(nanos / 1000);
+                }
+                self.feed(id, TaskEvent::Paused(pause));
+            }
+            FromWorker::Loaded { .. } | FromWorker::Finished { .. } => {
+                if let Some(worker) = self.worker(id) {
+                    self.supervisor.kill(worker.id);
+                }
+            }
+        }
+    }
+
+    pub(super) fn lose(&mut self, worker: WorkerId, cause: String) {
+        let Some(id) = self.task_of(worker) else { return };
+        let is_over = self.is_over(id);
+        if let Some(record) = self.tasks.get_mut(&id) {
+            record.deadline = None;
+            if let Some(mut gone) = record.worker.take() {
+                gone.deregister(self.poll.registry());
+            }
+            if let (Some(states), Some(state)) = (self.places.states(), record.state) {
+                record.made_room += states.view(state).1;
+                states.remove(state);
+            }
+            if !is_over {
+                tracing::error!(task = record.name, %worker, cause, "the worker of a training task is lost");
+            }
+        }
+        if self.book.computes(id) {
+            self.gate.vacate();
+        }
+        if is_over {
+            self.free(id);
+        } else {
+            self.feed(id, TaskEvent::Lost(cause));
+        }
+    }
+}
