@@ -2,8 +2,12 @@
 
 use pswitch_plot::{label, round_step};
 
-/// Two neighbours so many times apart are drawn on two parts of the axis.
-const BREAKS_AT: f64 = 5.0;
+/// Two neighbours so many times apart may be drawn on two parts of the axis.
+const BREAKS_AT: f64 = 3.0;
+
+/// Numbers on the lower part may be so many times further apart than those on the upper one, which is smaller and does not
+/// begin at zero.
+const LOWER_MAY_DIFFER: f64 = 5.0;
 
 /// Pixels between the two parts, and the share of the lower one.
 const BETWEEN: i32 = 16;
@@ -21,7 +25,8 @@ pub(super) struct Scale {
 }
 
 impl Scale {
-    /// One that all numbers fit on. Of times it breaks at most once, at the highest gap; shares go up to 100 %.
+    /// One that all numbers fit on. Of times it breaks at most once, where numbers on either part differ least; shares go up
+    /// to 100 %.
     pub(super) fn of(numbers: impl Iterator<Item = f64>, unit: &str, ends: (i32, i32)) -> Self {
         let mut sorted: Vec<f64> = numbers.filter(|number| number.is_finite() && *number > 0.0).collect();
         sorted.sort_by(f64::total_cmp);
@@ -33,7 +38,10 @@ impl Scale {
                 ends,
             };
         }
-        let gap = sorted.array_windows().rev().find(|[below, above]| above / below >= BREAKS_AT);
+        let least = sorted.first().copied().unwrap_or(most);
+        let gaps = sorted.array_windows().filter(|[below, above]| above / below >= BREAKS_AT);
+        let differ = |[below, above]: &[f64; 2]| (below / least / LOWER_MAY_DIFFER).max(most / above);
+        let gap = gaps.min_by(|one, other| differ(one).total_cmp(&differ(other)));
         match gap {
             None => Self { lower: above(most, 6.0), upper: None, ends },
             Some(&[lower, upper]) => {
@@ -152,6 +160,15 @@ mod tests {
         assert!(scale.y(659.0) >= lower_top && scale.y(5678.0) <= upper_bottom);
         let labels: Vec<_> = scale.ticks("ms").into_iter().map(|(_, text)| text).collect();
         assert!(labels.contains(&"0".to_owned()) && labels.contains(&"6 s".to_owned()), "{labels:?}");
+    }
+
+    #[test]
+    fn the_gap_that_tells_most_apart_is_left_out() {
+        // Processes of PyTorch take longer than others, and both far longer than requests do.
+        let gpu = scale(&[4.5, 12.0, 38.0, 3000.0, 9300.0]);
+        assert!(gpu.lower < 60.0 && gpu.upper.unwrap().0 <= 3000.0, "{gpu:?}");
+        let host = scale(&[10.0, 22.0, 65.0, 107.0, 250.0, 625.0, 2670.0, 3240.0]);
+        assert!(host.lower >= 625.0 && host.upper.unwrap().0 <= 2670.0, "{host:?}");
     }
 
     #[test]
