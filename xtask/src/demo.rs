@@ -183,7 +183,9 @@ mod tests {
                     assert!(read > 0, "the request broke off");
                     request.extend_from_slice(&piece[..read]);
                 }
-                write!(stream, "HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n").unwrap();
+                // In one piece: who has read the status closes the connection.
+                let answer = format!("HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n");
+                stream.write_all(answer.as_bytes()).unwrap();
             });
             assert_eq!(is_ready(address), ready);
             server.join().unwrap();
