@@ -42,14 +42,14 @@ impl AloneArm {
             Kind::TwoProcesses => start(subject, &desk, |desk| Ok(Restarting::new(desk, Ending::Ended))),
             Kind::OneProcess => start(subject, &desk, OneProcess::new),
             Kind::Mps => start(subject, &desk, Mps::new),
-            Kind::Managed => start(subject, &desk, Managed::new),
+            Kind::Managed => start(subject, &desk, Managed::start),
             Kind::NoUnified => {
                 let groups = groups()?;
-                start(subject, &desk, move |desk| NoUnified::new(desk, &groups))
+                start(subject, &desk, move |desk| NoUnified::start(desk, &groups))
             }
             Kind::NoIpc => {
                 let groups = groups()?;
-                start(subject, &desk, move |desk| NoIpc::new(desk, &groups))
+                start(subject, &desk, move |desk| NoIpc::start(desk, &groups))
             }
             other => bail!("{} is a server's", other.name()),
         }?;

@@ -11,7 +11,7 @@ use pswitch_device::{
     SharedMemory, doorbell, open_device,
 };
 use pswitch_model::StorageId;
-use pswitch_protocol::{Elsewhere, Region, ToWorker, WorkerMemory};
+use pswitch_protocol::{Elsewhere, Executed, Region, ToWorker, WorkerMemory};
 
 use super::desk::{Desk, Group, MODEL, Order, Request};
 use super::process::Process;
@@ -67,31 +67,33 @@ impl Trainer {
     }
 }
 
-/// Without unified memory management: the process that stands by has a pinned copy of the weights of its own, from which
-/// it streams them, by the plan of pswitch, into memory that it allocates for the request and frees behind it. Nothing
-/// can be captured in advance over memory that is not there yet.
-pub(crate) struct NoUnified {
+/// What stands by, and how the model comes there and goes again.
+pub(crate) trait Standby {
+    /// Training is to have the device: the model goes.
+    fn leave(&mut self) -> anyhow::Result<()>;
+
+    /// Runs a request, for which the model comes first if it is not there.
+    fn run(&mut self, desk: &Desk, request: &Request, is_there: bool) -> anyhow::Result<Executed>;
+}
+
+/// Something that stands by beside a process that trains.
+pub(crate) struct BesideTraining<S> {
     desk: Arc<Desk>,
     trainer: Trainer,
-    standby: Process,
-    groups: Vec<Region>,
+    standby: S,
     is_there: bool,
 }
 
-impl NoUnified {
-    pub(crate) fn new(desk: Arc<Desk>, groups: &[Group]) -> anyhow::Result<Self> {
-        let mut standby = desk.start(&[], desk.room.bytes(), false)?;
-        desk.load(&mut standby, true)?;
-        desk.plan(&mut standby, groups)?;
-        let groups = groups.iter().map(|group| group.part).collect();
-        Ok(Self { trainer: Trainer::new(&desk)?, desk, standby, groups, is_there: false })
+impl<S: Standby> BesideTraining<S> {
+    fn new(desk: Arc<Desk>, standby: S, is_there: bool) -> anyhow::Result<Self> {
+        Ok(Self { trainer: Trainer::new(&desk)?, desk, standby, is_there })
     }
 }
 
-impl Procedure for NoUnified {
+impl<S: Standby> Procedure for BesideTraining<S> {
     fn train(&mut self) -> anyhow::Result<()> {
         if std::mem::take(&mut self.is_there) {
-            self.standby.send(&ToWorker::Release { model: MODEL }, &[])?;
+            self.standby.leave()?;
         }
         self.trainer.train(&self.desk)
     }
@@ -106,31 +108,56 @@ impl Procedure for NoUnified {
 
     fn answer(&mut self, request: &Request) -> anyhow::Result<Answered> {
         self.trainer.tell_stop()?;
-        let switched = !std::mem::replace(&mut self.is_there, true);
+        let was_there = std::mem::replace(&mut self.is_there, true);
+        let executed = self.standby.run(&self.desk, request, was_there)?;
+        Ok(Answered { executed, stopped_ns: self.trainer.await_stop()?, switched: !was_there })
+    }
+}
+
+/// Without unified memory management: the process that stands by has a pinned copy of the weights of its own, from which
+/// it streams them, by the plan of pswitch, into memory that it allocates for the request and frees behind it. Nothing
+/// can be captured in advance over memory that is not there yet.
+pub(crate) struct NoUnified {
+    standby: Process,
+    groups: Vec<Region>,
+}
+
+impl NoUnified {
+    pub(crate) fn start(desk: Arc<Desk>, groups: &[Group]) -> anyhow::Result<BesideTraining<Self>> {
+        let mut standby = desk.start(&[], desk.room.bytes(), false)?;
+        desk.load(&mut standby, true)?;
+        desk.plan(&mut standby, groups)?;
+        let groups = groups.iter().map(|group| group.part).collect();
+        BesideTraining::new(desk, Self { standby, groups }, false)
+    }
+}
+
+impl Standby for NoUnified {
+    fn leave(&mut self) -> anyhow::Result<()> {
+        self.standby.send(&ToWorker::Release { model: MODEL }, &[])
+    }
+
+    fn run(&mut self, desk: &Desk, request: &Request, is_there: bool) -> anyhow::Result<Executed> {
         let mut groups = Vec::new();
-        if switched {
-            for part in self.desk.whole() {
+        if !is_there {
+            for part in desk.whole() {
                 let to = Elsewhere::Allocated;
                 self.standby.send(&ToWorker::Move { model: MODEL, part, to }, &[])?;
             }
             groups.clone_from(&self.groups);
         }
-        let executed = self.desk.bring_and_run(&mut self.standby, request, groups)?;
-        Ok(Answered { executed, stopped_ns: self.trainer.await_stop()?, switched })
+        desk.bring_and_run(&mut self.standby, request, groups)
     }
 }
 
 /// With the weights in CUDA's managed memory, of just their size: their pages come when kernels touch them. While training
 /// has the GPU they lie on the host.
 pub(crate) struct Managed {
-    desk: Arc<Desk>,
-    trainer: Trainer,
     standby: Process,
-    is_there: bool,
 }
 
 impl Managed {
-    pub(crate) fn new(desk: Arc<Desk>) -> anyhow::Result<Self> {
+    pub(crate) fn start(desk: Arc<Desk>) -> anyhow::Result<BesideTraining<Self>> {
         if let DeviceId::Host(_) = desk.device() {
             bail!("the host has no managed memory");
         }
@@ -140,39 +167,23 @@ impl Managed {
             standby.send(&ToWorker::Move { model: MODEL, part, to: Elsewhere::Managed }, &[])?;
         }
         desk.bring(&mut standby, desk.whole())?;
-        Ok(Self { trainer: Trainer::new(&desk)?, desk, standby, is_there: true })
+        BesideTraining::new(desk, Self { standby }, true)
     }
 }
 
-impl Procedure for Managed {
-    fn train(&mut self) -> anyhow::Result<()> {
-        if std::mem::take(&mut self.is_there) {
-            self.standby.send(&ToWorker::SendBack { model: MODEL }, &[])?;
-        }
-        self.trainer.train(&self.desk)
+impl Standby for Managed {
+    fn leave(&mut self) -> anyhow::Result<()> {
+        self.standby.send(&ToWorker::SendBack { model: MODEL }, &[])
     }
 
-    fn is_training(&mut self) -> anyhow::Result<bool> {
-        self.trainer.is_training()
-    }
-
-    fn steps(&mut self) -> anyhow::Result<u64> {
-        self.trainer.process.steps()
-    }
-
-    fn answer(&mut self, request: &Request) -> anyhow::Result<Answered> {
-        self.trainer.tell_stop()?;
-        let switched = !std::mem::replace(&mut self.is_there, true);
-        let executed = self.desk.bring_and_run(&mut self.standby, request, Vec::new())?;
-        Ok(Answered { executed, stopped_ns: self.trainer.await_stop()?, switched })
+    fn run(&mut self, desk: &Desk, request: &Request, _is_there: bool) -> anyhow::Result<Executed> {
+        desk.bring_and_run(&mut self.standby, request, Vec::new())
     }
 }
 
 /// Without the one handle for the whole pool: every group of the plan has memory of its own, allocated once by this
 /// process, which copies the weights there; the process that stands by opens a handle for each when the request comes.
 pub(crate) struct NoIpc {
-    desk: Arc<Desk>,
-    trainer: Trainer,
     // Before the memory that it has opened.
     standby: Process,
     stream: Box<dyn CopyStream>,
@@ -181,11 +192,12 @@ pub(crate) struct NoIpc {
     groups: Vec<(Group, Arc<dyn DeviceMemory>)>,
     pool: Arc<dyn DeviceMemory>,
     device: Arc<dyn Device>,
-    is_there: bool,
+    /// The doorbell of each group.
+    doorbells: Vec<DeviceSlice>,
 }
 
 impl NoIpc {
-    pub(crate) fn new(desk: Arc<Desk>, groups: &[Group]) -> anyhow::Result<Self> {
+    pub(crate) fn start(desk: Arc<Desk>, groups: &[Group]) -> anyhow::Result<BesideTraining<Self>> {
         let bandwidth_bytes_per_s = desk.link().map(Bandwidth::bytes_per_s);
         let throttle = LinkThrottle { bandwidth_bytes_per_s, ..LinkThrottle::default() };
         let device = open_device(desk.device(), throttle)?;
@@ -194,29 +206,24 @@ impl NoIpc {
         let mut standby = desk.attach(&[], WorkerMemory::Pool(handle), &descriptors, false)?;
         desk.load(&mut standby, false)?;
         desk.plan(&mut standby, groups)?;
-        let groups = groups.iter().map(|&group| Ok((group, device.allocate(group.part.bytes)?)));
-        Ok(Self {
-            trainer: Trainer::new(&desk)?,
+        let words = (desk.room.doorbells.offset..).step_by(4).take(groups.len());
+        let doorbells = words.map(|offset| DeviceSlice::new(Arc::clone(&pool), offset, 4));
+        let memory = groups.iter().map(|&group| Ok((group, device.allocate(group.part.bytes)?)));
+        let standby = Self {
             stream: device.copy_stream("weights")?,
             slots: device.pin(Arc::clone(desk.slots.shared()))?,
             weights: device.pin(Arc::new(weights(&desk)?))?,
-            groups: groups.collect::<anyhow::Result<_>>()?,
-            desk,
+            doorbells: doorbells.collect::<Result<_, _>>()?,
+            groups: memory.collect::<anyhow::Result<_>>()?,
             standby,
             pool,
             device,
-            is_there: false,
-        })
+        };
+        BesideTraining::new(desk, standby, false)
     }
 
     fn slice(&self, place: Region) -> anyhow::Result<DeviceSlice> {
         Ok(DeviceSlice::new(Arc::clone(&self.pool), place.offset, place.bytes)?)
-    }
-
-    /// The doorbell of each group.
-    fn doorbells(&self) -> anyhow::Result<Vec<DeviceSlice>> {
-        let words = (self.desk.room.doorbells.offset..).step_by(4).take(self.groups.len());
-        words.map(|offset| self.slice(Region { offset, bytes: 4 })).collect()
     }
 
     /// Has the standby process open all handles.
@@ -231,28 +238,15 @@ impl NoIpc {
     }
 }
 
-impl Procedure for NoIpc {
-    fn train(&mut self) -> anyhow::Result<()> {
-        if std::mem::take(&mut self.is_there) {
-            self.standby.send(&ToWorker::Release { model: MODEL }, &[])?;
-        }
-        self.trainer.train(&self.desk)
+impl Standby for NoIpc {
+    fn leave(&mut self) -> anyhow::Result<()> {
+        self.standby.send(&ToWorker::Release { model: MODEL }, &[])
     }
 
-    fn is_training(&mut self) -> anyhow::Result<bool> {
-        self.trainer.is_training()
-    }
-
-    fn steps(&mut self) -> anyhow::Result<u64> {
-        self.trainer.process.steps()
-    }
-
-    fn answer(&mut self, request: &Request) -> anyhow::Result<Answered> {
-        self.trainer.tell_stop()?;
-        let switched = !std::mem::replace(&mut self.is_there, true);
-        let Order { inputs, execute } = self.desk.order(request, !switched)?;
+    fn run(&mut self, desk: &Desk, request: &Request, is_there: bool) -> anyhow::Result<Executed> {
+        let Order { inputs, execute } = desk.order(request, is_there)?;
         let input_doorbell = self.slice(Region { offset: execute.input_doorbell, bytes: 4 })?;
-        let doorbells = if switched { self.doorbells()? } else { Vec::new() };
+        let doorbells = if is_there { &[] } else { &self.doorbells[..] };
         let words: Vec<_> = doorbells.iter().chain([&input_doorbell]).cloned().collect();
         self.device.set_words(&words, doorbell::CLEAR)?;
         for (from, to) in inputs {
@@ -261,19 +255,19 @@ impl Procedure for NoIpc {
             self.stream.copy_in(&from, &to)?;
         }
         self.stream.write_word(&input_doorbell, doorbell::RUNG)?;
-        for ((group, memory), word) in self.groups.iter().zip(&doorbells) {
+        for ((group, memory), word) in self.groups.iter().zip(doorbells) {
             let Region { offset, bytes } = group.part;
             let from = HostSlice::new(self.weights.clone(), offset, bytes)?;
             self.stream.copy_in(&from, &DeviceSlice::new(Arc::clone(memory), 0, bytes)?)?;
             self.stream.write_word(word, doorbell::RUNG)?;
         }
-        if switched {
+        if !is_there {
             self.hand_over()?;
         }
         self.standby.send(&ToWorker::Execute(execute), &[])?;
         let executed = Desk::await_outputs(&mut self.standby)?;
         self.stream.record()?.wait(Instant::now() + PATIENCE)?;
-        Ok(Answered { executed, stopped_ns: self.trainer.await_stop()?, switched })
+        Ok(executed)
     }
 }
 
