@@ -62,10 +62,25 @@ impl Samples {
     }
 }
 
+impl Summary {
+    /// What some values come to; `None` of nothing.
+    pub(crate) fn of(values: &[f64]) -> Option<Self> {
+        Samples(values.to_vec()).summary()
+    }
+}
+
 impl Extend<f64> for Samples {
     fn extend<T: IntoIterator<Item = f64>>(&mut self, values: T) {
         self.0.extend(values);
     }
+}
+
+/// The mean; none of nothing.
+pub(crate) fn mean(values: &[f64]) -> Option<f64> {
+    // Series are far shorter than what a float counts exactly.
+    #[allow(clippy::cast_precision_loss)]
+    let count = values.len() as f64;
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / count)
 }
 
 /// A time in milliseconds.

@@ -13,9 +13,14 @@ length: {steps: 1000000000}
 data: {files: [target/training/resnet18/data.safetensors], batch_size: 8}
 ";
 
-/// The task of a file, or the default one: it goes on for as long as it is measured, and leaves nothing behind.
+/// The task of a file, or the default one: [endless].
 pub(crate) fn open(file: Option<&Path>) -> anyhow::Result<TaskConfig> {
-    let mut config = read(file, DEFAULT)?;
+    endless(file, DEFAULT)
+}
+
+/// The task of a file, or of a text: it goes on for as long as it is measured, and leaves nothing behind.
+pub(crate) fn endless(file: Option<&Path>, text: &str) -> anyhow::Result<TaskConfig> {
+    let mut config = read(file, text)?;
     config.length = Length::Steps(u64::MAX >> 1);
     config.checkpoint = None;
     Ok(config)

@@ -25,13 +25,7 @@ const HOST_LINK: &str = "1GB/s";
 /// Rounds ahead of those that count.
 const WARM_UP: usize = 3;
 
-/// What is trained by default: configurations over what `cargo xtask fixtures` has made.
-const DEFAULT_TASK: &str = "
-program: target/training/resnet18
-optimizer: {kind: sgd, lr: 0.05, momentum: 0.9}
-length: {steps: 1000000000}
-data: {files: [target/training/resnet18/data.safetensors], batch_size: 8}
-";
+/// The small task by default: a configuration over what `cargo xtask fixtures` has made.
 const DEFAULT_SMALL_TASK: &str = "
 program: target/training/perceptron
 optimizer: {kind: sgd, lr: 0.05, momentum: 0.9}
@@ -88,10 +82,8 @@ impl MakeRoom {
             DeviceId::Host(_) => Some(self.link_bandwidth.map_or_else(|| HOST_LINK.parse(), Ok)?),
             DeviceId::Cuda(_) => self.link_bandwidth,
         };
-        let (small, large) = (
-            endless(self.small_task.as_ref(), DEFAULT_SMALL_TASK)?,
-            endless(self.task.as_ref(), DEFAULT_TASK)?,
-        );
+        let small = task::endless(self.small_task.as_deref(), DEFAULT_SMALL_TASK)?;
+        let large = task::open(self.task.as_deref())?;
         let training_bytes = self.training_size.bytes();
         ensure!(
             training_bytes >= subject.span_bytes,
@@ -190,23 +182,13 @@ fn round_trip(bench: &Bench, caller: &mut Caller, task: &Trained<'_>, pauses: bo
     Ok(milliseconds(call.latency))
 }
 
-/// A task that goes on for as long as it is measured, and leaves nothing behind.
-fn endless(file: Option<&PathBuf>, default: &str) -> anyhow::Result<TaskConfig> {
-    let mut config = task::read(file.map(PathBuf::as_path), default)?;
-    config.length = pswitch_train::Length::Steps(u64::MAX >> 1);
-    config.checkpoint = None;
-    Ok(config)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_defaults_mean_something() {
-        for task in [DEFAULT_TASK, DEFAULT_SMALL_TASK] {
-            TaskConfig::from_yaml(task).unwrap();
-        }
+        TaskConfig::from_yaml(DEFAULT_SMALL_TASK).unwrap();
         assert!(HOST_LINK.parse::<Bandwidth>().is_ok());
     }
 }

@@ -261,7 +261,7 @@ impl Train {
             progress.step();
         }
         drop(progress);
-        let alone_requests_per_s = requests_per_s(bench, &mut callers.model, Duration::from_secs(2))?;
+        let (alone_requests, alone_time) = ask_for(bench, &mut callers.model, Duration::from_secs(2))?;
 
         task.tell(TaskCommand::Resume)?;
         let (mut beside, mut yields) = ([Samples::default(), Samples::default()], Samples::default());
@@ -293,12 +293,9 @@ impl Train {
         let (mut requests, mut steps, mut training) = (0, 0, Duration::ZERO);
         let mut asking = Duration::ZERO;
         for _ in 0..self.seconds {
-            let begun = Instant::now();
-            while begun.elapsed() < Duration::from_secs(1) {
-                bench.call(&mut callers.model)?;
-                requests += 1;
-            }
-            asking += begun.elapsed();
+            let (answered, time) = ask_for(bench, &mut callers.model, Duration::from_secs(1))?;
+            requests += answered;
+            asking += time;
             let (from, begun) = (task.status()?.progress.steps_done, Instant::now());
             thread::sleep(Duration::from_secs(1));
             steps += task.status()?.progress.steps_done - from;
@@ -316,7 +313,7 @@ impl Train {
             idle: latencies(&idle)?,
             beside: latencies(&beside)?,
             yields: yields.summary().context("no request came while the task computed")?,
-            alone_requests_per_s,
+            alone_requests_per_s: rate(alone_requests, alone_time),
             mixed_requests_per_s: rate(requests, asking),
             mixed_steps_per_s: rate(steps, training),
             last,
@@ -348,12 +345,13 @@ fn await_interruption(task: &Trained<'_>, before: u64) -> anyhow::Result<Option<
     })
 }
 
-fn requests_per_s(bench: &Bench, caller: &mut Caller, time: Duration) -> anyhow::Result<f64> {
+/// One request after the other for some time: how many were answered, and how long that took.
+fn ask_for(bench: &Bench, caller: &mut Caller, time: Duration) -> anyhow::Result<(u64, Duration)> {
     let begun = Instant::now();
-    let mut requests = 0_u32;
+    let mut requests = 0;
     while begun.elapsed() < time {
         bench.call(caller)?;
         requests += 1;
     }
-    Ok(f64::from(requests) / begun.elapsed().as_secs_f64())
+    Ok((requests, begun.elapsed()))
 }

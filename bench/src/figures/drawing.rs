@@ -8,7 +8,7 @@ use pswitch_plot::{Drawn, FAINT, INK, Picture, PlotError, PlotFile, Sheet, Style
 use super::look::{self, Look};
 use super::panel::{self, Column, Group, Panel};
 use super::{Cycle, Figure, Load, paper};
-use crate::stats::{Samples, Summary};
+use crate::stats::Summary;
 
 /// From left to right, and where the legend begins.
 const WIDTH: u32 = 1600;
@@ -166,7 +166,7 @@ fn measured(figure: &Figure, place: &str) -> Vec<Vec<Panel>> {
     if !figure.bars.is_empty() {
         let title = format!("latency: {place}");
         let bars = figure.bars.iter().filter_map(|bar| {
-            let column = column(&bar.mechanism, &summary(&bar.latencies_ms)?);
+            let column = column(&bar.mechanism, &Summary::of(&bar.latencies_ms)?);
             Some((bar.model.clone(), column))
         });
         rows.push(vec![Panel { title, unit: "ms", groups: grouped(bars) }]);
@@ -205,8 +205,8 @@ fn of_cycles(cycles: &[Cycle], place: &str) -> Vec<Vec<Panel>> {
         let title = format!("{title} by length of a turn{}: {place}", model.unwrap_or_default());
         Panel { title, unit, groups }
     };
-    let throughput = panel("throughput", "batches/s", &|cycle| summary(&cycle.batches_per_s));
-    let latency = panel("latency", "ms", &|cycle| summary(&cycle.latencies_ms));
+    let throughput = panel("throughput", "batches/s", &|cycle| Summary::of(&cycle.batches_per_s));
+    let latency = panel("latency", "ms", &|cycle| Summary::of(&cycle.latencies_ms));
     [throughput, latency]
         .into_iter()
         .filter(|panel| !panel.groups.is_empty())
@@ -227,7 +227,7 @@ const QUANTITIES: [Quantity; 3] = [
     Quantity {
         title: "latency: median, up to p99",
         unit: "ms",
-        of: |load| summary(&load.latencies_ms).map(|found| (found.median, found.p99)),
+        of: |load| Summary::of(&load.latencies_ms).map(|found| (found.median, found.p99)),
     },
     Quantity {
         title: "answered within the SLO",
@@ -270,12 +270,6 @@ fn grouped(columns: impl Iterator<Item = (String, Column)>) -> Vec<Group> {
 fn column(mechanism: &str, summary: &Summary) -> Column {
     let Summary { median, least, most, .. } = *summary;
     Column { mechanism: mechanism.to_owned(), value: median, whisker: (least, most) }
-}
-
-fn summary(values: &[f64]) -> Option<Summary> {
-    let mut samples = Samples::with_capacity(values.len());
-    samples.extend(values.iter().copied());
-    samples.summary()
 }
 
 /// A note in lines of words.

@@ -15,7 +15,7 @@ use crate::mechanisms::{Arm, Kind};
 use crate::progress::Progress;
 use crate::report::{Goal, Report, Table};
 use crate::serving::Zygotes;
-use crate::stats::{Samples, milliseconds};
+use crate::stats::{Samples, Summary, mean, milliseconds};
 
 /// Time in which training has to begin.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -219,19 +219,6 @@ pub(super) fn await_training(arm: &mut dyn Arm) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn mean(values: &[f64]) -> f64 {
-    // Series are far shorter than what a float counts exactly.
-    #[allow(clippy::cast_precision_loss)]
-    let count = values.len() as f64;
-    values.iter().sum::<f64>() / count
-}
-
-fn summary(bar: &Bar) -> Option<crate::stats::Summary> {
-    let mut samples = Samples::with_capacity(bar.latencies_ms.len());
-    samples.extend(bar.latencies_ms.iter().copied());
-    samples.summary()
-}
-
 fn table(bars: &[Bar]) -> Table {
     let mut table = Table::new([
         "model, mechanism",
@@ -247,13 +234,14 @@ fn table(bars: &[Bar]) -> Table {
         "reply",
     ]);
     for bar in bars {
-        let Some(summary) = summary(bar) else { continue };
+        let all = Summary::of(&bar.latencies_ms).zip(mean(&bar.latencies_ms));
+        let Some((summary, mean)) = all else { continue };
         let ms = |value: f64| format!("{value:.2}");
         let part = |of: fn(&Parts) -> f64| bar.parts.as_ref().map_or("-".to_owned(), |parts| ms(of(parts)));
         table.push([
             format!("{}, {}", bar.model, bar.mechanism),
             ms(summary.median),
-            ms(mean(&bar.latencies_ms)),
+            ms(mean),
             ms(summary.p99),
             ms(summary.least),
             ms(summary.most),
@@ -270,6 +258,7 @@ fn table(bars: &[Bar]) -> Table {
 /// Medians compared, model by model.
 fn goals(bars: &[Bar], order: Order) -> Vec<Goal> {
     let pswitch = Kind::Pswitch.name();
+    let median = |bar: &Bar| Summary::of(&bar.latencies_ms).map(|summary| summary.median);
     let mut goals = Vec::new();
     for (index, bar) in bars.iter().enumerate() {
         let mut before = bars[..index].iter().filter(|other| other.model == bar.model);
@@ -277,7 +266,7 @@ fn goals(bars: &[Bar], order: Order) -> Vec<Goal> {
             Order::Rising => before.next_back(),
             Order::AbovePswitch => before.find(|other| other.mechanism == pswitch),
         };
-        let compared = other.and_then(|other| Some((other, summary(other)?.median, summary(bar)?.median)));
+        let compared = other.and_then(|other| Some((other, median(other)?, median(bar)?)));
         if let Some((other, below, above)) = compared {
             let what = format!("{}: {} over {}", bar.model, bar.mechanism, other.mechanism);
             goals.push(Goal::at_least(what, 1.0, "times", above / below));

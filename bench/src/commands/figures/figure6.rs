@@ -14,7 +14,7 @@ use crate::mechanisms::{Arm, Kind};
 use crate::progress::Progress;
 use crate::report::{Goal, Report, Table};
 use crate::serving::Zygotes;
-use crate::stats::{Samples, milliseconds};
+use crate::stats::{Summary, mean, milliseconds};
 
 /// Lengths of a turn, as in the paper.
 const CYCLES_S: [u64; 5] = [1, 2, 5, 10, 30];
@@ -145,14 +145,6 @@ impl Measure for Turns {
     }
 }
 
-/// The mean; none of nothing.
-fn mean(values: &[f64]) -> Option<f64> {
-    // Series are far shorter than what a float counts exactly.
-    #[allow(clippy::cast_precision_loss)]
-    let count = values.len() as f64;
-    (!values.is_empty()).then(|| values.iter().sum::<f64>() / count)
-}
-
 fn table(cycles: &[Cycle]) -> Table {
     let mut table = Table::new([
         "model, mechanism",
@@ -167,9 +159,7 @@ fn table(cycles: &[Cycle]) -> Table {
     ]);
     for cycle in cycles {
         let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.2}"));
-        let mut samples = Samples::with_capacity(cycle.latencies_ms.len());
-        samples.extend(cycle.latencies_ms.iter().copied());
-        let summary = samples.summary();
+        let summary = Summary::of(&cycle.latencies_ms);
         table.push([
             format!("{}, {}", cycle.model, cycle.mechanism),
             cycle.cycle_s.to_string(),

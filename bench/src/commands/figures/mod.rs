@@ -18,8 +18,9 @@ use pswitch_device::DeviceId;
 
 use super::GPU_MODELS;
 use crate::figures::{Figure, LeftOut};
+use crate::matched_link::{MatchedLink, threads_beside_the_link};
 use crate::report::{Goal, Report, Table};
-use crate::serving::Serving;
+use crate::serving::{Serving, Zygotes};
 use crate::subject::{Served, Subject};
 pub(crate) use all::{All, Part};
 pub(crate) use figure5::Figure5;
@@ -38,6 +39,9 @@ const ON_HOST: [&str; 3] =
 
 /// Servers that a model may need: to match the link, pswitch, and pswitch with its host store not pinned.
 const SERVERS: usize = 3;
+
+/// Requests by which the link is matched to a model.
+const MATCHING: usize = 5;
 
 /// What all figures take.
 #[derive(Debug, Clone, clap::Args)]
@@ -111,10 +115,26 @@ impl Experiment {
         paths.iter().take(default).map(|path| Subject::open(path.as_ref())).collect()
     }
 
+    /// How slow the link is to be: on the host as slow as a model computes, unless a flag says otherwise.
+    fn link(
+        &self,
+        subject: &Subject,
+        served: Served,
+        zygotes: &mut Zygotes,
+    ) -> anyhow::Result<Option<Bandwidth>> {
+        match (served.device, self.link_bandwidth) {
+            (DeviceId::Cuda(_), given) | (_, given @ Some(_)) => Ok(given),
+            (DeviceId::Host(_), None) => {
+                let link = MatchedLink::find(subject, &self.serving, served, MATCHING, zygotes)?;
+                Ok(Some(link.bandwidth))
+            }
+        }
+    }
+
     /// On the host a core is left to the link: there it is a thread that copies.
     fn served(&self, subjects: &[Subject]) -> Served {
         match self.serving.device() {
-            DeviceId::Host(_) => self.serving.with_threads(crate::matched_link::threads_beside_the_link()),
+            DeviceId::Host(_) => self.serving.with_threads(threads_beside_the_link()),
             DeviceId::Cuda(_) => self.serving.like_references(subjects),
         }
     }

@@ -12,14 +12,10 @@ use super::Experiment;
 use crate::caller::{Caller, WrongOutput};
 use crate::figures::LeftOut;
 use crate::interrupt;
-use crate::matched_link::MatchedLink;
 use crate::mechanisms::{AloneArm, Arm, Desk, Kind, ServedModel};
 use crate::serving::{Serving, Zygotes};
 use crate::subject::{Served, Subject};
 use crate::task;
-
-/// Requests by which the link is matched to a model.
-const MATCHING: usize = 5;
 
 /// Everything that measurements of one figure share.
 pub(super) struct Session<'a> {
@@ -68,7 +64,9 @@ impl<'a> Session<'a> {
     ) -> Vec<(Kind, M::Found)> {
         self.models += 1;
         let mut found = Vec::with_capacity(kinds.len());
-        let model = self.link(subject).and_then(|link| {
+        let checked = interrupt::check().map_err(Into::into);
+        let link = checked.and_then(|()| self.experiment.link(subject, self.served, self.zygotes));
+        let model = link.and_then(|link| {
             let caller = Caller::new(&subject.name, subject.examples(self.served)?);
             Ok(Model { subject, link, caller, plan: None })
         });
@@ -119,12 +117,8 @@ impl<'a> Session<'a> {
         measure: &mut M,
         found: &mut Vec<(Kind, M::Found)>,
     ) {
-        let Model { subject, link, caller, plan } = model;
-        eprintln!("{}: starting a server ...", subject.name);
-        let Experiment { serving, training_size, .. } = self.experiment;
-        let server = interrupt::check().map_err(Into::into).and_then(|()| {
-            ServedModel::start(subject, serving, self.served, *link, &self.task, *training_size, self.zygotes)
-        });
+        let server = self.server(model, &self.experiment.serving);
+        let Model { subject, caller, plan, .. } = model;
         let mut server = match server {
             Ok(server) => server,
             Err(error) => return kinds.iter().for_each(|&kind| self.leave_out(kind, subject, &error)),
@@ -188,19 +182,6 @@ impl<'a> Session<'a> {
         let stopped = arm.stop();
         let found = found?;
         stopped.map(|()| found)
-    }
-
-    /// How slow the link is to be.
-    fn link(&mut self, subject: &Subject) -> anyhow::Result<Option<Bandwidth>> {
-        interrupt::check()?;
-        let Experiment { serving, link_bandwidth, .. } = self.experiment;
-        match (self.served.device, link_bandwidth) {
-            (DeviceId::Cuda(_), given) | (_, given @ Some(_)) => Ok(*given),
-            (DeviceId::Host(_), None) => {
-                let link = MatchedLink::find(subject, serving, self.served, MATCHING, self.zygotes)?;
-                Ok(Some(link.bandwidth))
-            }
-        }
     }
 
     fn note<T>(

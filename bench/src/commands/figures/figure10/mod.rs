@@ -6,17 +6,15 @@ mod fleet;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use pswitch_device::DeviceId;
 
 use super::Experiment;
 use crate::caller::WrongOutput;
 use crate::figures::{Figure, LeftOut, Load};
 use crate::interrupt;
-use crate::matched_link::MatchedLink;
 use crate::progress::Progress;
 use crate::report::{Goal, Report, Table};
 use crate::serving::Zygotes;
-use crate::stats::Samples;
+use crate::stats::Summary;
 use crate::task;
 
 use arrivals::{Arrivals, popularity};
@@ -34,9 +32,6 @@ const QUICK_SECONDS: f64 = 3.0;
 
 /// Times the slowest model's ready latency that a request may take.
 const SLO: f64 = 5.0;
-
-/// Requests by which the link is matched to a model.
-const MATCHING: usize = 5;
 
 /// Figure 10, which is ours: many models whose weights together are a multiple of the pool's room, beside a training task.
 ///
@@ -101,14 +96,8 @@ impl Figure10 {
         let served = self.experiment.served(&subjects);
         let task = task::open(self.experiment.task.as_deref())?;
         interrupt::listen()?;
-        let link = match (served.device, self.experiment.link_bandwidth) {
-            (DeviceId::Cuda(_), given) | (_, given @ Some(_)) => given,
-            (DeviceId::Host(_), None) => {
-                let first = subjects.first().context("there is no model")?;
-                let serving = &self.experiment.serving;
-                Some(MatchedLink::find(first, serving, served, MATCHING, zygotes)?.bandwidth)
-            }
-        };
+        let first = subjects.first().context("there is no model")?;
+        let link = self.experiment.link(first, served, zygotes)?;
         // A mix that all of them have.
         let fewest = self.copies().iter().copied().min().unwrap_or(1);
         let subjects = &subjects[..subjects.len().min(fewest)];
@@ -265,7 +254,7 @@ pub(super) fn table(loads: &[Load]) -> Table {
         "training kept %",
     ]);
     for load in loads {
-        let summary = summary(load);
+        let summary = Summary::of(&load.latencies_ms);
         let number = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.1}"));
         // Counts of some thousands.
         #[allow(clippy::cast_precision_loss)]
@@ -285,14 +274,9 @@ pub(super) fn table(loads: &[Load]) -> Table {
     table
 }
 
-fn summary(load: &Load) -> Option<crate::stats::Summary> {
-    let mut samples = Samples::with_capacity(load.latencies_ms.len());
-    samples.extend(load.latencies_ms.iter().copied());
-    samples.summary()
-}
-
 /// pswitch against loading on demand, under the same requests.
 fn goals(loads: &[Load]) -> Vec<Goal> {
+    let median = |load: &Load| Summary::of(&load.latencies_ms).map(|summary| summary.median);
     let mut goals = Vec::new();
     for load in loads.iter().filter(|load| load.mechanism == Mechanism::Pswitch.name()) {
         let same = |other: &&Load| {
@@ -301,7 +285,7 @@ fn goals(loads: &[Load]) -> Vec<Goal> {
                     == (&load.arrivals, load.models, load.requests_per_s)
         };
         let other = loads.iter().find(same);
-        let medians = other.and_then(|other| Some((summary(other)?.median, summary(load)?.median)));
+        let medians = other.and_then(|other| Some((median(other)?, median(load)?)));
         if let Some((other, own)) = medians {
             let what = format!(
                 "{}, {} models, {:.1}/s: median of load-on-demand over pswitch's",
