@@ -16,18 +16,17 @@ out.
 """
 
 import argparse
-import contextlib
 import gc
 import json
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from pswitch import measuring
 from pswitch.ready_latency import WARM_UP, Model, Request, latencies_ms, name_of
 
 # What a process that was started for one request prints when it has the outputs.
@@ -147,25 +146,15 @@ def answer_once(archive: Path, device: torch.device) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pswitch.pytorch_rows", description=__doc__.splitlines()[0])
+    parser = measuring.parser("pswitch.pytorch_rows", __doc__)
     parser.add_argument("archives", nargs="+", type=Path, metavar="MODEL.pt2", help="archives with cases beside them")
-    parser.add_argument(
-        "--device", type=torch.device, default=torch.device("cpu"), help="as in cuda:0; cpu by default"
-    )
     parser.add_argument("--requests", type=int, default=90, help="requests that count, of each model and row")
     parser.add_argument("--starts", type=int, default=10, help="processes that count, of each model")
-    parser.add_argument(
-        "--threads", type=int, default=0, help="threads of an operator on the CPU; 0 leaves it to torch"
-    )
     parser.add_argument("--first", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if min(options.requests, options.starts) < 1:
         parser.error("--requests and --starts must be 1 or more")
-    warnings.simplefilter("ignore", UserWarning)
-    if options.threads > 0:
-        torch.set_num_threads(options.threads)
-    on_gpu = options.device.type == "cuda"
-    with torch.cuda.device(options.device) if on_gpu else contextlib.nullcontext():
+    with measuring.device_of(options):
         if options.first:
             answer_once(options.archives[0], options.device)
             return

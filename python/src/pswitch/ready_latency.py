@@ -7,12 +7,9 @@ another. On a GPU it is run operator by operator and as a CUDA graph; on the CPU
 Inputs are those of case 0 in `cases.safetensors` beside the archive. Prints one JSON object to standard output.
 """
 
-import argparse
-import contextlib
 import gc
 import json
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +19,8 @@ import torch
 from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
 from torch.export.passes import move_to_device_pass
 from torch.utils import _pytree as pytree
+
+from . import measuring
 
 WARM_UP = 20
 
@@ -180,31 +179,21 @@ def name_of(archive: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pswitch.ready_latency", description=__doc__.splitlines()[0])
+    parser = measuring.parser("pswitch.ready_latency", __doc__)
     parser.add_argument("archives", nargs="+", type=Path, metavar="MODEL.pt2", help="archives with cases beside them")
-    parser.add_argument(
-        "--device", type=torch.device, default=torch.device("cpu"), help="as in cuda:0; cpu by default"
-    )
     parser.add_argument("--requests", type=int, default=200, help="requests that count, of each model and kind")
-    parser.add_argument(
-        "--threads", type=int, default=0, help="threads of an operator on the CPU; 0 leaves it to torch"
-    )
     options = parser.parse_args()
     if options.requests < 1:
         parser.error("--requests must be 1 or more")
-    warnings.simplefilter("ignore", UserWarning)
-    if options.threads > 0:
-        torch.set_num_threads(options.threads)
-    on_gpu = options.device.type == "cuda"
     models = {}
-    with torch.cuda.device(options.device) if on_gpu else contextlib.nullcontext():
+    with measuring.device_of(options):
         for archive in options.archives:
             models[name_of(archive.resolve())] = measure(archive, options.device, options.requests)
             # One model at a time: their weights need not fit together.
             gc.collect()
-            if on_gpu:
+            if options.device.type == "cuda":
                 torch.cuda.empty_cache()
-    gpu = torch.cuda.get_device_name(options.device) if on_gpu else None
+    gpu = measuring.gpu_name(options.device)
     print(json.dumps({"torch": torch.__version__, "gpu": gpu, "models": models}, indent=1))
 
 

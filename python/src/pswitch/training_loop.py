@@ -8,14 +8,11 @@ With data from files that are not shuffled, `losses` are those of the first step
 gives it. Then steps are counted for some seconds. Prints one JSON object to standard output.
 """
 
-import argparse
-import contextlib
 import itertools
 import json
 import math
 import os
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +20,7 @@ import safetensors.torch
 import torch
 from torch.export.passes import move_to_device_pass
 
-from . import ready_latency
+from . import measuring, ready_latency
 from .training_reference import batch, step_seed
 
 WARM_UP = 3
@@ -134,25 +131,17 @@ def measure(config: dict, device: torch.device, steps: int, seconds: float) -> d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pswitch.training_loop", description=__doc__.splitlines()[0])
+    parser = measuring.parser("pswitch.training_loop", __doc__)
     parser.add_argument("--task", type=Path, required=True, help="the configuration, in JSON")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="as in cuda:0")
     parser.add_argument("--steps", type=int, default=0, help="steps whose losses are printed")
     parser.add_argument("--seconds", type=float, default=5.0, help="how long steps are counted")
-    parser.add_argument(
-        "--threads", type=int, default=0, help="threads of an operator on the CPU; 0 leaves it to torch"
-    )
     options = parser.parse_args()
-    warnings.simplefilter("ignore", UserWarning)
-    if options.threads > 0:
-        torch.set_num_threads(options.threads)
     config = json.loads(options.task.read_text())
     if config.get("deterministic", False):
         deterministic()
-    on_gpu = options.device.type == "cuda"
-    with torch.cuda.device(options.device) if on_gpu else contextlib.nullcontext():
+    with measuring.device_of(options):
         found = measure(config, options.device, options.steps, options.seconds)
-    gpu = torch.cuda.get_device_name(options.device) if on_gpu else None
+    gpu = measuring.gpu_name(options.device)
     print(json.dumps({"torch": torch.__version__, "gpu": gpu, **found}))
 
 
