@@ -33,12 +33,6 @@ struct Parameter {
   int64_t steps;
 };
 
-struct Buffer {
-  // Undefined for what is frozen.
-  at::Tensor seen;
-  at::Tensor home;
-};
-
 // Those with a gradient in this step, in the order of the module's parameters; lists that operators take.
 struct Group {
   std::vector<Parameter*> parameters;
@@ -186,8 +180,9 @@ void adam(Group& group, const ps_optimizer& settings, double rate) {
 struct ps_trainer {
   ps_optimizer optimizer;
   std::vector<Parameter> parameters;
-  std::vector<Buffer> buffers;
-  // Those buffers that are seen, by type: lists of one type are copied by few kernels on a GPU, where each by itself would
+  // Where buffers lie between steps, frozen ones too.
+  std::vector<at::Tensor> buffers;
+  // Those that the program sees, by type: lists of one type are copied by few kernels on a GPU, where each by itself would
   // take as long as a layer.
   std::map<at::ScalarType, Copies> copies;
   // Of the step under way.
@@ -202,15 +197,17 @@ struct ps_trainer {
       case PS_ROLE_SECOND:
         return parameters.at(index).second;
       default:
-        return buffers.at(index).home;
+        return buffers.at(index);
     }
   }
 
   void discard() {
     for (auto& parameter : parameters) parameter.tensor.mutable_grad().reset();
     // One that a program writes to while gradients are recorded would keep the graph.
-    for (auto& buffer : buffers) {
-      if (buffer.seen.defined() && buffer.seen.grad_fn() != nullptr) buffer.seen.detach_();
+    for (auto& [type, some] : copies) {
+      for (auto& seen : some.seen) {
+        if (seen.grad_fn() != nullptr) seen.detach_();
+      }
     }
     losses.clear();
   }
@@ -258,10 +255,10 @@ bool ps_trainer_add_buffer(ps_trainer* trainer, const ps_values* values, uint32_
   return guarded(error, PS_FAULT_MODEL, [&] {
     const auto& seen = values->entries[id].toTensor();
     const auto options = at::TensorOptions().dtype(seen.scalar_type()).device(seen.device());
-    trainer->buffers.push_back({seen, at::from_blob(home, seen.sizes(), seen.strides(), options)});
+    trainer->buffers.push_back(at::from_blob(home, seen.sizes(), seen.strides(), options));
     auto& copies = trainer->copies[seen.scalar_type()];
     copies.seen.push_back(seen);
-    copies.home.push_back(trainer->buffers.back().home);
+    copies.home.push_back(trainer->buffers.back());
   });
 }
 
@@ -273,7 +270,7 @@ bool ps_trainer_add_frozen(ps_trainer* trainer, void* home, int8_t dtype, const 
                              .dtype(static_cast<at::ScalarType>(dtype))
                              .device(device_index < 0 ? place : c10::Device(place.type(), device_index));
     const at::IntArrayRef shape(sizes, dimensions);
-    trainer->buffers.push_back({{}, at::from_blob(home, shape, at::IntArrayRef(strides, dimensions), options)});
+    trainer->buffers.push_back(at::from_blob(home, shape, at::IntArrayRef(strides, dimensions), options));
   });
 }
 
