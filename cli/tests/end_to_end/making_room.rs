@@ -4,7 +4,10 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::support::{Fixture, Models, Serve, Server, assert_says, eventually, pswitch, run, span_bytes};
-use crate::training::{Place, await_state, await_steps, beside_requests, status, submit, training_worker};
+use crate::training::{
+    Place, await_state, await_steps, beside_requests, check_against_a_whole_run, status, submit,
+    training_worker,
+};
 
 /// Training has a part of the pool that the model lies in, from its first byte to its last.
 fn serve(fixture: &Fixture) -> Serve {
@@ -76,9 +79,7 @@ fn a_task_whose_worker_is_killed_while_its_state_is_out_goes_on_from_the_checkpo
     }
     let killed = await_state(&server.client, "killed", "finished");
     assert!(made_room(&killed) >= 3, "{killed}");
-    submit(&server.client, "whole", &place.task("whole", 1500));
-    await_state(&server.client, "whole", "finished");
-    assert!(place.checkpoint("killed", 1500) == place.checkpoint("whole", 1500));
+    check_against_a_whole_run(&server.client, &place, "killed", 1500);
 }
 
 #[test]
@@ -101,9 +102,7 @@ fn a_state_comes_back_to_be_written_down_when_the_server_ends() {
     });
     assert!(steps(&resumed) >= ended_at, "{resumed}");
     await_state(&server.client, "ended", "finished");
-    submit(&server.client, "whole", &place.task("whole", 1500));
-    await_state(&server.client, "whole", "finished");
-    assert!(place.checkpoint("ended", 1500) == place.checkpoint("whole", 1500));
+    check_against_a_whole_run(&server.client, &place, "ended", 1500);
 }
 
 /// Its state comes for a turn and goes after it, again and again; it is even prepared in one.

@@ -84,6 +84,13 @@ pub(crate) fn await_steps(client: &Client, name: &str, steps: u64) -> Value {
     })
 }
 
+/// Trains the same once more, with nothing in between: a task that is over has come to the same state, to the last bit.
+pub(crate) fn check_against_a_whole_run(client: &Client, place: &Place, name: &str, steps: u32) {
+    submit(client, "whole", &place.task("whole", steps));
+    await_state(client, "whole", "finished");
+    assert!(place.checkpoint(name, steps) == place.checkpoint("whole", steps));
+}
+
 /// Does something while requests never end.
 pub(crate) fn beside_requests(server: &Server, fixture: &Fixture, something: impl FnOnce()) {
     let stop = AtomicBool::new(false);
@@ -196,9 +203,7 @@ fn a_task_pauses_stops_and_goes_on_in_the_next_server() {
     let server = serve(&fixture).flag("--train", format!("task={}", config.display())).start();
     let again = await_state(&server.client, "task", "finished");
     assert_eq!(again["steps_done"], 2000);
-    submit(&server.client, "whole", &place.task("whole", 2000));
-    await_state(&server.client, "whole", "finished");
-    assert!(place.checkpoint("task", 2000) == place.checkpoint("whole", 2000));
+    check_against_a_whole_run(&server.client, &place, "task", 2000);
 }
 
 #[test]
@@ -220,9 +225,7 @@ fn a_training_worker_that_is_killed_is_replaced_and_goes_on_from_the_checkpoint(
     }
     let killed = await_state(&server.client, "killed", "finished");
     assert!(killed["progress"]["goodput"].as_f64().unwrap() < 1.0, "{killed}");
-    submit(&server.client, "whole", &place.task("whole", 1200));
-    await_state(&server.client, "whole", "finished");
-    assert!(place.checkpoint("killed", 1200) == place.checkpoint("whole", 1200));
+    check_against_a_whole_run(&server.client, &place, "killed", 1200);
 }
 
 #[test]
@@ -239,9 +242,7 @@ fn a_training_worker_that_hangs_holds_nobody_up_and_is_replaced() {
     server.client.check(&fixture.name, &fixture.cases[0]);
     let hung = await_state(&server.client, "hung", "finished");
     assert_eq!(hung["progress"]["by_reason"]["failure"]["interruptions"].as_u64(), Some(1), "{hung}");
-    submit(&server.client, "whole", &place.task("whole", 800));
-    await_state(&server.client, "whole", "finished");
-    assert!(place.checkpoint("hung", 800) == place.checkpoint("whole", 800));
+    check_against_a_whole_run(&server.client, &place, "hung", 800);
 }
 
 /// What a task has learned is not lost to a disk that is full when it ends, and nobody waits for the disk.
@@ -266,9 +267,7 @@ fn a_last_checkpoint_is_tried_until_it_is_there() {
     server.client.check(&fixture.name, &fixture.cases[0]);
     std::fs::remove_file(&folder).unwrap();
     await_state(&server.client, "blocked", "finished");
-    submit(&server.client, "whole", &place.task("whole", 1200));
-    await_state(&server.client, "whole", "finished");
-    assert!(place.checkpoint("blocked", 1200) == place.checkpoint("whole", 1200));
+    check_against_a_whole_run(&server.client, &place, "blocked", 1200);
 }
 
 #[test]
