@@ -415,14 +415,13 @@ impl DeviceConfig {
         ensure((0.0..=0.9).contains(&share), key("training_share"), || {
             format!("{share} is not between 0 and 0.9")
         })?;
-        ensure(share == 0.0 || self.training_size.bytes() > 0, key("training_share"), || {
-            "there is no training_size, so that no task can be trained".to_owned()
-        })?;
-        ensure(
-            !self.training_gives_way || self.training_size.bytes() > 0,
-            key("training_gives_way"),
-            || "there is no training_size, so that no task can be trained".to_owned(),
-        )?;
+        for (name, is_set) in
+            [("training_share", share > 0.0), ("training_gives_way", self.training_gives_way)]
+        {
+            ensure(!is_set || self.training_size.bytes() > 0, key(name), || {
+                "there is no training_size, so that no task can be trained".to_owned()
+            })?;
+        }
         if let SizeSetting::Fixed(pool) = self.pool_size {
             let mut left_bytes = pool.bytes();
             if let SizeSetting::Fixed(arena) = self.arena_size {

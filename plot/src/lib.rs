@@ -33,7 +33,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::register_font;
 
-pub use self::sheet::{Drawn, FAINT, GRID, Hatch, INK, Sheet, Style, label, round_step};
+pub use self::sheet::{Drawn, FAINT, GRID, Hatch, INK, Sheet, Style, between, label, round_step};
 
 /// Width and height of a canvas, in pixels as everything that is drawn.
 const SIZE: (u32, u32) = (1600, 720);

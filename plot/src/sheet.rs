@@ -177,6 +177,14 @@ impl Style {
     }
 }
 
+/// The pixel at a share of the way from one to another; shares beyond 0 and 1 are at the ends.
+pub fn between((from, to): (i32, i32), share: f64) -> i32 {
+    // From zero to a distance of pixels.
+    #[allow(clippy::cast_possible_truncation)]
+    let distance = (f64::from(to - from) * share.clamp(0.0, 1.0)).round() as i32;
+    from + distance
+}
+
 /// The round number for the distance of two ticks that are to be about so far from each other.
 pub fn round_step(about: f64) -> f64 {
     let magnitude = 10_f64.powf(about.log10().floor());
@@ -204,6 +212,12 @@ pub fn label(number: f64, step: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_are_on_the_way() {
+        let places = [-1.0, 0.0, 0.25, 1.0, 2.0].map(|share| between((500, 100), share));
+        assert_eq!(places, [500, 500, 400, 100, 100]);
+    }
 
     #[test]
     fn steps_are_round() {

@@ -1,6 +1,6 @@
 //! An axis from zero up that is broken where nothing lies.
 
-use pswitch_plot::{label, round_step};
+use pswitch_plot::{between, label, round_step};
 
 /// Two neighbours so many times apart may be drawn on two parts of the axis.
 const BREAKS_AT: f64 = 3.0;
@@ -115,13 +115,6 @@ impl Scale {
 fn above(number: f64, ticks: f64) -> f64 {
     let step = round_step(number / ticks);
     (number * 1.02 / step).ceil() * step
-}
-
-fn between((from, to): (i32, i32), share: f64) -> i32 {
-    // From zero to a distance of pixels.
-    #[allow(clippy::cast_possible_truncation)]
-    let distance = (f64::from(to - from) * share.clamp(0.0, 1.0)).round() as i32;
-    from + distance
 }
 
 fn steps((from, to): (f64, f64), step: f64, text: impl Fn(f64) -> String) -> Vec<(f64, String)> {

@@ -6,7 +6,7 @@ use plotters::prelude::*;
 
 use super::super::text::{count, seconds, title};
 use super::log::{Log, Point};
-use pswitch_plot::{Drawn, FAINT, GRID, INK, Picture, Sheet, Style, label, round_step};
+use pswitch_plot::{Drawn, FAINT, GRID, INK, Picture, Sheet, Style, between, label, round_step};
 
 /// What is drawn.
 pub(super) struct Curve<'a> {
@@ -139,12 +139,7 @@ impl Axis {
     }
 
     fn at(&self, number: f64) -> i32 {
-        let (first, last) = self.ends;
-        let share = ((number - self.low) / (self.high - self.low)).clamp(0.0, 1.0);
-        // From zero to the distance of the ends, which is one of pixels.
-        #[allow(clippy::cast_possible_truncation)]
-        let distance = (f64::from(last - first) * share).round() as i32;
-        first + distance
+        between(self.ends, (number - self.low) / (self.high - self.low))
     }
 
     /// Some round numbers, not closer than `least`, each with its label.
