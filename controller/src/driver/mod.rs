@@ -6,6 +6,7 @@
 //! answer -> [`Action::Reply`].
 
 mod home;
+mod inputs;
 mod links;
 mod mail;
 mod perform;

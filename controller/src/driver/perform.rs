@@ -9,6 +9,7 @@ use pswitch_protocol::{
 };
 use pswitch_transfer::{BringBack, CopyIn, Transfer, TransferId};
 
+use super::inputs::{InputCopy, joined};
 use super::refusal::service_error;
 use super::{Driver, Finished, JobInput, JobTimes, ModelSpec, Running};
 use crate::scheduler::{Action, Event, ExecutionId, Load, Outcome, Rejection, RequestId, WorkerId};
@@ -116,7 +117,9 @@ impl Driver {
                 let is_told = sent.is_some();
                 tracing::debug!(
                     %execution,
-                    took_us = monotonic_ns().saturating_sub(decided_ns) / 1000,
+                    transfer = transfer.0,
+                    decided_ns,
+                    enqueued_ns = monotonic_ns(),
                     "told and enqueued"
                 );
                 if let Some(Err(error)) = sent {
@@ -161,18 +164,23 @@ impl Driver {
         let input_doorbell = self.pool.slice(division.doorbell).map_err(|error| text(&error))?;
         let mut transfer = transfer_of(dispatch.transfer);
         let mut inputs = Vec::with_capacity(job.inputs.len());
+        let mut copies = Vec::with_capacity(job.inputs.len());
         for input in &job.inputs {
             inputs.push(match input {
                 JobInput::Tensor { dtype, shape, at } => {
                     let place = places.next().ok_or("an input has no place")?;
-                    let from = self.slot_slice(job, *at).map_err(|error| text(&error))?;
-                    let to = self.pool.slice(place).map_err(|error| text(&error))?;
-                    transfer.inputs.push(CopyIn { from, to });
+                    copies.push(InputCopy { from: *at, to: place });
                     let at = Region { offset: place.offset, bytes: place.bytes };
                     InputValue::Tensor(PlacedTensor { dtype: *dtype, shape: shape.clone(), at })
                 }
                 JobInput::Integer(value) => InputValue::Integer(*value),
             });
+        }
+        let least_bytes = self.device.properties().least_copy_bytes;
+        for copy in joined(copies, least_bytes, job.slot.bytes(), division.doorbell.offset) {
+            let from = self.slot_slice(job, copy.from).map_err(|error| text(&error))?;
+            let to = self.pool.slice(copy.to).map_err(|error| text(&error))?;
+            transfer.inputs.push(CopyIn { from, to });
         }
         let homed = self.models.get(&dispatch.model);
         let host_tables = homed.is_some_and(|homed| homed.reads_host_tables(job.tensor_bytes().sum()));

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use pswitch_mem_pool::{ModelId, Range, UnsealedSpan};
+use pswitch_device::LEAST_COPY_BYTES;
+use pswitch_mem_pool::{ModelId, Range, TENSOR_ALIGNMENT_BYTES, UnsealedSpan};
 use pswitch_model::{
     Archive, DType, Dim, Given, IndexBound, Input, InputKind, OutputKind, Program, StorageId, Symbols,
 };
@@ -16,9 +17,6 @@ use crate::service::{
     Datatype, DimensionSignature, ModelSignature, PlacedTensor, ServiceError, TensorSignature, TensorSpec,
 };
 use crate::slots::Slot;
-
-/// Tensors in a slot begin at multiples of this.
-const SLOT_ALIGNMENT_BYTES: u64 = 512;
 
 /// Outputs in their place begin at multiples of this; the worker keeps to it too.
 const OUTPUT_ALIGNMENT_BYTES: u64 = 64;
@@ -101,16 +99,24 @@ impl ServedModel {
             asked_bytes: u64::MAX,
             limit_bytes: i64::MAX.cast_unsigned(),
         };
+        let mut placed: Vec<_> = inputs
+            .iter()
+            .map(|spec| PlacedTensor { spec: spec.clone(), offset_bytes: 0, bytes: 0 })
+            .collect();
+        // As in an arena, so that one copy moves them: in the program's order, integers behind what is copied.
+        let (integers, tensors): (Vec<usize>, Vec<usize>) =
+            order.iter().partition(|&&place| self.is_integer(&inputs[place].name));
         let mut end = 0_u64;
-        let mut placed = Vec::with_capacity(inputs.len());
-        for spec in inputs {
-            let bytes = spec.bytes().ok_or_else(too_large)?;
-            placed.push(PlacedTensor { spec: spec.clone(), offset_bytes: end, bytes });
+        for place in tensors.into_iter().chain(integers) {
+            let bytes = inputs[place].bytes().ok_or_else(too_large)?;
+            (placed[place].offset_bytes, placed[place].bytes) = (end, bytes);
             end = end
                 .checked_add(bytes)
-                .and_then(|end| end.checked_next_multiple_of(SLOT_ALIGNMENT_BYTES))
+                .and_then(|end| end.checked_next_multiple_of(TENSOR_ALIGNMENT_BYTES))
                 .ok_or_else(too_large)?;
         }
+        // What is copied may be longer than the inputs are.
+        end = end.max(LEAST_COPY_BYTES);
         let outputs = Range::new(end, self.output_bytes(symbols.as_ref()).ok_or_else(too_large)?);
         let bytes = end.checked_add(outputs.bytes).ok_or_else(too_large)?;
         Ok(SlotLayout { inputs: placed, outputs, bytes })
@@ -195,6 +201,11 @@ impl ServedModel {
 
     fn takes_integers(&self) -> bool {
         self.program.inputs.iter().any(|input| matches!(input.kind, InputKind::SymInt { .. }))
+    }
+
+    fn is_integer(&self, input: &str) -> bool {
+        let mut inputs = self.program.inputs.iter();
+        inputs.any(|known| known.name == input && matches!(known.kind, InputKind::SymInt { .. }))
     }
 
     /// Checks how the extents of all inputs relate, and gives the symbols' values.

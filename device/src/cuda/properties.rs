@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::fs;
 
 use super::driver::{check, initialise, sys, unsigned};
-use crate::{DeviceError, DeviceId, DeviceProperties, GpuProperties};
+use crate::{DeviceError, DeviceId, DeviceProperties, GpuProperties, LEAST_COPY_BYTES};
 
 /// What this backend goes by.
 #[derive(Debug, Clone, Copy)]
@@ -79,7 +79,13 @@ impl Gpu {
             cuda_version: (version / 1000, version % 1000 / 10),
         };
         let total_memory_bytes = self.total_memory_bytes;
-        Ok(DeviceProperties { id: self.id, name, total_memory_bytes, gpu: Some(gpu) })
+        Ok(DeviceProperties {
+            id: self.id,
+            name,
+            total_memory_bytes,
+            least_copy_bytes: LEAST_COPY_BYTES,
+            gpu: Some(gpu),
+        })
     }
 
     fn attribute(&self, attribute: sys::CUdevice_attribute) -> Result<u32, DeviceError> {

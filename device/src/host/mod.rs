@@ -35,6 +35,7 @@ impl HostDevice {
             id,
             name: processor_name(),
             total_memory_bytes: physical_memory_bytes(),
+            least_copy_bytes: 0,
             gpu: None,
         };
         let inward = Arc::new(Link::new(throttle)?);

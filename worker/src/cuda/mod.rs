@@ -245,7 +245,7 @@ impl CudaExecutor {
         work: &Work<'_>,
         graphs: &mut ModelGraphs,
     ) -> Result<Executed, Failure> {
-        let begun = Instant::now();
+        let begun_ns = monotonic_ns();
         let weights = Weights::of(work, model);
         let index = graphs.find_or_add(work.order);
         if graphs.set(index).captured(weights).is_none() {
@@ -280,17 +280,21 @@ impl CudaExecutor {
             unsafe { graph.launch(&self.stream) }?;
         }
         self.finish(outputs, &placed, shared)?;
-        let launched = Instant::now();
+        let launched_ns = monotonic_ns();
         self.wait_until_done(work)?;
+        let executed = self.executed(placed)?;
         tracing::debug!(
             model = model.name,
             ?weights,
             graphs = segments.len(),
-            launch_us = (launched - begun).as_micros(),
-            wait_us = launched.elapsed().as_micros(),
+            execution = work.order.execution,
+            begun_ns,
+            launched_ns,
+            first_layer_ns = executed.first_layer_ns,
+            finished_ns = executed.finished_ns,
             "done"
         );
-        self.executed(placed)
+        Ok(executed)
     }
 
     fn run_eagerly(
