@@ -9,7 +9,7 @@ use super::{COPY_IN, COPY_OUT, CopyIn, CopyOut, cannot};
 use crate::TransferError;
 
 /// Copies of state are this long: a newcomer is late by one, and what else crosses the link comes between two.
-const PIECE_BYTES: u64 = 4 << 20;
+const PIECE_BYTES: u64 = 8 << 20;
 
 /// A piece of state, and whether its copy to the host is enqueued.
 struct Piece {
