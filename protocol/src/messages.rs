@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Raised with every change of a message; both ends come from one build, so only equal versions talk.
-pub const PROTOCOL_VERSION: u16 = 4;
+pub const PROTOCOL_VERSION: u16 = 5;
 
 /// Bytes in a mapping that both processes know; which mapping the field's name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -212,11 +212,15 @@ pub enum ToWorker {
     },
     /// Prepare a training task, the only one of this worker; answered by [`FromWorker::TaskReady`].
     PrepareTask(PrepareTask),
-    /// Train until the stop flag is set or all steps are done: [`FromWorker::TaskStep`] for every step, and at last
-    /// [`FromWorker::TaskPaused`]. Messages wait meanwhile.
+    /// Train until the stop word says [`END`](crate::control::END) or all steps are done: [`FromWorker::TaskStep`] for every
+    /// step, [`FromWorker::TaskHeld`] whenever it stands still on the way, and at last [`FromWorker::TaskPaused`]. Messages
+    /// wait meanwhile.
     Train {
         /// Place in the pool for all that a step allocates.
         arena: Region,
+        /// Whether the stop word may say [`HOLD`](crate::control::HOLD): more may be queued then on a GPU, which stands still
+        /// by itself.
+        holds: bool,
     },
     /// Write a checkpoint now, if the task has a place for them; answered by [`FromWorker::TaskSaved`].
     SaveTask,
@@ -255,7 +259,7 @@ pub struct TaskStep {
 /// Why a task computes no more for now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TaskPause {
-    /// The stop flag was set.
+    /// The stop word said that it is to end.
     Stopped {
         /// How long a step that was thrown away had taken, in nanoseconds; none if it stopped between two.
         discarded_ns: Option<u64>,
@@ -348,6 +352,11 @@ pub enum FromWorker {
         step: u64,
         /// Its file.
         result: Result<String, String>,
+    },
+    /// The task stands still where it is, as the stop word says.
+    TaskHeld {
+        /// `CLOCK_MONOTONIC` when it computed no more, in nanoseconds.
+        at_ns: u64,
     },
     /// The task computes no more until it is told to.
     TaskPaused(TaskPause),

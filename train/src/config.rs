@@ -64,10 +64,11 @@ pub struct TaskConfig {
     /// The task's share of the device among tasks: one with 2 gets twice the time of one with 1.
     #[serde(default = "even_weight")]
     pub weight: f64,
-    /// Work that may be queued on a GPU, in microseconds: so long the task computes on when it is told to stop. With 0 every
-    /// operator is waited for, which costs a fifth of the speed and more.
-    #[serde(default = "a_millisecond")]
-    pub run_ahead_us: u64,
+    /// Work that may be queued on a GPU, in microseconds: so long the task computes on when it is told to end. By default 1000
+    /// where its state makes room for models, and 10000 where it only stands still for them, which is not for longer if more
+    /// is queued. With 0 every operator is waited for, which costs a third of the speed and more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_ahead_us: Option<u64>,
     /// Kernels that give the same bits every time, where a GPU has others that are faster: `torch.use_deterministic_algorithms`.
     #[serde(default)]
     pub deterministic: bool,
@@ -99,10 +100,6 @@ fn two() -> u32 {
 
 fn ten() -> u64 {
     10
-}
-
-fn a_millisecond() -> u64 {
-    1000
 }
 
 fn even_weight() -> f64 {

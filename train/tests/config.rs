@@ -68,7 +68,7 @@ fn what_is_left_out_has_pytorchs_defaults() {
         seed: 0,
         checkpoint: None,
         weight: 1.0,
-        run_ahead_us: 1000,
+        run_ahead_us: None,
         deterministic: false,
         log_every_steps: 10,
     };
@@ -106,7 +106,7 @@ log_every_steps: 1
     let checkpoint = CheckpointConfig { folder: PathBuf::from("kept"), every_steps: 50, keep: 2 };
     assert_eq!(config.checkpoint, Some(checkpoint));
     assert_eq!((config.clip_norm, config.weight, config.log_every_steps), (Some(1.0), 2.5, 1));
-    assert_eq!((config.run_ahead_us, config.deterministic), (0, true));
+    assert_eq!((config.run_ahead_us, config.deterministic), (Some(0), true));
 
     for config in
         [config, TaskConfig::from_yaml(LEAST).unwrap(), read("schedule: {kind: step, every: 9, factor: 0.5}")]

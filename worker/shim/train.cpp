@@ -111,28 +111,41 @@ std::vector<Group> groups_of(std::vector<Parameter>& parameters) {
   return result;
 }
 
-void clip(const std::vector<Group>& groups, double most) {
+// Between two passes over all parameters, which are some hundred microseconds of a GPU each: nothing can end there any more,
+// but others may come in between.
+struct Rest {
+  const ps_watch& watch;
+
+  void operator()() const { watch.rests(watch.user); }
+};
+
+void clip(const std::vector<Group>& groups, double most, const Rest& rest) {
   std::vector<at::Tensor> norms;
   for (const auto& group : groups) {
     for (auto& norm : at::_foreach_norm(group.gradients, 2.0)) norms.push_back(std::move(norm));
   }
   if (norms.empty()) return;
+  rest();
   const auto total = at::linalg_vector_norm(at::stack(norms), 2.0);
   const auto factor = at::clamp(at::reciprocal(total + 1e-6) * most, std::nullopt, 1.0);
   for (const auto& group : groups) at::_foreach_mul_(group.gradients, factor);
+  rest();
 }
 
-void sgd(Group& group, const ps_optimizer& settings, double rate) {
+void sgd(Group& group, const ps_optimizer& settings, double rate, const Rest& rest) {
   if (settings.weight_decay != 0) {
     // In place: gradients are thrown away, and to allocate as many again takes longer than to add.
     at::_foreach_add_(group.gradients, group.tensors, settings.weight_decay);
+    rest();
   }
   if (settings.momentum != 0) {
     bool all_begun = true;
     for (const auto* parameter : group.parameters) all_begun = all_begun && parameter->steps > 0;
     if (all_begun) {
       at::_foreach_mul_(group.first, settings.momentum);
+      rest();
       at::_foreach_add_(group.first, group.gradients, 1 - settings.dampening);
+      rest();
     } else {
       for (size_t i = 0; i < group.first.size(); ++i) {
         if (group.parameters[i]->steps == 0) {
@@ -144,24 +157,31 @@ void sgd(Group& group, const ps_optimizer& settings, double rate) {
     }
     if (settings.nesterov) {
       at::_foreach_add_(group.gradients, group.first, settings.momentum);
+      rest();
     } else {
       group.gradients = group.first;
     }
   }
   at::_foreach_add_(group.tensors, group.gradients, -rate);
+  rest();
 }
 
-void adam(Group& group, const ps_optimizer& settings, double rate) {
+void adam(Group& group, const ps_optimizer& settings, double rate, const Rest& rest) {
   if (settings.weight_decay != 0) {
     if (settings.kind == PS_OPTIMIZER_ADAMW) {
       at::_foreach_mul_(group.tensors, 1 - rate * settings.weight_decay);
+      rest();
     } else {
       at::_foreach_add_(group.gradients, group.tensors, settings.weight_decay);
+      rest();
     }
   }
   at::_foreach_lerp_(group.first, group.gradients, 1 - settings.beta1);
+  rest();
   at::_foreach_mul_(group.second, settings.beta2);
+  rest();
   at::_foreach_addcmul_(group.second, group.gradients, group.gradients, 1 - settings.beta2);
+  rest();
   std::vector<at::Scalar> sizes;
   std::vector<at::Scalar> corrections;
   for (const auto* parameter : group.parameters) {
@@ -170,9 +190,13 @@ void adam(Group& group, const ps_optimizer& settings, double rate) {
     corrections.emplace_back(std::pow(1 - std::pow(settings.beta2, step), 0.5));
   }
   auto roots = at::_foreach_sqrt(group.second);
+  rest();
   at::_foreach_div_(roots, corrections);
+  rest();
   at::_foreach_add_(roots, settings.eps);
+  rest();
   at::_foreach_addcdiv_(group.tensors, group.first, roots, sizes);
+  rest();
 }
 
 } // namespace
@@ -185,8 +209,9 @@ struct ps_trainer {
   // Those that the program sees, by type: lists of one type are copied by few kernels on a GPU, where each by itself would
   // take as long as a layer.
   std::map<at::ScalarType, Copies> copies;
-  // Of the step under way.
+  // Of the step under way, where they are computed and on the host.
   std::vector<at::Tensor> losses;
+  std::vector<at::Tensor> fetched;
 
   const at::Tensor& state(int32_t role, size_t index) const {
     switch (role) {
@@ -210,6 +235,7 @@ struct ps_trainer {
       }
     }
     losses.clear();
+    fetched.clear();
   }
 };
 
@@ -235,7 +261,7 @@ void ps_deterministic() {
 }
 
 ps_trainer* ps_trainer_new(const ps_optimizer* optimizer) {
-  return new ps_trainer{*optimizer, {}, {}, {}, {}};
+  return new ps_trainer{*optimizer, {}, {}, {}, {}, {}};
 }
 
 void ps_trainer_delete(ps_trainer* trainer) {
@@ -322,24 +348,37 @@ bool ps_trainer_backward(ps_trainer* trainer, ps_values* values, uint32_t loss, 
   });
 }
 
-bool ps_trainer_loss(const ps_trainer* trainer, double* loss, ps_error* error) {
+bool ps_trainer_fetch_loss(ps_trainer* trainer, ps_error* error) {
   return guarded(error, PS_FAULT_MODEL, [&] {
-    double sum = 0;
-    for (const auto& part : trainer->losses) sum += part.item<double>();
-    *loss = sum / static_cast<double>(std::max<size_t>(trainer->losses.size(), 1));
+    const at::NoGradGuard no_grad;
+    trainer->fetched.clear();
+    for (const auto& part : trainer->losses) {
+      const auto options = at::TensorOptions().dtype(part.scalar_type()).pinned_memory(part.is_cuda());
+      trainer->fetched.push_back(at::empty({}, options).copy_(part, /*non_blocking=*/true));
+    }
   });
 }
 
-bool ps_trainer_apply(ps_trainer* trainer, double rate, double clip_norm, ps_error* error) {
+bool ps_trainer_loss(const ps_trainer* trainer, double* loss, ps_error* error) {
+  return guarded(error, PS_FAULT_MODEL, [&] {
+    double sum = 0;
+    for (const auto& part : trainer->fetched) sum += part.item<double>();
+    *loss = sum / static_cast<double>(std::max<size_t>(trainer->fetched.size(), 1));
+  });
+}
+
+bool ps_trainer_apply(ps_trainer* trainer, double rate, double clip_norm, const ps_watch* watch, ps_error* error) {
   const bool applied = guarded(error, PS_FAULT_MODEL, [&] {
     const at::NoGradGuard no_grad;
+    const Rest rest{*watch};
     auto groups = groups_of(trainer->parameters);
-    if (clip_norm > 0) clip(groups, clip_norm);
+    rest();
+    if (clip_norm > 0) clip(groups, clip_norm, rest);
     for (auto& group : groups) {
       if (trainer->optimizer.kind == PS_OPTIMIZER_SGD) {
-        sgd(group, trainer->optimizer, rate);
+        sgd(group, trainer->optimizer, rate, rest);
       } else {
-        adam(group, trainer->optimizer, rate);
+        adam(group, trainer->optimizer, rate, rest);
       }
       for (auto* parameter : group.parameters) ++parameter->steps;
     }

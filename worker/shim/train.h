@@ -66,8 +66,10 @@ bool ps_trainer_write(ps_trainer* trainer, int32_t role, size_t index, const voi
 // Begins a step: seeds libtorch's generators and lets the program see the buffers as the last step left them.
 bool ps_trainer_begin(ps_trainer* trainer, uint64_t seed, ps_error* error);
 // Asked ahead of every operation, by one thread at a time, which need not be the caller's: true to end the pass.
+// `rests` is asked where nothing can end: it returns when things may go on.
 struct ps_watch {
   bool (*stops)(const void* user);
+  void (*rests)(const void* user);
   const void* user;
 };
 
@@ -75,11 +77,13 @@ struct ps_watch {
 // is computed, `*stopped` is set, and the gradients are of no use.
 bool ps_trainer_backward(ps_trainer* trainer, ps_values* values, uint32_t loss, double divisor, const ps_watch* watch,
                          bool* stopped, ps_error* error);
-// The mean of the losses of this step so far; waits for a GPU to have computed them.
+// Lets a GPU copy the losses of this step so far to the host, behind all that was launched.
+bool ps_trainer_fetch_loss(ps_trainer* trainer, ps_error* error);
+// Their mean, once the copies are done.
 bool ps_trainer_loss(const ps_trainer* trainer, double* loss, ps_error* error);
 // Ends a step: clips the gradients to a total norm (0: as they are), lets the optimizer change the parameters, and keeps the
-// buffers. After an error the parameters may be changed in part.
-bool ps_trainer_apply(ps_trainer* trainer, double rate, double clip_norm, ps_error* error);
+// buffers, with a rest between any two passes over all parameters. After an error the parameters may be changed in part.
+bool ps_trainer_apply(ps_trainer* trainer, double rate, double clip_norm, const ps_watch* watch, ps_error* error);
 // Forgets a step that was begun.
 void ps_trainer_discard(ps_trainer* trainer);
 }

@@ -68,14 +68,14 @@ pub fn serve(channel: &Channel) -> Result<(), WorkerError> {
                 let result = worker.prepare_task(&order)?;
                 channel.send(&FromWorker::TaskReady { result }, &[])?;
             }
-            ToWorker::Train { arena } => {
+            ToWorker::Train { arena, holds } => {
                 let Worker { task, shared, executor, .. } = &mut *worker;
                 let task = task.as_mut().ok_or_else(no_task)?;
                 let gpu = match executor {
                     Executor::Host => None,
                     Executor::Cuda(cuda) => Some(cuda.stream()),
                 };
-                let pause = task.train(shared, arena, gpu, channel)?;
+                let pause = task.train(shared, arena, holds, gpu, channel)?;
                 channel.send(&FromWorker::TaskPaused(pause), &[])?;
             }
             ToWorker::SaveTask => {
@@ -145,7 +145,7 @@ impl Worker {
         if attach.device.threads > 0 {
             tch::set_num_threads(i32::try_from(attach.device.threads).unwrap_or(i32::MAX));
         }
-        let control = SharedMemory::from_fd(control, attach.control_bytes)?;
+        let control = Arc::new(SharedMemory::from_fd(control, attach.control_bytes)?);
         for offset in [control::STOP, control::ALLOCATIONS, control::OUTSIDE_KIB, control::GRAPHS] {
             control.word(attach.control + offset)?;
         }

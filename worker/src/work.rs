@@ -22,7 +22,7 @@ pub(crate) struct Shared {
     pub(crate) device: Arc<dyn Device>,
     pub(crate) pool: Arc<dyn DeviceMemory>,
     pub(crate) slots: Arc<SharedMemory>,
-    pub(crate) control: SharedMemory,
+    pub(crate) control: Arc<SharedMemory>,
     /// Offset of this worker's block in the control page.
     pub(crate) block: u64,
     pub(crate) arenas: Vec<Region>,

@@ -1,12 +1,13 @@
 //! Training against the same loop in eager PyTorch: losses and final states to the last bit, with and without stops.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use pswitch_device::{DeviceAddress, SharedMemory};
 use pswitch_model::{Archive, DType, InputKind, StorageId};
-use pswitch_protocol::FaultClass;
+use pswitch_protocol::{FaultClass, control};
 use pswitch_train::{Optimizer, Role, StateLayout, step_seed};
 use pswitch_worker::{
     ExecutionArena, Input, Pace, Phase, RunError, StepEnd, StepOrder, TorchDevice, Trainer,
@@ -230,7 +231,6 @@ trains! {
     perceptron_clip_accumulate: "perceptron" "clip-accumulate",
 }
 
-/// Stops at random moments until 100 of them have hit a step: the losses are those of a run without stops.
 /// Stops a step ahead of an operator, forwards or backwards, by its number.
 struct StopAt {
     operator: u64,
@@ -247,8 +247,66 @@ impl Pace for StopAt {
     fn stops(&self) -> bool {
         self.asked.fetch_add(1, Ordering::Relaxed) >= self.operator
     }
+
+    fn rests(&self) {}
 }
 
+/// Has a step stand still at random moments, as requests do, until all is over.
+fn hold_again_and_again(word: &AtomicU32, is_over: &AtomicBool) -> u32 {
+    let (mut random, mut holds) = (1_u64, 0);
+    while !is_over.load(Ordering::Relaxed) {
+        for told in [control::HOLD, control::GO_ON] {
+            word.store(told, Ordering::Relaxed);
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            std::thread::sleep(Duration::from_micros((random >> 33) % 3000));
+        }
+        holds += 1;
+    }
+    holds
+}
+
+#[test]
+fn standing_still_changes_nothing_and_nothing_is_computed_twice() {
+    let (_guard, arena) = exclusive();
+    for (name, run) in [("resnet18", "sgd"), ("perceptron", "clip-accumulate")] {
+        let mut task = Task::new(name, run);
+        let expected = task.expected_losses();
+        let (word, is_over) = (AtomicU32::new(control::GO_ON), AtomicBool::new(false));
+        let holds = std::thread::scope(|scope| {
+            let holds = scope.spawn(|| hold_again_and_again(&word, &is_over));
+            for (step, expected) in (0..).zip(&expected) {
+                match task.step(step, &word, &arena).unwrap() {
+                    #[allow(clippy::cast_possible_truncation)] // it was one
+                    StepEnd::Finished { loss } => assert_eq!((loss as f32).to_bits(), expected.to_bits()),
+                    stopped @ StepEnd::Stopped { .. } => panic!("nobody has it end: {stopped:?}"),
+                }
+            }
+            is_over.store(true, Ordering::Relaxed);
+            holds.join().unwrap()
+        });
+        assert!(holds > 0);
+        assert_eq!(task.differing(), Vec::<String>::new(), "{name}");
+    }
+}
+
+#[test]
+fn one_that_stands_still_can_be_told_to_end() {
+    let (_guard, arena) = exclusive();
+    let mut task = Task::new("resnet18", "sgd");
+    let word = AtomicU32::new(control::HOLD);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(20));
+            word.store(control::END, Ordering::Relaxed);
+        });
+        let end = task.step(0, &word, &arena).unwrap();
+        assert_eq!(end, StepEnd::Stopped { phase: Phase::Forward });
+    });
+    let expected = task.expected_losses()[0];
+    assert_eq!(task.loss(0, &arena).to_bits(), expected.to_bits());
+}
+
+/// Stops at random moments until 100 of them have hit a step: the losses are those of a run without stops.
 #[test]
 fn a_hundred_stops_change_nothing() {
     let (_guard, arena) = exclusive();

@@ -232,7 +232,11 @@ impl Train {
     /// Steps a second of the same task with another bound on what is queued.
     fn steps_with_bound(&self, bench: &Bench, config: &TaskConfig, run_ahead_us: u64) -> anyhow::Result<f64> {
         let name = format!("{TASK}-{run_ahead_us}");
-        let task = Trained::submit(bench, &name, &TaskConfig { run_ahead_us, ..config.clone() })?;
+        let task = Trained::submit(
+            bench,
+            &name,
+            &TaskConfig { run_ahead_us: Some(run_ahead_us), ..config.clone() },
+        )?;
         task.await_steps(WARM_UP_STEPS)?;
         let rate = task.steps_per_s(Duration::from_secs(self.seconds))?;
         task.tell(TaskCommand::Stop)?;

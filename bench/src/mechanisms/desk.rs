@@ -189,7 +189,7 @@ impl Desk {
     /// To go on, in a process whose task is prepared.
     pub(super) fn training_order(&self, bytes: u64) -> ToWorker {
         let offset = self.task.state.offset + self.task.state.bytes;
-        ToWorker::Train { arena: Region { offset, bytes: bytes - offset } }
+        ToWorker::Train { arena: Region { offset, bytes: bytes - offset }, holds: false }
     }
 
     /// Has a process build the model, with or without a copy of the weights, and waits until it has.

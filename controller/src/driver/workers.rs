@@ -92,6 +92,7 @@ impl Driver {
             FromWorker::TaskReady { .. }
             | FromWorker::TaskStep(_)
             | FromWorker::TaskSaved { .. }
+            | FromWorker::TaskHeld { .. }
             | FromWorker::TaskPaused(_) => self.break_with(worker, "it trains, and was not told to"),
             FromWorker::Finished { execution, result, ends } => {
                 let execution = ExecutionId(execution);

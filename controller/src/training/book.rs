@@ -35,6 +35,10 @@ pub(super) enum TaskEvent {
     Step(TaskStep),
     /// A checkpoint of so many steps was written, or not.
     Saved { step: u64, written: bool },
+    /// It stands still, where the gate has it do so.
+    Held,
+    /// It was told to stand still and has said nothing since: perhaps it waits for a GPU that stands still already.
+    Stuck,
     /// It computes no more until it is told to.
     Paused(TaskPause),
     /// Its worker is gone.
@@ -52,7 +56,11 @@ pub(super) enum TaskAction {
     Prepare(TaskId),
     /// Let it train.
     Train(TaskId),
-    /// Set its stop flag.
+    /// Have it stand still where it is.
+    Hold(TaskId),
+    /// Let it go on from there.
+    Resume(TaskId),
+    /// Have its step end.
     Interrupt(TaskId),
     /// Have it write a checkpoint.
     Save(TaskId),
@@ -77,7 +85,15 @@ enum Phase {
     Training {
         since: Duration,
     },
-    /// It was told to stop computing.
+    /// It was told to stand still.
+    Holding {
+        since: Duration,
+    },
+    /// It stands still within a step, or between two.
+    Held {
+        since: Duration,
+    },
+    /// It was told to end its step.
     Yielding {
         since: Duration,
         reason: InterruptionReason,
@@ -115,6 +131,8 @@ struct Task {
 #[derive(Debug, Default)]
 pub(super) struct Book {
     tasks: BTreeMap<TaskId, Task>,
+    /// Whether tasks stand still for requests; else their steps end.
+    holds: bool,
     is_closed: bool,
     /// Models may lie where states do: no state can be filled, used or written down.
     is_away: bool,
@@ -131,6 +149,11 @@ pub(super) struct TaskView {
 }
 
 impl Book {
+    /// One without tasks. With `holds` tasks stand still for requests; else their steps end.
+    pub(super) fn new(holds: bool) -> Self {
+        Self { holds, ..Self::default() }
+    }
+
     /// Takes a task. It needs a worker first.
     pub(super) fn submit(&mut self, task: TaskId, weight: f64, has_checkpoints: bool, at: Duration) {
         let record = Task {
@@ -161,7 +184,7 @@ impl Book {
         let others = self
             .tasks
             .iter()
-            .filter(|(other, task)| **other != id && (task.computes() || task.could_train()));
+            .filter(|(other, task)| **other != id && (task.is_under_way() || task.could_train()));
         let least = others.map(|(_, task)| task.pass).min_by(f64::total_cmp);
         if let Some(task) = self.tasks.get_mut(&id)
             && !task.is_over()
@@ -224,7 +247,7 @@ impl Book {
     /// Whether a task has something to do in its place, or does it.
     pub(super) fn wants_places(&self) -> bool {
         let is_at_it =
-            |task: &Task| task.computes() || matches!(task.phase, Phase::Preparing | Phase::Saving);
+            |task: &Task| task.is_under_way() || matches!(task.phase, Phase::Preparing | Phase::Saving);
         self.tasks.values().any(|task| is_at_it(task) || task.needs_its_place() || task.could_train())
     }
 
@@ -235,13 +258,25 @@ impl Book {
         })
     }
 
-    pub(super) fn computes(&self, id: TaskId) -> bool {
-        self.tasks.get(&id).is_some_and(Task::computes)
+    /// Whether it trains, or would go on within a step.
+    pub(super) fn is_under_way(&self, id: TaskId) -> bool {
+        self.tasks.get(&id).is_some_and(Task::is_under_way)
+    }
+
+    /// Whether it is to train now.
+    pub(super) fn trains(&self, id: TaskId) -> bool {
+        self.tasks.get(&id).is_some_and(|task| matches!(task.phase, Phase::Training { .. }))
+    }
+
+    /// Whether it computes, as far as is known, and was not told to end its step.
+    pub(super) fn could_end(&self, id: TaskId) -> bool {
+        let is_holding = |task: &Task| matches!(task.phase, Phase::Holding { .. });
+        self.trains(id) || self.tasks.get(&id).is_some_and(is_holding)
     }
 
     /// Whether it computes nothing since it was told to pause, or is to pause no more.
     pub(super) fn has_paused(&self, id: TaskId) -> bool {
-        !self.computes(id) || self.tasks.get(&id).is_none_or(|task| !task.is_paused)
+        !self.is_under_way(id) || self.tasks.get(&id).is_none_or(|task| !task.is_paused)
     }
 
     /// Whether it is on its way to an end that it was told to come to.
@@ -271,24 +306,46 @@ impl Book {
         }
         let attached: Vec<TaskId> =
             self.tasks.iter().filter(|(_, task)| task.phase == Phase::Attached).map(|(&id, _)| id).collect();
-        let training = self.tasks.iter().find(|(_, task)| task.computes()).map(|(&id, _)| id);
-        if let Some(id) = training {
+        let under_way = self.tasks.iter().find(|(_, task)| task.is_under_way()).map(|(&id, _)| id);
+        if let Some(id) = under_way {
             let others = self.tasks.iter().any(|(&other, task)| other != id && task.could_train());
+            let (is_closed, holds) = (self.is_closed, self.holds);
             let Some(task) = self.tasks.get_mut(&id) else { return };
-            let Phase::Training { since } = task.phase else { return };
-            let reason = if self.is_closed {
+            let (since, is_training) = match task.phase {
+                Phase::Training { since } => (since, true),
+                Phase::Holding { since } | Phase::Held { since } => (since, false),
+                _ => return,
+            };
+            let has_had_its_turn = others && at.saturating_sub(since) >= TURN;
+            let reason = if is_closed && !holds {
                 Some(InterruptionReason::Request)
             } else if task.is_paused || task.is_stopping {
                 Some(InterruptionReason::Command)
-            } else if !attached.is_empty() || (between_steps && others && at.saturating_sub(since) >= TURN) {
+            } else if !attached.is_empty()
+                || (has_had_its_turn && !is_closed && (between_steps || !is_training))
+            {
                 Some(InterruptionReason::Turn)
             } else {
                 None
             };
-            if let Some(reason) = reason {
-                // Training, told to stop -> Yielding.
-                task.phase = Phase::Yielding { since, reason };
-                actions.push(TaskAction::Interrupt(id));
+            match reason {
+                Some(reason) => {
+                    // Training, Holding or Held, told to end -> Yielding.
+                    task.phase = Phase::Yielding { since, reason };
+                    actions.push(TaskAction::Interrupt(id));
+                }
+                None if is_closed && is_training => {
+                    // Training, told to hold -> Holding.
+                    task.phase = Phase::Holding { since };
+                    actions.push(TaskAction::Hold(id));
+                }
+                None if !is_closed && !is_training => {
+                    // Holding or Held, the device is free -> Training.
+                    task.phase = Phase::Training { since };
+                    task.go_on(at);
+                    actions.push(TaskAction::Resume(id));
+                }
+                None => {}
             }
             return;
         }
@@ -310,9 +367,7 @@ impl Book {
         if let Some((&id, task)) = next {
             // Idle, its turn -> Training.
             task.phase = Phase::Training { since: at };
-            if std::mem::take(&mut task.is_interrupted) {
-                task.note(at, ProgressEvent::InterruptionEnded);
-            }
+            task.go_on(at);
             actions.push(TaskAction::Train(id));
         }
     }
@@ -323,12 +378,16 @@ impl Task {
         matches!(self.phase, Phase::Over(_))
     }
 
-    fn computes(&self) -> bool {
-        matches!(self.phase, Phase::Training { .. } | Phase::Yielding { .. })
+    /// Whether it computes, or has something in an arena.
+    fn is_under_way(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Training { .. } | Phase::Holding { .. } | Phase::Held { .. } | Phase::Yielding { .. }
+        )
     }
 
     fn wants_to_go_on(&self) -> bool {
-        self.computes() && !self.is_paused && !self.is_stopping
+        self.is_under_way() && !self.is_paused && !self.is_stopping
     }
 
     fn is_to_save(&self) -> bool {
@@ -349,7 +408,11 @@ impl Task {
             Phase::Queued | Phase::Starting | Phase::Attached | Phase::Preparing => TaskState::Preparing,
             Phase::Training { .. } => TaskState::Training,
             _ if self.is_paused && !self.is_over() => TaskState::Paused,
-            Phase::Idle | Phase::Yielding { .. } | Phase::Saving => TaskState::Waiting,
+            Phase::Idle
+            | Phase::Holding { .. }
+            | Phase::Held { .. }
+            | Phase::Yielding { .. }
+            | Phase::Saving => TaskState::Waiting,
             Phase::Over(state) => state,
         }
     }
@@ -364,6 +427,13 @@ impl Task {
     fn interrupt(&mut self, at: Duration, reason: InterruptionReason) {
         if !std::mem::replace(&mut self.is_interrupted, true) {
             self.note(at, ProgressEvent::InterruptionBegan { reason });
+        }
+    }
+
+    /// An interruption is over, if there was one.
+    fn go_on(&mut self, at: Duration) {
+        if std::mem::take(&mut self.is_interrupted) {
+            self.note(at, ProgressEvent::InterruptionEnded);
         }
     }
 
@@ -398,6 +468,12 @@ impl Task {
             }
             TaskEvent::Ready(Err(reason)) => self.end(id, TaskState::Failed, reason, actions),
             TaskEvent::Step(step) => {
+                // It did not stand still yet, or its step ends after it did.
+                self.go_on(at);
+                if let Phase::Held { since } = self.phase {
+                    // Held, a step -> Holding.
+                    self.phase = Phase::Holding { since };
+                }
                 self.extent.steps_done = step.step + 1;
                 // Steps that are done again prove nothing.
                 if self.extent.steps_done > self.furthest {
@@ -425,6 +501,21 @@ impl Task {
                     }
                 }
             }
+            TaskEvent::Held => {
+                // One that goes on already has been heard late.
+                if let Phase::Holding { since } = self.phase {
+                    // Holding, it stands still -> Held.
+                    self.phase = Phase::Held { since };
+                    self.interrupt(at, InterruptionReason::Request);
+                }
+            }
+            TaskEvent::Stuck => {
+                if let Phase::Holding { since } | Phase::Training { since } = self.phase {
+                    // Holding, or told to go on before it did, silent for too long -> Yielding.
+                    self.phase = Phase::Yielding { since, reason: InterruptionReason::Request };
+                    actions.push(TaskAction::Interrupt(id));
+                }
+            }
             TaskEvent::Paused(TaskPause::Stopped { discarded_ns, .. }) => {
                 let reason = match self.phase {
                     Phase::Yielding { reason, .. } => reason,
@@ -432,13 +523,14 @@ impl Task {
                     _ => InterruptionReason::Request,
                 };
                 if let Some(nanos) = discarded_ns {
+                    self.go_on(at);
                     let duration = Duration::from_nanos(nanos);
                     self.note(at, ProgressEvent::StepDiscarded { duration });
                     // It takes longer than that.
                     self.step = self.step.max(duration * 2);
                     self.pass += duration.as_secs_f64() / self.weight;
                 }
-                // Training or Yielding, stopped -> Idle.
+                // Under way, stopped -> Idle.
                 self.interrupt(at, reason);
                 self.phase = Phase::Idle;
                 self.stop_if_told(id, actions);
@@ -486,7 +578,12 @@ impl Task {
             Phase::Idle | Phase::Queued | Phase::Starting | Phase::Attached | Phase::Preparing => {
                 self.end(id, TaskState::Stopped, String::new(), actions);
             }
-            Phase::Training { .. } | Phase::Yielding { .. } | Phase::Saving | Phase::Over(_) => {}
+            Phase::Training { .. }
+            | Phase::Holding { .. }
+            | Phase::Held { .. }
+            | Phase::Yielding { .. }
+            | Phase::Saving
+            | Phase::Over(_) => {}
         }
     }
 }

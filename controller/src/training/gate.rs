@@ -1,17 +1,19 @@
 //! Who has the device: requests, or training.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use mio::Waker;
 use pswitch_device::SharedMemory;
 use pswitch_protocol::{control, monotonic_ns};
 
-/// Closed while there are requests. To close it sets the stop flag of the task that trains at once, on the thread that
+/// Closed while there are requests. To close it sets the stop word of the task that trains at once, on the thread that
 /// closes: nobody has to wake up first.
 #[derive(Debug)]
 pub(crate) struct Gate {
+    /// What a task that trains is told for requests: to hold, or to end.
+    told: u32,
     closed: AtomicBool,
     /// `CLOCK_MONOTONIC` when it was closed last, in nanoseconds.
     closed_ns: AtomicU64,
@@ -33,9 +35,11 @@ const NOBODY: u64 = u64::MAX;
 const LINGER: Duration = Duration::from_millis(5);
 
 impl Gate {
-    /// An open one over the control page of training workers. The waker is told of changes.
-    pub(super) fn new(control: SharedMemory, waker: Arc<Waker>) -> Self {
+    /// An open one over the control page of training workers. The waker is told of changes. If it `holds`, tasks stand still
+    /// for requests; else their steps end.
+    pub(super) fn new(control: SharedMemory, waker: Arc<Waker>, holds: bool) -> Self {
         Self {
+            told: if holds { control::HOLD } else { control::END },
             closed: AtomicBool::new(false),
             closed_ns: AtomicU64::new(0),
             opened_ns: AtomicU64::new(0),
@@ -50,9 +54,9 @@ impl Gate {
     /// Requests have the device from now on.
     pub(crate) fn close(&self) {
         if !self.closed.swap(true, Ordering::SeqCst) {
-            let interrupts = self.interrupt();
+            let stops = self.stop();
             self.closed_ns.store(monotonic_ns(), Ordering::SeqCst);
-            if interrupts {
+            if stops {
                 self.wake();
             }
         }
@@ -110,21 +114,31 @@ impl Gate {
     /// Lets the worker of a block train, before it is told to. Should requests have come meanwhile, it stops at once.
     pub(super) fn admit(&self, block: u64) {
         self.current.store(block, Ordering::SeqCst);
-        if !self.is_closed() {
-            self.set_stop(block, false);
+        if let Some(word) = self.word(block)
+            && !self.is_closed()
+        {
+            word.store(control::GO_ON, Ordering::SeqCst);
         }
         if self.is_closed() {
-            self.set_stop(block, true);
+            self.stop();
         }
     }
 
-    /// Sets the stop flag of whoever trains; false if nobody does.
-    pub(super) fn interrupt(&self) -> bool {
-        let block = self.current.load(Ordering::SeqCst);
-        if block != NOBODY {
-            self.set_stop(block, true);
+    /// Has whoever trains stand still for requests, or end, as the gate does, unless he is to end anyway; false if nobody
+    /// trains.
+    pub(super) fn stop(&self) -> bool {
+        let Some(word) = self.word(self.current.load(Ordering::SeqCst)) else { return false };
+        let told = |now| (now != control::END).then_some(self.told);
+        // What it was before does not matter.
+        let _ = word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, told);
+        true
+    }
+
+    /// Has whoever trains end.
+    pub(super) fn interrupt(&self) {
+        if let Some(word) = self.word(self.current.load(Ordering::SeqCst)) {
+            word.store(control::END, Ordering::SeqCst);
         }
-        block != NOBODY
     }
 
     /// Nobody trains.
@@ -132,15 +146,65 @@ impl Gate {
         self.current.store(NOBODY, Ordering::SeqCst);
     }
 
-    fn set_stop(&self, block: u64, stop: bool) {
-        if let Ok(word) = self.control.word(block + control::STOP) {
-            word.store(u32::from(stop), Ordering::SeqCst);
-        }
+    /// The stop word of a block, unless that is nobody's.
+    fn word(&self, block: u64) -> Option<&AtomicU32> {
+        (block != NOBODY).then(|| self.control.word(block + control::STOP).ok()).flatten()
     }
 
     fn wake(&self) {
         if let Err(error) = self.waker.wake() {
             tracing::error!(%error, "training cannot be woken");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mio::{Poll, Token};
+
+    use super::*;
+
+    fn gate(holds: bool) -> (Gate, Poll) {
+        let poll = Poll::new().unwrap();
+        let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
+        let page = SharedMemory::create("pswitch-test", 2 * control::BLOCK_BYTES).unwrap();
+        (Gate::new(page, waker, holds), poll)
+    }
+
+    fn told(gate: &Gate) -> u32 {
+        gate.word(control::BLOCK_BYTES).unwrap().load(Ordering::SeqCst)
+    }
+
+    #[test]
+    fn whoever_trains_is_told_as_the_gate_is() {
+        for (holds, expected) in [(true, control::HOLD), (false, control::END)] {
+            let (gate, _poll) = gate(holds);
+            gate.admit(control::BLOCK_BYTES);
+            assert_eq!(told(&gate), control::GO_ON);
+            gate.close();
+            assert_eq!(told(&gate), expected);
+            // Requests came before it was let in.
+            gate.admit(control::BLOCK_BYTES);
+            assert_eq!(told(&gate), expected);
+            gate.open();
+            gate.admit(control::BLOCK_BYTES);
+            assert_eq!(told(&gate), control::GO_ON);
+            gate.vacate();
+            gate.close();
+            assert_eq!(told(&gate), control::GO_ON, "nobody trains");
+        }
+    }
+
+    #[test]
+    fn whoever_is_to_end_does_though_requests_come() {
+        let (gate, _poll) = gate(true);
+        gate.admit(control::BLOCK_BYTES);
+        gate.interrupt();
+        gate.close();
+        assert_eq!(told(&gate), control::END);
+        gate.open();
+        gate.close();
+        gate.interrupt();
+        assert_eq!(told(&gate), control::END);
     }
 }

@@ -24,7 +24,8 @@ use crate::scheduler::WorkerId;
 use crate::service::{CheckpointStatus, Residence, ServiceError, TaskCommand, TaskStatus};
 use crate::supervisor::Supervisor;
 
-/// Time that a worker has to stop computing: far longer than any operator takes.
+/// Time that a worker has to say that it stands still, before its step is to end, and then to end it: far longer than any
+/// operator takes.
 const YIELD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A task as the thread knows it.
@@ -56,6 +57,8 @@ pub(super) struct Host {
     places: Places,
     attachment: Attachment,
     region: Range,
+    /// Whether tasks stand still for requests.
+    holds: bool,
     states: TrainingMemory,
     supervisor: Arc<Supervisor>,
     gate: Arc<Gate>,
@@ -89,10 +92,11 @@ impl Host {
             places,
             attachment,
             region: parts.region,
+            holds: !parts.gives_way,
             states: TrainingMemory::new(parts.region),
             supervisor: parts.supervisor,
             gate,
-            book: Book::default(),
+            book: Book::new(!parts.gives_way),
             tasks: BTreeMap::new(),
             waiting: Vec::new(),
             unread: BTreeSet::new(),
@@ -232,11 +236,23 @@ impl Host {
                 TaskAction::Start(id) => self.start(id),
                 TaskAction::Prepare(id) => self.prepare(id),
                 TaskAction::Train(id) => {
-                    let arena = self.arena();
+                    let (arena, holds) = (self.arena(), self.holds);
                     let Some(worker) = self.worker(id) else { continue };
                     self.gate.admit(worker.block);
-                    let sent = worker.send(&ToWorker::Train { arena });
+                    let sent = worker.send(&ToWorker::Train { arena, holds });
                     self.check_sent(id, sent);
+                }
+                TaskAction::Hold(id) => {
+                    if let Some(record) = self.tasks.get_mut(&id) {
+                        record.last_yield_us = None;
+                    }
+                    self.gate.stop();
+                    self.set_deadline(id, Some(YIELD_TIMEOUT));
+                }
+                TaskAction::Resume(id) => {
+                    if let Some(worker) = self.worker(id) {
+                        self.gate.admit(worker.block);
+                    }
                 }
                 TaskAction::Interrupt(id) => {
                     self.gate.interrupt();

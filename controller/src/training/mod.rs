@@ -159,7 +159,7 @@ impl Training {
             page.fd().try_clone_to_owned().map_err(failed("a descriptor"))?,
             page.bytes(),
         )?;
-        let gate = Arc::new(Gate::new(page, Arc::clone(&waker)));
+        let gate = Arc::new(Gate::new(page, Arc::clone(&waker), !parts.gives_way));
         let (sender, receiver) = mpsc::channel();
         let mailbox = Mailbox { sender, waker };
         let states = parts.gives_way.then(|| Arc::new(States::new(Arc::clone(&parts.pool))));

@@ -203,12 +203,12 @@ fn write_pair_op(address: DeviceAddress) -> sys::CUstreamBatchMemOpParams {
     write
 }
 
-/// The wait until a word is at least `value`, as a part of a batch.
-pub(super) fn wait_op(word: &DeviceSlice, value: u32) -> sys::CUstreamBatchMemOpParams {
+/// The wait until a word is at least `value`, both taken as signed, as a part of a batch.
+pub(super) fn wait_op(word: DeviceAddress, value: u32) -> sys::CUstreamBatchMemOpParams {
     let mut wait = operation();
     wait.waitValue = sys::CUstreamBatchMemOpParams_union_CUstreamMemOpWaitValueParams_st {
         operation: sys::CUstreamBatchMemOpType::CU_STREAM_MEM_OP_WAIT_VALUE_32,
-        address: word.address().0,
+        address: word.0,
         __bindgen_anon_1: sys::CUstreamBatchMemOpParams_union_CUstreamMemOpWaitValueParams_st__bindgen_ty_1 {
             value,
         },

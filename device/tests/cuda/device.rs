@@ -1,12 +1,13 @@
 //! What only CUDA has: registrations, stuck streams, graphs, direct access to host memory.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use cudarc::driver::{result, sys};
 use pswitch_device::{
-    CopyStream, Device, DeviceError, DeviceId, DeviceSlice, ExecutionStream, HostSlice, LinkThrottle,
-    MemoryHandle, SharedMemory, cuda_devices, doorbell, open_device,
+    CopyStream, Device, DeviceError, DeviceId, DeviceSlice, ExecutionStream, GpuGate, GpuStream, HostSlice,
+    LinkThrottle, MemoryHandle, SharedMemory, cuda_devices, doorbell, open_device,
 };
 
 use crate::execution::Execution;
@@ -187,6 +188,41 @@ fn a_doorbell_can_be_waited_for_inside_a_graph() {
         execution.synchronize();
         assert_eq!(look(&mut *copies), [7; 8]);
     }
+}
+
+#[test]
+fn a_gate_holds_a_stream_until_its_word_opens_it() {
+    let device = open();
+    let stream = GpuStream::open(device.properties().id).unwrap();
+    let memory = SharedMemory::create("pswitch-test", 4096).unwrap();
+    let pinned = device.pin(Arc::new(memory)).unwrap();
+    let set = |value: u32| pinned.memory().word(64).unwrap().store(value, Ordering::SeqCst);
+    let gate = GpuGate::new(&stream, HostSlice::new(pinned.clone(), 64, 4).unwrap()).unwrap();
+    let go_through = |number: u32| {
+        stream.expect();
+        stream.pass(&gate, number).unwrap();
+        stream.announce().unwrap();
+    };
+    // Anything but the top bit lets it through.
+    for (number, open) in [(1, 0), (2, 1)] {
+        set(open);
+        go_through(number);
+        stream.synchronize().unwrap();
+        assert_eq!((gate.passed(), stream.is_done()), (number, true));
+    }
+    set(1 << 31);
+    go_through(3);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!((gate.passed(), stream.is_done(), stream.is_idle().unwrap()), (2, false, false));
+    set(0);
+    stream.synchronize().unwrap();
+    assert_eq!((gate.passed(), stream.is_done()), (3, true));
+    let unaligned = HostSlice::new(pinned.clone(), 66, 4).unwrap();
+    assert!(matches!(GpuGate::new(&stream, unaligned), Err(DeviceError::NotAWord { .. })));
+    let host = open_device(DeviceId::Host(0), LinkThrottle::default()).unwrap();
+    let foreign = host.pin(Arc::clone(pinned.memory())).unwrap();
+    let foreign = HostSlice::new(foreign, 64, 4).unwrap();
+    assert!(matches!(GpuGate::new(&stream, foreign), Err(DeviceError::NotPinned { .. })));
 }
 
 #[test]

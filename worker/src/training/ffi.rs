@@ -20,6 +20,7 @@ pub(super) struct RawGradGuard {
 #[repr(C)]
 pub(super) struct RawWatch {
     pub(super) stops: extern "C" fn(*const c_void) -> bool,
+    pub(super) rests: extern "C" fn(*const c_void),
     pub(super) user: *const c_void,
 }
 
@@ -108,11 +109,13 @@ unsafe extern "C" {
         stopped: *mut bool,
         error: *mut RawError,
     ) -> bool;
+    pub(super) fn ps_trainer_fetch_loss(trainer: *mut RawTrainer, error: *mut RawError) -> bool;
     pub(super) fn ps_trainer_loss(trainer: *const RawTrainer, loss: *mut f64, error: *mut RawError) -> bool;
     pub(super) fn ps_trainer_apply(
         trainer: *mut RawTrainer,
         rate: f64,
         clip_norm: f64,
+        watch: *const RawWatch,
         error: *mut RawError,
     ) -> bool;
     pub(super) fn ps_trainer_discard(trainer: *mut RawTrainer);

@@ -263,17 +263,20 @@ impl Trainer {
     }
 
     fn finish(&mut self, order: &StepOrder, pace: &dyn Pace) -> Result<StepEnd, RunError> {
+        self.steps.fetch_loss().map_err(|raised| fault("the loss", raised))?;
+        // Whoever comes meanwhile does not wait for the optimizer as well.
+        if pace.finishes() {
+            return Ok(StepEnd::Stopped { phase: Phase::Backward });
+        }
         let loss = self.steps.loss().map_err(|raised| fault("the loss", raised))?;
         if !loss.is_finite() {
             let message =
                 format!("the loss is {loss}: the step is thrown away, and the state is as before it");
             return Err(RunError { class: FaultClass::Model, message });
         }
-        // The loss was waited for: whoever came meanwhile does not wait for the optimizer as well.
-        if pace.stops() {
-            return Ok(StepEnd::Stopped { phase: Phase::Backward });
-        }
-        self.steps.apply(order.rate, order.clip_norm).map_err(|raised| fault("the optimizer", raised))?;
+        self.steps
+            .apply(order.rate, order.clip_norm, pace)
+            .map_err(|raised| fault("the optimizer", raised))?;
         Ok(StepEnd::Finished { loss })
     }
 }

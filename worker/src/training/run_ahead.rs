@@ -1,22 +1,31 @@
 //! How much of a step a GPU has before it.
 //!
-//! Operators are launched faster than a GPU computes them. What is queued when a step is told to stop is computed all the
+//! Operators are launched faster than a GPU computes them. What is queued when a step is told to end is computed all the
 //! same, so no more is queued than some time's worth: behind every so much work the stream takes a mark, and nothing more
 //! is launched while the marks that it has not passed, and what follows them, stand for more. How long operators take is
 //! known from the marks of the step before; a step has the same operators every time.
+//!
+//! A step that may be held has a gate behind every mark, which the stop word closes. The GPU stands still at the next one
+//! then, with all that is queued behind it, and goes on from there: nothing is computed twice, and much more may be queued.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pswitch_device::{DeviceError, GpuMoment, GpuStream};
-use pswitch_protocol::monotonic_ns;
+use pswitch_device::{DeviceError, GpuGate, GpuMoment, GpuStream};
+use pswitch_protocol::{control, monotonic_ns};
 
 use super::Pace;
+use super::pace::Held;
 
-/// Marks cost some microseconds each: there is one behind this much work.
-const MARK_EVERY_US: f64 = 200.0;
+/// Marks cost some microseconds each: there is one behind as much work as is a fifth of what may be queued ...
+const MARKS: f64 = 5.0;
+/// ... and no more than this: a GPU that is to stand still computes so long.
+const MOST_BETWEEN_MARKS_US: f64 = 500.0;
+
+/// What was seen of a GPU that stands still counts if it is so again after this long: it may have been on its way through.
+const SEEN_TWICE_AFTER: Duration = Duration::from_micros(10);
 
 /// What an operator is taken for that was never timed.
 const UNKNOWN_US: f64 = 250.0;
@@ -61,7 +70,7 @@ impl Account {
         let follows = self.open.first + self.open.count == self.next;
         self.open.count > 0
             && (!follows
-                || self.open.estimate_us + self.next_us() > MARK_EVERY_US
+                || self.open.estimate_us + self.next_us() > (budget_us / MARKS).min(MOST_BETWEEN_MARKS_US)
                 || (self.marked.is_empty() && self.is_full(budget_us)))
     }
 
@@ -108,37 +117,50 @@ impl Account {
 }
 
 /// Estimates that outlive a step, and the marks.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct RunAhead {
-    /// Without, there is no bound.
-    budget_us: Option<f64>,
     account: Account,
     /// For marks that were not passed, in their order.
     moments: VecDeque<GpuMoment>,
     spare: Vec<GpuMoment>,
     /// The mark that was passed last.
     passed: Option<GpuMoment>,
+    /// Marks that were taken, and those that were seen to be passed.
+    taken: u32,
+    reached: u32,
+}
+
+/// How a task keeps what is queued short.
+#[derive(Clone, Copy)]
+pub(crate) struct Bounds<'a> {
+    /// The most that is queued. An hour or more is no bound: no mark is taken.
+    pub(crate) budget: Duration,
+    /// What closes behind marks while a step is held.
+    pub(crate) gate: Option<&'a GpuGate>,
 }
 
 impl RunAhead {
-    /// At most `budget` is queued. A budget of an hour or more is none: no mark is taken.
-    pub(crate) fn new(budget: Duration) -> Self {
-        Self {
-            budget_us: (budget < Duration::from_secs(3600)).then_some(budget.as_secs_f64() * 1e6),
-            account: Account::default(),
-            moments: VecDeque::new(),
-            spare: Vec::new(),
-            passed: None,
-        }
-    }
-
-    /// Watches over steps on a stream until it is dropped or [ended](GpuPace::end).
-    pub(crate) fn watch<'a>(&'a mut self, stream: &'a GpuStream, stop: &'a AtomicU32) -> GpuPace<'a> {
+    /// Watches over steps on a stream until it is dropped or [ended](GpuPace::end). `held` is told when the GPU stands still.
+    pub(crate) fn watch<'a>(
+        &'a mut self,
+        stream: &'a GpuStream,
+        stop: &'a AtomicU32,
+        bounds: Bounds<'a>,
+        held: &'a Held<'a>,
+    ) -> GpuPace<'a> {
         // Nobody knows what came since.
         self.account.clear();
         self.spare.extend(self.moments.drain(..));
         self.spare.extend(self.passed.take());
-        GpuPace { stream, stop, state: Mutex::new(State { ahead: self, stopped_ns: None, failure: None }) }
+        // All that was enqueued before is over.
+        self.taken = bounds.gate.map_or(self.taken, GpuGate::passed);
+        self.reached = self.taken;
+        let budget_us =
+            (bounds.budget < Duration::from_secs(3600)).then_some(bounds.budget.as_secs_f64() * 1e6);
+        // Where every operator is waited for, a gate would hold up nothing.
+        let gate = bounds.gate.filter(|_| budget_us.is_some_and(|budget_us| budget_us > 0.0));
+        let state = Mutex::new(State { ahead: self, stopped_ns: None, failure: None });
+        GpuPace { stream, stop, budget_us, gate, held, state }
     }
 
     /// Another step begins. Between the steps is the optimizer, which is no operator of either.
@@ -149,13 +171,15 @@ impl RunAhead {
         Ok(())
     }
 
-    fn mark(&mut self, stream: &GpuStream) -> Result<(), DeviceError> {
+    fn mark(&mut self, stream: &GpuStream, gate: Option<&GpuGate>) -> Result<(), DeviceError> {
         let moment = match self.spare.pop() {
             Some(moment) => moment,
             None => GpuMoment::new(stream)?,
         };
         stream.mark(&moment)?;
         self.moments.push_back(moment);
+        self.taken = self.taken.wrapping_add(1);
+        gate.map_or(Ok(()), |gate| stream.pass(gate, self.taken))?;
         self.account.mark();
         Ok(())
     }
@@ -168,22 +192,32 @@ impl RunAhead {
         }
         let took_us = self.passed.as_ref().map(|before| moment.us_since(before)).transpose()?;
         self.account.pass(took_us);
+        self.reached = self.reached.wrapping_add(1);
         self.spare.extend(self.passed.take());
         self.passed = self.moments.pop_front();
         Ok(true)
     }
+
+    /// Whether nothing computes: the GPU has done all that is in front of a gate, and is not through.
+    fn stands_still(&mut self, gate: Option<&GpuGate>) -> Result<bool, DeviceError> {
+        while !self.moments.is_empty() && self.look()? {}
+        Ok(self.moments.is_empty() || gate.is_some_and(|gate| gate.passed() != self.reached))
+    }
 }
 
-/// Keeps what is queued on a GPU short, and stops when told to.
+/// Keeps what is queued on a GPU short, and stops or stands still when told to.
 pub(crate) struct GpuPace<'a> {
     stream: &'a GpuStream,
     stop: &'a AtomicU32,
+    budget_us: Option<f64>,
+    gate: Option<&'a GpuGate>,
+    held: &'a Held<'a>,
     state: Mutex<State<'a>>,
 }
 
 struct State<'a> {
     ahead: &'a mut RunAhead,
-    /// When the GPU had done all that was queued, once it was told to stop.
+    /// When the GPU had done all that was queued, once it was told to end.
     stopped_ns: Option<u64>,
     /// What the driver refused.
     failure: Option<DeviceError>,
@@ -203,20 +237,51 @@ impl<'a> GpuPace<'a> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_told_to_stop(&self) -> bool {
-        self.stop.load(Ordering::Relaxed) != 0
+    /// Whether it is to end, once it need not stand still any more.
+    fn is_told_to_end(&self, ahead: &mut RunAhead) -> Result<bool, DeviceError> {
+        match self.stop.load(Ordering::Relaxed) {
+            control::GO_ON => Ok(false),
+            control::HOLD => {
+                self.stand_still(ahead)?;
+                Ok(self.stop.load(Ordering::Relaxed) == control::END)
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// Launches nothing for as long as it is told to stand still, and says when the GPU does.
+    fn stand_still(&self, ahead: &mut RunAhead) -> Result<(), DeviceError> {
+        let is_held = || self.stop.load(Ordering::Relaxed) == control::HOLD;
+        if ahead.account.open.count > 0 {
+            ahead.mark(self.stream, self.gate)?;
+        }
+        while is_held() {
+            if ahead.stands_still(self.gate)? {
+                let since_ns = monotonic_ns();
+                std::thread::sleep(SEEN_TWICE_AFTER);
+                if ahead.stands_still(self.gate)? && is_held() {
+                    (self.held)(since_ns);
+                    break;
+                }
+            }
+            std::hint::spin_loop();
+        }
+        self.stop.rests();
+        // What comes next has waited: it tells nothing of how long it takes.
+        ahead.spare.extend(ahead.passed.take());
+        Ok(())
     }
 
     /// Lets the next operator be launched, when there is room for it. False if the step is to end instead.
     fn admit(&self, state: &mut State<'_>) -> Result<bool, DeviceError> {
         let ahead = &mut *state.ahead;
-        let Some(budget_us) = ahead.budget_us else { return Ok(!self.is_told_to_stop()) };
         loop {
-            if self.is_told_to_stop() {
+            if self.is_told_to_end(ahead)? {
                 return Ok(false);
             }
+            let Some(budget_us) = self.budget_us else { return Ok(true) };
             if ahead.account.wants_mark(budget_us) {
-                ahead.mark(self.stream)?;
+                ahead.mark(self.stream, self.gate)?;
             }
             if !ahead.account.is_full(budget_us) {
                 ahead.account.launch();
@@ -226,6 +291,40 @@ impl<'a> GpuPace<'a> {
                 std::hint::spin_loop();
             }
         }
+    }
+
+    /// Waits for all that was launched. False if the step is to end instead.
+    fn drain(&self, state: &mut State<'_>) -> Result<bool, DeviceError> {
+        let ahead = &mut *state.ahead;
+        ahead.mark(self.stream, self.gate)?;
+        loop {
+            if self.is_told_to_end(ahead)? {
+                return Ok(false);
+            }
+            if ahead.moments.is_empty() {
+                return Ok(true);
+            }
+            if !ahead.look()? {
+                std::hint::spin_loop();
+            }
+        }
+    }
+
+    /// Does something ahead of which the step may end; true if it is to. Whatever was launched is over then.
+    fn ends(&self, ask: impl FnOnce(&mut State<'_>) -> Result<bool, DeviceError>) -> bool {
+        let mut state = self.state();
+        if state.stopped_ns.is_some() || state.failure.is_some() {
+            return true;
+        }
+        match ask(&mut state) {
+            Ok(true) => return false,
+            Ok(false) => match self.stream.synchronize() {
+                Ok(()) => state.stopped_ns = Some(monotonic_ns()),
+                Err(error) => state.failure = Some(error),
+            },
+            Err(error) => state.failure = Some(error),
+        }
+        true
     }
 }
 
@@ -237,19 +336,25 @@ impl Pace for GpuPace<'_> {
     }
 
     fn stops(&self) -> bool {
+        self.ends(|state| self.admit(state))
+    }
+
+    fn rests(&self) {
         let mut state = self.state();
-        if state.stopped_ns.is_some() || state.failure.is_some() {
-            return true;
+        if state.failure.is_some() {
+            return;
         }
-        match self.admit(&mut state) {
-            Ok(true) => return false,
-            Ok(false) => match self.stream.synchronize() {
-                Ok(()) => state.stopped_ns = Some(monotonic_ns()),
-                Err(error) => state.failure = Some(error),
-            },
-            Err(error) => state.failure = Some(error),
-        }
-        true
+        let rested = match self.gate {
+            Some(_) => state.ahead.mark(self.stream, self.gate),
+            None => Ok(()),
+        };
+        // What cannot end goes on, though it is told to.
+        let rested = rested.and_then(|()| self.is_told_to_end(state.ahead));
+        state.failure = rested.err();
+    }
+
+    fn finishes(&self) -> bool {
+        self.ends(|state| self.drain(state))
     }
 }
 

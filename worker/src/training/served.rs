@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pswitch_device::{DeviceAddress, DeviceSlice, GpuStream, HostSlice, SharedMemory};
+use pswitch_device::{DeviceAddress, DeviceSlice, GpuGate, GpuStream, HostSlice, SharedMemory};
 use pswitch_mem_pool::ArenaStats;
 use pswitch_model::{Archive, StorageId};
 use pswitch_protocol::{
@@ -15,7 +15,8 @@ use pswitch_protocol::{
 };
 use pswitch_train::{StateLayout, TaskConfig, TrainError, latest_checkpoint};
 
-use super::run_ahead::{GpuPace, RunAhead};
+use super::pace::{HostPace, Pace as _};
+use super::run_ahead::{Bounds, GpuPace, RunAhead};
 use super::task::{TaskStep, TrainingTask, Upload};
 use crate::arena::ExecutionArena;
 use crate::error::{RunError, WorkerError};
@@ -27,7 +28,13 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// How long after a last checkpoint was begun that could not be written the next is tried.
 const SAVE_AGAIN: Duration = Duration::from_secs(2);
 
-/// How often a last checkpoint is looked after, and the stop flag meanwhile.
+/// Work that is queued on a GPU, unless the task says otherwise: where it is computed before others have the GPU ...
+const RUN_AHEAD_TO_END: Duration = Duration::from_millis(1);
+
+/// ... and where it stands still. Operators that take the host longer than the GPU follow each other for some milliseconds.
+const RUN_AHEAD_TO_HOLD: Duration = Duration::from_millis(10);
+
+/// How often a last checkpoint is looked after, and the stop word meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// The task of a worker.
@@ -35,6 +42,8 @@ pub(crate) struct ServedTask {
     kept: KeptTask,
     /// What is queued on a GPU, and how long it takes.
     ahead: RunAhead,
+    /// What holds that up, once the task has trained on one.
+    gate: Option<GpuGate>,
 }
 
 /// A task and what is written down of it.
@@ -51,7 +60,7 @@ struct KeptTask {
 
 /// What computes the steps of a task: the host, or a GPU whose queue is kept short.
 enum Computer<'a> {
-    Host(&'a AtomicU32),
+    Host(HostPace<'a>),
     Gpu(&'a GpuStream, GpuPace<'a>),
 }
 
@@ -95,9 +104,8 @@ impl ServedTask {
             written = Some(task.steps_done());
             tracing::info!(task = order.name, step = task.steps_done(), file = %checkpoint.path().display(), "resumed");
         }
-        let ahead = RunAhead::new(Duration::from_micros(config.run_ahead_us));
         let kept = KeptTask { task, config, writer: None, written, again_at: Instant::now() };
-        Ok(Self { kept, ahead })
+        Ok(Self { kept, ahead: RunAhead::default(), gate: None })
     }
 
     pub(crate) fn extent(&self) -> TaskExtent {
@@ -105,19 +113,35 @@ impl ServedTask {
         TaskExtent { steps_done: task.steps_done(), total_steps: task.total_steps() }
     }
 
-    /// Steps until the stop flag is set or all are done, each of which is told. `gpu` is the stream that computes, if one does.
+    /// Steps until the stop word says that they end or all are done, each of which is told. With `holds` the word may also say
+    /// that they stand still. `gpu` is the stream that computes, if one does.
     pub(crate) fn train(
         &mut self,
         shared: &Shared,
         arena: Region,
+        holds: bool,
         gpu: Option<&GpuStream>,
         channel: &Channel,
     ) -> Result<TaskPause, WorkerError> {
-        let stop = shared.control.word(shared.block + control::STOP)?;
+        let stop_offset = shared.block + control::STOP;
+        let stop = shared.control.word(stop_offset)?;
         let place = shared.slice(arena)?;
+        let held = |at_ns| {
+            // A channel that is broken is noticed with the next step.
+            let _ = channel.send(&FromWorker::TaskHeld { at_ns }, &[]);
+        };
         let computer = match gpu {
-            Some(stream) => Computer::Gpu(stream, self.ahead.watch(stream, stop)),
-            None => Computer::Host(stop),
+            Some(stream) => {
+                if holds && self.gate.is_none() {
+                    let control = shared.device.pin(Arc::clone(&shared.control))?;
+                    self.gate = Some(GpuGate::new(stream, HostSlice::new(control, stop_offset, 4)?)?);
+                }
+                let by_default = if holds { RUN_AHEAD_TO_HOLD } else { RUN_AHEAD_TO_END };
+                let budget = self.kept.config.run_ahead_us.map_or(by_default, Duration::from_micros);
+                let bounds = Bounds { budget, gate: self.gate.as_ref().filter(|_| holds) };
+                Computer::Gpu(stream, self.ahead.watch(stream, stop, bounds, &held))
+            }
+            None => Computer::Host(HostPace { stop, held: &held }),
         };
         let pause = self.kept.train(&computer, stop, &place, channel)?;
         let stopped_ns = computer.end()?;
@@ -138,10 +162,10 @@ impl Computer<'_> {
     /// One step within a place in the pool. Behind one that was finished a GPU may still have the optimizer before it.
     fn step(&self, task: &mut TrainingTask, place: &DeviceSlice) -> (Result<TaskStep, RunError>, ArenaStats) {
         let (stream, pace) = match self {
-            Computer::Host(stop) => {
+            Computer::Host(pace) => {
                 let arena = ExecutionArena::begin(place.address(), place.bytes());
                 // SAFETY: nothing is uploaded.
-                let end = unsafe { task.step(*stop, None) };
+                let end = unsafe { task.step(pace, None) };
                 return (end, arena.end());
             }
             Computer::Gpu(stream, pace) => (*stream, pace),
@@ -159,6 +183,15 @@ impl Computer<'_> {
             unsafe { task.step(pace, Some(upload)) }
         };
         (end, arena.end())
+    }
+
+    /// Whether no other step is to begin; stands still before that for as long as it is to.
+    fn stops(&self, stop: &AtomicU32) -> bool {
+        match self {
+            Computer::Host(pace) => pace.rests(),
+            Computer::Gpu(_, pace) => pace.rests(),
+        }
+        stop.load(Ordering::Relaxed) == control::END
     }
 
     /// Waits until nothing is computed any more, and says when that was, on `CLOCK_MONOTONIC`.
@@ -183,7 +216,7 @@ impl KeptTask {
         channel: &Channel,
     ) -> Result<TaskPause, WorkerError> {
         while !self.task.is_finished() {
-            if stop.load(Ordering::Relaxed) != 0 {
+            if computer.stops(stop) {
                 return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: 0 });
             }
             let begun = Instant::now();
@@ -234,7 +267,7 @@ impl KeptTask {
         }
         // All of it would be lost otherwise. Others have the device meanwhile: a disk may be slow, or full for a while.
         while !self.write_last(channel)? {
-            if stop.load(Ordering::Relaxed) != 0 {
+            if stop.load(Ordering::Relaxed) == control::END {
                 return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: 0 });
             }
             std::thread::sleep(LOOK_EVERY);

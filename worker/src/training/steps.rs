@@ -184,7 +184,7 @@ impl Steps {
         pace: &dyn Pace,
     ) -> Result<BackwardEnd, Raised> {
         let mut stopped = false;
-        let watch = RawWatch { stops, user: (&raw const pace).cast() };
+        let watch = watch(&pace);
         let done = checked(|error| {
             let (id, divisor) = (values.index(loss), f64::from(micro_batches));
             // SAFETY: the handles live and the number is inside of the table; the pointers outlive the call, after which
@@ -197,7 +197,13 @@ impl Steps {
         done.map(|()| if stopped { BackwardEnd::Stopped } else { BackwardEnd::Done })
     }
 
-    /// The mean loss of the step under way.
+    /// Lets a GPU copy the loss of the step under way to the host.
+    pub(super) fn fetch_loss(&mut self) -> Result<(), Raised> {
+        // SAFETY: as above.
+        checked(|error| unsafe { ffi::ps_trainer_fetch_loss(self.raw, error) })
+    }
+
+    /// Its mean, once it was [fetched](Self::fetch_loss) and all that was launched is done.
     pub(super) fn loss(&self) -> Result<f64, Raised> {
         let mut loss = 0.0;
         // SAFETY: the number is written during the call.
@@ -205,10 +211,10 @@ impl Steps {
         Ok(loss)
     }
 
-    pub(super) fn apply(&mut self, rate: f64, clip_norm: Option<f64>) -> Result<(), Raised> {
-        let clip_norm = clip_norm.unwrap_or(0.0);
-        // SAFETY: as above.
-        checked(|error| unsafe { ffi::ps_trainer_apply(self.raw, rate, clip_norm, error) })
+    pub(super) fn apply(&mut self, rate: f64, clip_norm: Option<f64>, pace: &dyn Pace) -> Result<(), Raised> {
+        let (clip_norm, watch) = (clip_norm.unwrap_or(0.0), watch(&pace));
+        // SAFETY: as above; the watch outlives the call.
+        checked(|error| unsafe { ffi::ps_trainer_apply(self.raw, rate, clip_norm, &raw const watch, error) })
     }
 
     pub(super) fn discard(&mut self) {
@@ -224,11 +230,23 @@ impl Drop for Steps {
     }
 }
 
+/// A pace as C++ asks it; it must not outlive the reference.
+fn watch(pace: &&dyn Pace) -> RawWatch {
+    RawWatch { stops, rests, user: (&raw const *pace).cast() }
+}
+
 /// Asks a pace, from whatever thread autograd computes on.
 extern "C" fn stops(user: *const c_void) -> bool {
     // SAFETY: `backward` passes a reference that lives until it returns, of a type that threads may share.
     let pace: &dyn Pace = unsafe { *user.cast::<&dyn Pace>() };
     pace.stops()
+}
+
+/// Lets a pace hold the optimizer up.
+extern "C" fn rests(user: *const c_void) {
+    // SAFETY: as in `stops`, for `apply`.
+    let pace: &dyn Pace = unsafe { *user.cast::<&dyn Pace>() };
+    pace.rests();
 }
 
 fn number(role: Role) -> i32 {

@@ -11,6 +11,8 @@ enum Worker {
     Preparing,
     Idle,
     Training,
+    Holding,
+    Held,
     Stopping,
     Saving,
 }
@@ -32,9 +34,14 @@ const STEPS: u64 = 12;
 const STEP: Duration = Duration::from_millis(400);
 
 impl World {
+    /// Tasks whose steps end for requests.
     fn new(weights: &[f64]) -> Self {
+        Self::with(weights, false)
+    }
+
+    fn with(weights: &[f64], holds: bool) -> Self {
         let mut world = Self {
-            book: Book::default(),
+            book: Book::new(holds),
             closed: false,
             away: false,
             at: Duration::ZERO,
@@ -57,7 +64,14 @@ impl World {
     }
 
     fn computing(&self) -> usize {
-        self.workers.values().filter(|worker| matches!(worker, Worker::Training | Worker::Stopping)).count()
+        let computes =
+            |worker: &&Worker| matches!(worker, Worker::Training | Worker::Holding | Worker::Stopping);
+        self.workers.values().filter(computes).count()
+    }
+
+    /// Workers that have something in an arena.
+    fn under_way(&self) -> usize {
+        self.computing() + self.workers.values().filter(|worker| **worker == Worker::Held).count()
     }
 
     fn perform(&mut self, actions: Vec<TaskAction>) {
@@ -69,16 +83,29 @@ impl World {
                 }
                 TaskAction::Prepare(id) => {
                     assert!(!self.away, "models may lie in its place");
-                    assert_eq!((self.workers[&id], self.computing()), (Worker::Attached, 0), "{action:?}");
+                    assert_eq!((self.workers[&id], self.under_way()), (Worker::Attached, 0), "{action:?}");
                     self.workers.insert(id, Worker::Preparing);
                 }
                 TaskAction::Train(id) => {
-                    assert_eq!((self.workers[&id], self.computing()), (Worker::Idle, 0), "{action:?}");
+                    assert_eq!((self.workers[&id], self.under_way()), (Worker::Idle, 0), "{action:?}");
                     assert!(!self.closed && !self.away, "nobody trains while others have the device");
                     self.workers.insert(id, Worker::Training);
                 }
+                TaskAction::Hold(id) => {
+                    assert_eq!((self.workers[&id], self.closed), (Worker::Training, true), "{action:?}");
+                    self.workers.insert(id, Worker::Holding);
+                }
+                TaskAction::Resume(id) => {
+                    assert!(matches!(self.workers[&id], Worker::Holding | Worker::Held), "{action:?}");
+                    assert!(!self.closed, "nobody trains while others have the device");
+                    self.workers.insert(id, Worker::Training);
+                }
                 TaskAction::Interrupt(id) => {
-                    assert_eq!(self.workers[&id], Worker::Training, "{action:?}");
+                    let worker = self.workers[&id];
+                    assert!(
+                        matches!(worker, Worker::Training | Worker::Holding | Worker::Held),
+                        "{action:?} of {worker:?}"
+                    );
                     self.workers.insert(id, Worker::Stopping);
                 }
                 TaskAction::Save(id) => {
@@ -122,7 +149,7 @@ impl World {
         self.at += STEP;
         let (done, saved) = self.done[&id];
         match self.workers[&id] {
-            Worker::None | Worker::Attached => {}
+            Worker::None | Worker::Attached | Worker::Idle | Worker::Held => {}
             Worker::Starting => {
                 self.workers.insert(id, Worker::Attached);
                 self.feed(id, TaskEvent::Attached);
@@ -139,12 +166,15 @@ impl World {
                     TaskEvent::Paused(TaskPause::Stopped { discarded_ns: Some(1_000_000), at_ns: 0 }),
                 );
             }
-            Worker::Idle => {}
-            Worker::Training | Worker::Stopping if done == STEPS => {
+            Worker::Holding if !whole => {
+                self.workers.insert(id, Worker::Held);
+                self.feed(id, TaskEvent::Held);
+            }
+            Worker::Training | Worker::Holding | Worker::Stopping if done == STEPS => {
                 self.workers.insert(id, Worker::Idle);
                 self.feed(id, TaskEvent::Paused(TaskPause::Finished));
             }
-            Worker::Training | Worker::Stopping => {
+            Worker::Training | Worker::Holding | Worker::Stopping => {
                 self.done.insert(id, (done + 1, saved));
                 *self.trained.get_mut(&id).unwrap() += STEP;
                 let took_ns = u64::try_from(STEP.as_nanos()).unwrap();
@@ -203,6 +233,10 @@ impl World {
 #[derive(Debug, Clone)]
 enum Happening {
     Close(bool),
+    /// A worker has stood still for requests that are over by now.
+    HeldLate(u32),
+    /// A worker does not say that it stands still.
+    Stuck(u32),
     Leave(bool),
     Advance(u32, bool),
     Lose(u32, bool),
@@ -213,6 +247,8 @@ fn happening() -> impl Strategy<Value = Happening> {
     let command = prop_oneof![4 => Just(TaskCommand::Pause), 4 => Just(TaskCommand::Resume), 1 => Just(TaskCommand::Stop)];
     prop_oneof![
         3 => any::<bool>().prop_map(Happening::Close),
+        1 => (0..3_u32).prop_map(Happening::HeldLate),
+        1 => (0..3_u32).prop_map(Happening::Stuck),
         3 => any::<bool>().prop_map(Happening::Leave),
         12 => (0..3_u32, any::<bool>()).prop_map(|(task, whole)| Happening::Advance(task, whole)),
         1 => (0..3_u32, any::<bool>()).prop_map(|(task, silent)| Happening::Lose(task, silent)),
@@ -223,17 +259,33 @@ fn happening() -> impl Strategy<Value = Happening> {
 proptest! {
     /// Whatever happens: one at a time, none beside requests; and in the end everything is over.
     #[test]
-    fn tasks_take_turns_and_come_to_an_end(happenings in prop::collection::vec(happening(), 0..200)) {
-        let mut world = World::new(&[1.0, 2.0, 1.0]);
+    fn tasks_take_turns_and_come_to_an_end(
+        holds in any::<bool>(),
+        happenings in prop::collection::vec(happening(), 0..200),
+    ) {
+        let mut world = World::with(&[1.0, 2.0, 1.0], holds);
         for happening in happenings {
             match happening {
                 Happening::Close(closed) => world.close(closed),
-                Happening::Leave(away) => world.leave(away),
+                Happening::HeldLate(task) => {
+                    if matches!(world.workers[&TaskId(task)], Worker::Training | Worker::Holding) {
+                        world.feed(TaskId(task), TaskEvent::Held);
+                    }
+                }
+                Happening::Stuck(task) => {
+                    if world.book.could_end(TaskId(task)) {
+                        world.feed(TaskId(task), TaskEvent::Stuck);
+                        prop_assert_eq!(world.workers[&TaskId(task)], Worker::Stopping);
+                    }
+                }
+                // Where they hold, no model comes into their places.
+                Happening::Leave(away) => world.leave(away && !holds),
                 Happening::Advance(task, whole) => world.advance(TaskId(task), whole),
                 Happening::Lose(task, silent) => world.lose(TaskId(task), silent),
                 Happening::Command(task, command) => world.feed(TaskId(task), TaskEvent::Command(command)),
             }
-            prop_assert!(world.computing() <= 1);
+            prop_assert!(world.under_way() <= 1);
+            prop_assert!(!world.closed || !world.workers.values().any(|worker| *worker == Worker::Training));
             for id in (0..3).map(TaskId) {
                 let (view, worker) = (world.book.view(id, world.at).unwrap(), world.workers[&id]);
                 prop_assert_eq!(view.state.is_over(), world.ended[&id], "{:?}", id);
@@ -281,6 +333,41 @@ fn it_gives_way_to_requests_and_goes_on_behind_them() {
     let report = world.book.view(task, world.at).unwrap().progress;
     assert_eq!((report.interruptions, report.steps_done, report.steps_computed), (1, 1, 2));
     assert_eq!(report.paused_us, 1_000_000);
+}
+
+#[test]
+fn one_that_stands_still_for_requests_loses_nothing() {
+    let mut world = World::with(&[1.0], true);
+    let task = TaskId(0);
+    world.come_up(task);
+    world.advance(task, true);
+    world.close(true);
+    assert_eq!((world.workers[&task], world.state(task)), (Worker::Holding, TaskState::Waiting));
+    world.advance(task, false);
+    assert!(!world.book.leaves_its_place_alone(task), "its step is under way");
+    world.at += Duration::from_secs(1);
+    world.close(false);
+    assert_eq!((world.workers[&task], world.state(task)), (Worker::Training, TaskState::Training));
+    world.advance(task, true);
+    let report = world.book.view(task, world.at).unwrap().progress;
+    assert_eq!((report.interruptions, report.steps_done, report.steps_computed), (1, 2, 2));
+    assert_eq!((report.paused_us, report.goodput), (1_000_000, Some(1.0)));
+}
+
+#[test]
+fn one_that_stands_still_ends_its_step_for_another_that_is_to_be_prepared() {
+    let mut world = World::with(&[1.0, 1.0], true);
+    let (one, other) = (TaskId(0), TaskId(1));
+    world.come_up(one);
+    world.close(true);
+    world.advance(one, false);
+    assert_eq!(world.workers[&one], Worker::Held);
+    world.advance(other, true);
+    assert_eq!((world.workers[&one], world.workers[&other]), (Worker::Stopping, Worker::Attached));
+    world.advance(one, false);
+    assert_eq!((world.workers[&one], world.workers[&other]), (Worker::Idle, Worker::Preparing));
+    let report = world.book.view(one, world.at).unwrap().progress;
+    assert_eq!((report.steps_done, report.steps_computed, report.interruptions), (0, 1, 2));
 }
 
 #[test]

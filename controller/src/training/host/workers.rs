@@ -94,12 +94,17 @@ impl Host {
     /// Kills workers that do not come to an end with what they were told.
     pub(super) fn kill_hung(&mut self) {
         let now = Instant::now();
-        for record in self.tasks.values_mut() {
-            if record.deadline.is_some_and(|deadline| deadline <= now)
+        let is_late = |record: &Record| record.deadline.is_some_and(|deadline| deadline <= now);
+        let late: Vec<TaskId> =
+            self.tasks.iter().filter(|(_, record)| is_late(record)).map(|(&id, _)| id).collect();
+        for id in late {
+            self.set_deadline(id, None);
+            if self.book.could_end(id) {
+                self.feed(id, TaskEvent::Stuck);
+            } else if let Some(record) = self.tasks.get(&id)
                 && let Some(worker) = &record.worker
             {
                 tracing::error!(task = record.name, worker = %worker.id, "hangs and is killed");
-                record.deadline = None;
                 self.supervisor.kill(worker.id);
             }
         }
@@ -135,6 +140,9 @@ impl Host {
                 self.feed(id, TaskEvent::Ready(result));
             }
             FromWorker::TaskStep(step) => {
+                if self.book.trains(id) {
+                    self.set_deadline(id, None);
+                }
                 if let Some(record) = self.tasks.get_mut(&id) {
                     record.peak_bytes = record.peak_bytes.max(step.peak_bytes);
                 }
@@ -156,17 +164,19 @@ impl Host {
                 }
                 self.feed(id, TaskEvent::Saved { step, written });
             }
+            FromWorker::TaskHeld { at_ns } => {
+                self.set_deadline(id, None);
+                self.note_yield(id, at_ns);
+                self.feed(id, TaskEvent::Held);
+            }
             FromWorker::TaskPaused(pause) => {
                 self.gate.vacate();
                 self.set_deadline(id, None);
                 if let (TaskPause::Failed { reason }, Some(record)) = (&pause, self.tasks.get(&id)) {
                     tracing::error!(task = record.name, reason, "training task failed");
                 }
-                if let (TaskPause::Stopped { at_ns, .. }, Some(record)) = (&pause, self.tasks.get_mut(&id))
-                    && let Some(nanos) = at_ns.checked_sub(self.gate.closed_ns())
-                    && self.gate.is_closed()
-                {
-                    record.last_yield_us = Some(nanos / 1000);
+                if let TaskPause::Stopped { at_ns, .. } = pause {
+                    self.note_yield(id, at_ns);
                 }
                 self.feed(id, TaskEvent::Paused(pause));
             }
@@ -175,6 +185,16 @@ impl Host {
                     self.supervisor.kill(worker.id);
                 }
             }
+        }
+    }
+
+    /// Keeps how long a task has computed since requests took the device.
+    fn note_yield(&mut self, id: TaskId, at_ns: u64) {
+        if let Some(record) = self.tasks.get_mut(&id)
+            && let Some(nanos) = at_ns.checked_sub(self.gate.closed_ns())
+            && self.gate.is_closed()
+        {
+            record.last_yield_us = Some(nanos / 1000);
         }
     }
 
@@ -194,7 +214,7 @@ impl Host {
                 tracing::error!(task = record.name, %worker, cause, "the worker of a training task is lost");
             }
         }
-        if self.book.computes(id) {
+        if self.book.is_under_way(id) {
             self.gate.vacate();
         }
         if is_over {
