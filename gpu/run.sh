@@ -172,7 +172,7 @@ END
 training_size=64GiB
 
 step_stops() {
-    bench stops --task "$training/stops.yaml" --training-size $training_size --python "$python"
+    bench stops --task "$training/stops.yaml" --model "$models/resnet152" --training-size $training_size --python "$python"
 }
 
 step_train() {

@@ -10,10 +10,12 @@ use pswitch_controller::{ByteSize, TaskCommand, TaskState, TaskStatus};
 use pswitch_train::{CheckpointConfig, Length, ProgressLine, TaskConfig};
 use serde_json::json;
 
+use crate::caller::Caller;
 use crate::progress::Progress;
 use crate::random::Random;
 use crate::report::{Goal, Report, Table};
 use crate::serving::{Bench, Plan, Serving, Zygotes};
+use crate::subject::Subject;
 use crate::task;
 use crate::trained::{PyTorchLoop, Trained};
 
@@ -31,9 +33,9 @@ const COMPARED: u64 = 20;
 
 /// A task with and without stops at random moments: every loss must be the same to the last bit.
 ///
-/// The task runs from its start to its end, and once more while it is paused and told to go on again and again, at moments
-/// that do not depend on where it is: in the forward pass, in the backward pass, in the optimizer, between steps. With
-/// `--python`, the first losses are compared with those of PyTorch's own loop as well; that needs data from files that are
+/// The task runs from its start to its end, and once more while it is stopped again and again, at moments that do not depend
+/// on where it is: in the forward pass, in the backward pass, in the optimizer, between steps. In turn it is paused and told to
+/// go on, which throws its step away, and stands still for a request. With `--python`, the first losses are compared with those of PyTorch's own loop as well; that needs data from files that are
 /// not shuffled.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -50,6 +52,9 @@ pub(crate) struct Stops {
     /// How often it is stopped.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     stops: u32,
+    /// The model that is asked: a folder with model.pt2, or an archive.
+    #[arg(long, value_name = "PATH", default_value = "target/fixtures/resnet18")]
+    model: PathBuf,
     /// Part of the pool for training.
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     training_size: ByteSize,
@@ -68,7 +73,8 @@ struct Run {
 
 impl Stops {
     pub(crate) fn run(&self, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
-        let served = self.serving.like_references(&[]);
+        let subject = Subject::open(&self.model)?;
+        let served = self.serving.like_references(std::slice::from_ref(&subject));
         let mut config = task::read(self.task.as_deref(), DEFAULT_TASK)?;
         config.length = Length::Steps(self.steps);
         config.log_every_steps = 1;
@@ -76,9 +82,8 @@ impl Stops {
             Plan {
                 serving: &self.serving,
                 served,
-                models: Vec::new(),
-                // No model is there; a pool has room for something all the same.
-                homes_bytes: Some(1),
+                models: vec![(subject.name.clone(), &*subject.archive)],
+                homes_bytes: Some(subject.span_bytes),
                 link_bandwidth: None,
                 training_size: Some(self.training_size),
                 training_gives_way: false,
@@ -86,8 +91,9 @@ impl Stops {
             zygotes,
             Arc::new(|_| ()),
         )?;
-        let undisturbed = self.train(&bench, &config, "undisturbed", 0)?;
-        let stopped = self.train(&bench, &config, "stopped", self.stops)?;
+        let mut caller = Caller::new(&subject.name, subject.examples(served)?);
+        let undisturbed = self.train(&bench, &config, "undisturbed", None)?;
+        let stopped = self.train(&bench, &config, "stopped", Some(&mut caller))?;
         bench.stop()?;
         let compared = COMPARED.min(self.steps);
         let pytorch = self.python.as_deref();
@@ -135,15 +141,15 @@ impl Stops {
         bench: &Bench,
         config: &TaskConfig,
         name: &'static str,
-        stops: u32,
+        caller: Option<&mut Caller>,
     ) -> anyhow::Result<Run> {
         let place = tempfile::tempdir().context("no folder for a checkpoint")?;
         let checkpoint = CheckpointConfig { folder: place.path().to_owned(), every_steps: u64::MAX, keep: 1 };
         let task =
             Trained::submit(bench, name, &TaskConfig { checkpoint: Some(checkpoint), ..config.clone() })?;
         task.await_steps(1)?;
-        if stops > 0 {
-            self.stop_again_and_again(&task, stops)?;
+        if let Some(caller) = caller {
+            self.stop_again_and_again(bench, &task, caller)?;
         }
         let last = task.wait_for("its end", |status| status.state.is_over().then(|| status.clone()))?;
         ensure!(last.state == TaskState::Finished, "the task is {} and not finished", last.state.name());
@@ -157,19 +163,28 @@ impl Stops {
         Ok(Run { losses, last })
     }
 
-    /// Pauses at moments that are spread over the steps that are left.
-    fn stop_again_and_again(&self, task: &Trained<'_>, stops: u32) -> anyhow::Result<()> {
+    /// Stops at moments that are spread over the steps that are left.
+    fn stop_again_and_again(
+        &self,
+        bench: &Bench,
+        task: &Trained<'_>,
+        caller: &mut Caller,
+    ) -> anyhow::Result<()> {
         let mut random = Random::new(1);
-        let progress = Progress::new("stops", stops as usize);
+        let progress = Progress::new("stops", self.stops as usize);
         let begun = task.status()?.progress.steps_done;
-        for stop in 0..u64::from(stops) {
-            let at = begun + (self.steps - begun) * stop / u64::from(stops);
+        for stop in 0..u64::from(self.stops) {
+            let at = begun + (self.steps - begun) * stop / u64::from(self.stops);
             task.await_steps(at)?;
             task.await_state(TaskState::Training)?;
             let rate = task.status()?.progress.steps_per_s.max(0.1);
             thread::sleep(Duration::from_secs_f64(random.share() / rate));
-            task.tell(TaskCommand::Pause)?;
-            task.tell(TaskCommand::Resume)?;
+            if stop.is_multiple_of(2) {
+                task.tell(TaskCommand::Pause)?;
+                task.tell(TaskCommand::Resume)?;
+            } else {
+                bench.call(caller)?;
+            }
             progress.step();
         }
         Ok(())

@@ -145,6 +145,8 @@ fn a_task_gives_way_to_requests_and_loses_nothing_by_it() {
     }
     let disturbed = await_state(&server.client, "disturbed", "finished");
     assert_eq!(disturbed["steps_done"], 1500);
+    // It stood still in the middle of steps, and none was computed twice.
+    assert_eq!(disturbed["progress"]["goodput"], 1.0);
     let config = place.task("undisturbed", 1500);
     let train = |arguments: &[&str]| {
         let ended = run(pswitch().arg("train").args(arguments).env("PSWITCH_SERVER", server.url()));

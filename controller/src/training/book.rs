@@ -193,6 +193,10 @@ impl Book {
                 // One that could not compute for a while does not catch up.
                 task.pass = task.pass.max(least);
             }
+            if let (TaskEvent::Held, Phase::Training { since }, true) = (&event, task.phase, self.is_closed) {
+                // Training, the gate was faster than the news of it -> Holding.
+                task.phase = Phase::Holding { since };
+            }
             task.handle(id, event, at, &mut actions);
         }
         self.dispatch(at, is_step, &mut actions);

@@ -355,6 +355,22 @@ fn one_that_stands_still_for_requests_loses_nothing() {
 }
 
 #[test]
+fn one_may_stand_still_before_the_book_has_looked_at_the_gate() {
+    let mut world = World::with(&[1.0], true);
+    let task = TaskId(0);
+    world.come_up(task);
+    world.closed = true;
+    world.book.note_closed(true);
+    world.workers.insert(task, Worker::Held);
+    world.feed(task, TaskEvent::Held);
+    world.look();
+    assert_eq!((world.state(task), world.book.could_end(task)), (TaskState::Waiting, false));
+    world.close(false);
+    assert_eq!((world.state(task), world.workers[&task]), (TaskState::Training, Worker::Training));
+    assert_eq!(world.book.view(task, world.at).unwrap().progress.interruptions, 1);
+}
+
+#[test]
 fn one_that_stands_still_ends_its_step_for_another_that_is_to_be_prepared() {
     let mut world = World::with(&[1.0, 1.0], true);
     let (one, other) = (TaskId(0), TaskId(1));
