@@ -58,7 +58,7 @@ mod id;
 mod memory;
 mod shared_memory;
 
-pub use cuda::{GpuGate, GpuGraph, GpuMoment, GpuStream};
+pub use cuda::{GpuGraph, GpuMoment, GpuStream, GpuWay};
 pub use device::{
     CopyStream, Device, DeviceProperties, Event, ExecutionStream, GpuProperties, LEAST_COPY_BYTES,
     LinkThrottle, cuda_devices, open_device,

@@ -33,6 +33,9 @@ const WARM_UP_STEPS: u64 = 5;
 /// A bound on what is queued on a GPU that bounds nothing: as if nobody ever asked for it to be short.
 const UNBOUNDED_US: u64 = 1 << 40;
 
+/// How often tasks with and without a bound take turns: a GPU that has been at it for a while is slower.
+const TURNS: u32 = 4;
+
 /// Requests that are waited for in this time did not have to stop the task.
 const UNNOTICED: Duration = Duration::from_millis(200);
 
@@ -74,8 +77,8 @@ pub(crate) struct Train {
 /// What was found.
 struct Found {
     alone_steps_per_s: f64,
-    /// Without a bound on what is queued, and with every operator waited for; on GPUs.
-    unbounded_steps_per_s: Option<f64>,
+    /// On GPUs: in turn with and without a bound on what is queued, and with every operator waited for.
+    bounded: Option<Bounded>,
     synchronous_steps_per_s: Option<f64>,
     idle: Latencies,
     beside: Latencies,
@@ -84,6 +87,12 @@ struct Found {
     mixed_requests_per_s: f64,
     mixed_steps_per_s: f64,
     last: TaskStatus,
+}
+
+/// Steps a second with a bound on what is queued, and without one.
+struct Bounded {
+    with: f64,
+    without: f64,
 }
 
 /// Of requests that find the model resident, and of those that do not.
@@ -167,17 +176,19 @@ impl Train {
         let mut rates = Table::new(["steps a second", ""]);
         let mut goals = Vec::new();
         rates.push(["as served".to_owned(), ms(found.alone_steps_per_s)]);
-        for (what, rate, least) in [
-            ("without a bound on what is queued", found.unbounded_steps_per_s, Some(98.0)),
-            ("every operator waited for", found.synchronous_steps_per_s, None),
-            ("PyTorch's own loop", pytorch.as_ref().map(|it| it.steps_per_s), Some(100.0)),
-        ] {
-            let Some(rate) = rate else { continue };
-            rates.push([what.to_owned(), ms(rate)]);
-            if let Some(least) = least {
-                let what = format!("steps a second, of {what}");
-                goals.push(Goal::at_least(what, least, "%", found.alone_steps_per_s / rate * 100.0));
-            }
+        if let Some(Bounded { with, without }) = found.bounded {
+            rates.push(["the same, in turn with the next".to_owned(), ms(with)]);
+            rates.push(["without a bound on what is queued".to_owned(), ms(without)]);
+            let what = "steps a second, of those without a bound";
+            goals.push(Goal::at_least(what, 98.0, "%", with / without * 100.0));
+        }
+        if let Some(rate) = found.synchronous_steps_per_s {
+            rates.push(["every operator waited for".to_owned(), ms(rate)]);
+        }
+        if let Some(PyTorchLoop { steps_per_s, .. }) = &pytorch {
+            rates.push(["PyTorch's own loop".to_owned(), ms(*steps_per_s)]);
+            let what = "steps a second, of PyTorch's own loop";
+            goals.push(Goal::at_least(what, 100.0, "%", found.alone_steps_per_s / steps_per_s * 100.0));
         }
         goals.extend([
             Goal::at_most("task computes on after a request, p99", 1.5, "ms", found.yields.p99),
@@ -213,7 +224,8 @@ impl Train {
             "device": served.device.to_string(),
             "threads": served.threads,
             "alone_steps_per_s": found.alone_steps_per_s,
-            "unbounded_steps_per_s": found.unbounded_steps_per_s,
+            "bounded_steps_per_s": found.bounded.as_ref().map(|it| it.with),
+            "unbounded_steps_per_s": found.bounded.as_ref().map(|it| it.without),
             "synchronous_steps_per_s": found.synchronous_steps_per_s,
             "pytorch": pytorch,
             "mixed_steps_per_s": found.mixed_steps_per_s,
@@ -229,18 +241,34 @@ impl Train {
         Ok(Report { command: "train", tables: vec![rates, table], goals, results })
     }
 
-    /// Steps a second of the same task with another bound on what is queued.
-    fn steps_with_bound(&self, bench: &Bench, config: &TaskConfig, run_ahead_us: u64) -> anyhow::Result<f64> {
+    /// The same task with another bound on what is queued, paused.
+    fn with_bound<'a>(
+        bench: &'a Bench,
+        config: &TaskConfig,
+        run_ahead_us: u64,
+    ) -> anyhow::Result<Trained<'a>> {
         let name = format!("{TASK}-{run_ahead_us}");
-        let task = Trained::submit(
-            bench,
-            &name,
-            &TaskConfig { run_ahead_us: Some(run_ahead_us), ..config.clone() },
-        )?;
+        let config = TaskConfig { run_ahead_us: Some(run_ahead_us), ..config.clone() };
+        let task = Trained::submit(bench, &name, &config)?;
         task.await_steps(WARM_UP_STEPS)?;
-        let rate = task.steps_per_s(Duration::from_secs(self.seconds))?;
-        task.tell(TaskCommand::Stop)?;
-        Ok(rate)
+        task.tell(TaskCommand::Pause)?;
+        Ok(task)
+    }
+
+    /// Steps a second of tasks that train in turn, each paused before and after.
+    fn in_turn<const N: usize>(&self, tasks: [&Trained<'_>; N]) -> anyhow::Result<[f64; N]> {
+        let time = Duration::from_secs(self.seconds) / TURNS;
+        let mut sums = [0.0; N];
+        for _ in 0..TURNS {
+            for (task, sum) in tasks.iter().zip(&mut sums) {
+                task.tell(TaskCommand::Resume)?;
+                let begun = task.status()?.progress.steps_done;
+                task.await_steps(begun + WARM_UP_STEPS)?;
+                *sum += task.steps_per_s(time)?;
+                task.tell(TaskCommand::Pause)?;
+            }
+        }
+        Ok(sums.map(|sum| sum / f64::from(TURNS)))
     }
 
     fn measure(&self, bench: &Bench, callers: &mut Callers, config: &TaskConfig) -> anyhow::Result<Found> {
@@ -249,11 +277,22 @@ impl Train {
             callers.pair(bench, || Ok(()), Ok)?;
         }
         let on_gpu = matches!(self.serving.device(), DeviceId::Cuda(_));
-        let with_bound = |bound| on_gpu.then(|| self.steps_with_bound(bench, config, bound)).transpose();
-        let synchronous_steps_per_s = with_bound(0)?;
-        let unbounded_steps_per_s = with_bound(UNBOUNDED_US)?;
         let task = Trained::submit(bench, TASK, config)?;
         task.await_steps(WARM_UP_STEPS)?;
+        let (mut synchronous_steps_per_s, mut bounded) = (None, None);
+        if on_gpu {
+            task.tell(TaskCommand::Pause)?;
+            eprintln!("with and without a bound, {} s each ...", self.seconds);
+            let synchronous = Self::with_bound(bench, config, 0)?;
+            let free = Self::with_bound(bench, config, UNBOUNDED_US)?;
+            let [bounded_rate, free_rate] = self.in_turn([&task, &free])?;
+            let [rate] = self.in_turn([&synchronous])?;
+            synchronous_steps_per_s = Some(rate);
+            bounded = Some(Bounded { with: bounded_rate, without: free_rate });
+            synchronous.tell(TaskCommand::Stop)?;
+            free.tell(TaskCommand::Stop)?;
+            task.tell(TaskCommand::Resume)?;
+        }
         eprintln!("the task alone, {} s ...", self.seconds);
         let alone_steps_per_s = task.steps_per_s(seconds)?;
 
@@ -312,7 +351,7 @@ impl Train {
         let rate = |count: u64, time: Duration| count as f64 / time.as_secs_f64();
         Ok(Found {
             alone_steps_per_s,
-            unbounded_steps_per_s,
+            bounded,
             synchronous_steps_per_s,
             idle: latencies(&idle)?,
             beside: latencies(&beside)?,

@@ -28,7 +28,7 @@ use crate::{
     MemoryHandle, PinnedMemory, SharedMemory, doorbell,
 };
 
-pub use self::execution::{GpuGate, GpuGraph, GpuMoment, GpuStream};
+pub use self::execution::{GpuGraph, GpuMoment, GpuStream, GpuWay};
 
 /// A GPU.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::{result, sys};
 use pswitch_device::{
-    CopyStream, Device, DeviceError, DeviceId, DeviceSlice, ExecutionStream, GpuGate, GpuStream, HostSlice,
+    CopyStream, Device, DeviceError, DeviceId, DeviceSlice, ExecutionStream, GpuStream, GpuWay, HostSlice,
     LinkThrottle, MemoryHandle, SharedMemory, cuda_devices, doorbell, open_device,
 };
 
@@ -197,32 +197,39 @@ fn a_gate_holds_a_stream_until_its_word_opens_it() {
     let memory = SharedMemory::create("pswitch-test", 4096).unwrap();
     let pinned = device.pin(Arc::new(memory)).unwrap();
     let set = |value: u32| pinned.memory().word(64).unwrap().store(value, Ordering::SeqCst);
-    let gate = GpuGate::new(&stream, HostSlice::new(pinned.clone(), 64, 4).unwrap()).unwrap();
-    let go_through = |number: u32| {
+    let word = HostSlice::new(pinned.clone(), 64, 4).unwrap();
+    let way = GpuWay::new(&stream, Some(word)).unwrap();
+    let go = |number: u32| {
         stream.expect();
-        stream.pass(&gate, number).unwrap();
+        stream.pass(&way, number).unwrap();
         stream.announce().unwrap();
     };
     // Anything but the top bit lets it through.
     for (number, open) in [(1, 0), (2, 1)] {
         set(open);
-        go_through(number);
+        go(number);
         stream.synchronize().unwrap();
-        assert_eq!((gate.passed(), stream.is_done()), (number, true));
+        assert_eq!((way.reached(), way.is_at_gate(), stream.is_done()), (number, false, true));
     }
     set(1 << 31);
-    go_through(3);
+    go(3);
     std::thread::sleep(Duration::from_millis(20));
-    assert_eq!((gate.passed(), stream.is_done(), stream.is_idle().unwrap()), (2, false, false));
+    assert_eq!((way.reached(), way.is_at_gate(), stream.is_done()), (3, true, false));
     set(0);
     stream.synchronize().unwrap();
-    assert_eq!((gate.passed(), stream.is_done()), (3, true));
+    assert_eq!((way.reached(), way.is_at_gate(), stream.is_done()), (3, false, true));
+    // Without a gate nothing holds it up.
+    set(1 << 31);
+    let free = GpuWay::new(&stream, None).unwrap();
+    stream.pass(&free, 7).unwrap();
+    stream.synchronize().unwrap();
+    assert_eq!((free.reached(), free.is_at_gate()), (7, false));
     let unaligned = HostSlice::new(pinned.clone(), 66, 4).unwrap();
-    assert!(matches!(GpuGate::new(&stream, unaligned), Err(DeviceError::NotAWord { .. })));
+    assert!(matches!(GpuWay::new(&stream, Some(unaligned)), Err(DeviceError::NotAWord { .. })));
     let host = open_device(DeviceId::Host(0), LinkThrottle::default()).unwrap();
     let foreign = host.pin(Arc::clone(pinned.memory())).unwrap();
     let foreign = HostSlice::new(foreign, 64, 4).unwrap();
-    assert!(matches!(GpuGate::new(&stream, foreign), Err(DeviceError::NotPinned { .. })));
+    assert!(matches!(GpuWay::new(&stream, Some(foreign)), Err(DeviceError::NotPinned { .. })));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pswitch_device::{DeviceError, GpuGate, GpuMoment, GpuStream};
+use pswitch_device::{DeviceError, GpuMoment, GpuStream, GpuWay};
 use pswitch_protocol::{control, monotonic_ns};
 
 use super::Pace;
@@ -22,7 +22,11 @@ use super::pace::Held;
 /// Marks cost some microseconds each: there is one behind as much work as is a fifth of what may be queued ...
 const MARKS: f64 = 5.0;
 /// ... and no more than this: a GPU that is to stand still computes so long.
-const MOST_BETWEEN_MARKS_US: f64 = 500.0;
+const MOST_BETWEEN_MARKS_US: f64 = 750.0;
+
+/// The steps that are timed: the first ones, and every so many after them. A time stamp costs the host as much as a mark.
+const TIMED_AT_FIRST: u64 = 4;
+const TIMED_EVERY: u64 = 32;
 
 /// What was seen of a GPU that stands still counts if it is so again after this long: it may have been on its way through.
 const SEEN_TWICE_AFTER: Duration = Duration::from_micros(10);
@@ -120,23 +124,24 @@ impl Account {
 #[derive(Debug, Default)]
 pub(crate) struct RunAhead {
     account: Account,
-    /// For marks that were not passed, in their order.
-    moments: VecDeque<GpuMoment>,
+    /// Steps that were begun.
+    steps: u64,
+    /// For marks that were not passed, in their order, when that will be, if they are timed.
+    marks: VecDeque<Option<GpuMoment>>,
     spare: Vec<GpuMoment>,
-    /// The mark that was passed last.
+    /// The mark that was passed last, if it was timed.
     passed: Option<GpuMoment>,
-    /// Marks that were taken, and those that were seen to be passed.
+    /// The number of the last mark.
     taken: u32,
-    reached: u32,
 }
 
 /// How a task keeps what is queued short.
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds<'a> {
-    /// The most that is queued. An hour or more is no bound: no mark is taken.
+    /// The most that is queued. An hour or more is no bound, and there are no marks.
     pub(crate) budget: Duration,
-    /// What closes behind marks while a step is held.
-    pub(crate) gate: Option<&'a GpuGate>,
+    /// Where marks are seen to be passed, with gates where a step may be held.
+    pub(crate) way: &'a GpuWay,
 }
 
 impl RunAhead {
@@ -145,63 +150,65 @@ impl RunAhead {
         &'a mut self,
         stream: &'a GpuStream,
         stop: &'a AtomicU32,
-        bounds: Bounds<'a>,
+        Bounds { budget, way }: Bounds<'a>,
         held: &'a Held<'a>,
     ) -> GpuPace<'a> {
-        // Nobody knows what came since.
+        // All that was enqueued before is over, and nobody knows what came since.
         self.account.clear();
-        self.spare.extend(self.moments.drain(..));
+        self.spare.extend(self.marks.drain(..).flatten());
         self.spare.extend(self.passed.take());
-        // All that was enqueued before is over.
-        self.taken = bounds.gate.map_or(self.taken, GpuGate::passed);
-        self.reached = self.taken;
-        let budget_us =
-            (bounds.budget < Duration::from_secs(3600)).then_some(bounds.budget.as_secs_f64() * 1e6);
-        // Where every operator is waited for, a gate would hold up nothing.
-        let gate = bounds.gate.filter(|_| budget_us.is_some_and(|budget_us| budget_us > 0.0));
+        self.taken = way.reached();
+        let budget_us = (budget < Duration::from_secs(3600)).then_some(budget.as_secs_f64() * 1e6);
         let state = Mutex::new(State { ahead: self, stopped_ns: None, failure: None });
-        GpuPace { stream, stop, budget_us, gate, held, state }
+        GpuPace { stream, stop, budget_us, way, held, state }
     }
 
     /// Another step begins. Between the steps is the optimizer, which is no operator of either.
-    fn begin(&mut self) -> Result<(), DeviceError> {
-        while !self.moments.is_empty() && self.look()? {}
+    fn begin(&mut self, way: &GpuWay) -> Result<(), DeviceError> {
+        while !self.marks.is_empty() && self.look(way)? {}
         self.spare.extend(self.passed.take());
         self.account.begin();
+        self.steps += 1;
         Ok(())
     }
 
-    fn mark(&mut self, stream: &GpuStream, gate: Option<&GpuGate>) -> Result<(), DeviceError> {
-        let moment = match self.spare.pop() {
-            Some(moment) => moment,
-            None => GpuMoment::new(stream)?,
+    fn mark(&mut self, stream: &GpuStream, way: &GpuWay) -> Result<(), DeviceError> {
+        let is_timed = self.steps <= TIMED_AT_FIRST || self.steps.is_multiple_of(TIMED_EVERY);
+        let moment = if is_timed {
+            let moment = self.spare.pop().map_or_else(|| GpuMoment::new(stream), Ok)?;
+            stream.mark(&moment)?;
+            Some(moment)
+        } else {
+            None
         };
-        stream.mark(&moment)?;
-        self.moments.push_back(moment);
+        self.marks.push_back(moment);
         self.taken = self.taken.wrapping_add(1);
-        gate.map_or(Ok(()), |gate| stream.pass(gate, self.taken))?;
+        stream.pass(way, self.taken)?;
         self.account.mark();
         Ok(())
     }
 
     /// Whether the oldest mark was passed, which is noted then.
-    fn look(&mut self) -> Result<bool, DeviceError> {
-        let Some(moment) = self.moments.front() else { return Ok(true) };
-        if !moment.has_passed()? {
-            return Ok(false);
+    fn look(&mut self, way: &GpuWay) -> Result<bool, DeviceError> {
+        // Far fewer than half of all numbers are under way.
+        let ahead = self.taken.wrapping_sub(way.reached());
+        if self.marks.len() <= usize::try_from(ahead).unwrap_or(usize::MAX) {
+            return Ok(self.marks.is_empty());
         }
-        let took_us = self.passed.as_ref().map(|before| moment.us_since(before)).transpose()?;
+        let Some(moment) = self.marks.pop_front() else { return Ok(true) };
+        let took_us = match (&moment, &self.passed) {
+            (Some(moment), Some(before)) => Some(moment.us_since(before)?),
+            _ => None,
+        };
         self.account.pass(took_us);
-        self.reached = self.reached.wrapping_add(1);
-        self.spare.extend(self.passed.take());
-        self.passed = self.moments.pop_front();
+        self.spare.extend(std::mem::replace(&mut self.passed, moment));
         Ok(true)
     }
 
     /// Whether nothing computes: the GPU has done all that is in front of a gate, and is not through.
-    fn stands_still(&mut self, gate: Option<&GpuGate>) -> Result<bool, DeviceError> {
-        while !self.moments.is_empty() && self.look()? {}
-        Ok(self.moments.is_empty() || gate.is_some_and(|gate| gate.passed() != self.reached))
+    fn stands_still(&mut self, way: &GpuWay) -> Result<bool, DeviceError> {
+        while !self.marks.is_empty() && self.look(way)? {}
+        Ok(self.marks.is_empty() || way.is_at_gate())
     }
 }
 
@@ -210,7 +217,7 @@ pub(crate) struct GpuPace<'a> {
     stream: &'a GpuStream,
     stop: &'a AtomicU32,
     budget_us: Option<f64>,
-    gate: Option<&'a GpuGate>,
+    way: &'a GpuWay,
     held: &'a Held<'a>,
     state: Mutex<State<'a>>,
 }
@@ -253,13 +260,13 @@ impl<'a> GpuPace<'a> {
     fn stand_still(&self, ahead: &mut RunAhead) -> Result<(), DeviceError> {
         let is_held = || self.stop.load(Ordering::Relaxed) == control::HOLD;
         if ahead.account.open.count > 0 {
-            ahead.mark(self.stream, self.gate)?;
+            ahead.mark(self.stream, self.way)?;
         }
         while is_held() {
-            if ahead.stands_still(self.gate)? {
+            if ahead.stands_still(self.way)? {
                 let since_ns = monotonic_ns();
                 std::thread::sleep(SEEN_TWICE_AFTER);
-                if ahead.stands_still(self.gate)? && is_held() {
+                if ahead.stands_still(self.way)? && is_held() {
                     (self.held)(since_ns);
                     break;
                 }
@@ -281,13 +288,13 @@ impl<'a> GpuPace<'a> {
             }
             let Some(budget_us) = self.budget_us else { return Ok(true) };
             if ahead.account.wants_mark(budget_us) {
-                ahead.mark(self.stream, self.gate)?;
+                ahead.mark(self.stream, self.way)?;
             }
             if !ahead.account.is_full(budget_us) {
                 ahead.account.launch();
                 return Ok(true);
             }
-            if !ahead.look()? {
+            if !ahead.look(self.way)? {
                 std::hint::spin_loop();
             }
         }
@@ -296,15 +303,15 @@ impl<'a> GpuPace<'a> {
     /// Waits for all that was launched. False if the step is to end instead.
     fn drain(&self, state: &mut State<'_>) -> Result<bool, DeviceError> {
         let ahead = &mut *state.ahead;
-        ahead.mark(self.stream, self.gate)?;
+        ahead.mark(self.stream, self.way)?;
         loop {
             if self.is_told_to_end(ahead)? {
                 return Ok(false);
             }
-            if ahead.moments.is_empty() {
+            if ahead.marks.is_empty() {
                 return Ok(true);
             }
-            if !ahead.look()? {
+            if !ahead.look(self.way)? {
                 std::hint::spin_loop();
             }
         }
@@ -331,7 +338,7 @@ impl<'a> GpuPace<'a> {
 impl Pace for GpuPace<'_> {
     fn begin(&self) {
         let mut state = self.state();
-        let result = state.ahead.begin();
+        let result = state.ahead.begin(self.way);
         state.failure = state.failure.take().or(result.err());
     }
 
@@ -344,13 +351,10 @@ impl Pace for GpuPace<'_> {
         if state.failure.is_some() {
             return;
         }
-        let rested = match self.gate {
-            Some(_) => state.ahead.mark(self.stream, self.gate),
-            None => Ok(()),
-        };
+        let bound = self.budget_us;
+        let marked = bound.map_or(Ok(()), |_| state.ahead.mark(self.stream, self.way));
         // What cannot end goes on, though it is told to.
-        let rested = rested.and_then(|()| self.is_told_to_end(state.ahead));
-        state.failure = rested.err();
+        state.failure = marked.and_then(|()| self.is_told_to_end(state.ahead)).err();
     }
 
     fn finishes(&self) -> bool {

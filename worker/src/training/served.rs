@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pswitch_device::{DeviceAddress, DeviceSlice, GpuGate, GpuStream, HostSlice, SharedMemory};
+use pswitch_device::{DeviceAddress, DeviceSlice, GpuStream, GpuWay, HostSlice, SharedMemory};
 use pswitch_mem_pool::ArenaStats;
 use pswitch_model::{Archive, StorageId};
 use pswitch_protocol::{
@@ -42,8 +42,8 @@ pub(crate) struct ServedTask {
     kept: KeptTask,
     /// What is queued on a GPU, and how long it takes.
     ahead: RunAhead,
-    /// What holds that up, once the task has trained on one.
-    gate: Option<GpuGate>,
+    /// How far that has come, once the task has trained on one.
+    way: Option<GpuWay>,
 }
 
 /// A task and what is written down of it.
@@ -105,7 +105,7 @@ impl ServedTask {
             tracing::info!(task = order.name, step = task.steps_done(), file = %checkpoint.path().display(), "resumed");
         }
         let kept = KeptTask { task, config, writer: None, written, again_at: Instant::now() };
-        Ok(Self { kept, ahead: RunAhead::default(), gate: None })
+        Ok(Self { kept, ahead: RunAhead::default(), way: None })
     }
 
     pub(crate) fn extent(&self) -> TaskExtent {
@@ -132,13 +132,19 @@ impl ServedTask {
         };
         let computer = match gpu {
             Some(stream) => {
-                if holds && self.gate.is_none() {
-                    let control = shared.device.pin(Arc::clone(&shared.control))?;
-                    self.gate = Some(GpuGate::new(stream, HostSlice::new(control, stop_offset, 4)?)?);
-                }
                 let by_default = if holds { RUN_AHEAD_TO_HOLD } else { RUN_AHEAD_TO_END };
                 let budget = self.kept.config.run_ahead_us.map_or(by_default, Duration::from_micros);
-                let bounds = Bounds { budget, gate: self.gate.as_ref().filter(|_| holds) };
+                let way = match self.way.take() {
+                    Some(way) => way,
+                    // Where every operator is waited for, a gate would hold up nothing.
+                    None if holds && !budget.is_zero() => {
+                        let control = shared.device.pin(Arc::clone(&shared.control))?;
+                        GpuWay::new(stream, Some(HostSlice::new(control, stop_offset, 4)?))?
+                    }
+                    None => GpuWay::new(stream, None)?,
+                };
+                let way = self.way.insert(way);
+                let bounds = Bounds { budget, way };
                 Computer::Gpu(stream, self.ahead.watch(stream, stop, bounds, &held))
             }
             None => Computer::Host(HostPace { stop, held: &held }),
