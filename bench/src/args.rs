@@ -11,6 +11,7 @@ use crate::commands::{All, Command, PAGE, Part, gather};
 use crate::figures::{Drawing, Figure};
 use crate::interrupt;
 use crate::machine::Machine;
+use crate::progress;
 use crate::report::Report;
 use crate::serving::Zygotes;
 
@@ -52,6 +53,7 @@ impl Args {
     /// # Errors
     /// What kept the command from measuring; a wrong output is named with its model.
     pub fn run(&self) -> anyhow::Result<()> {
+        progress::begin();
         let filter =
             EnvFilter::try_new(&self.log).with_context(|| format!("`{}` is no log filter", self.log))?;
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
@@ -80,7 +82,7 @@ impl Args {
                 reports.iter().try_for_each(|report| self.tell(report, machine.clone(), Some(all.device())))
             });
             if let Err(error) = told {
-                eprintln!("{error:#}");
+                progress::say(format_args!("{error:#}"));
                 failed.push(format!("{error:#}"));
             }
         }

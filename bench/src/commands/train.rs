@@ -12,7 +12,7 @@ use pswitch_train::TaskConfig;
 use serde_json::json;
 
 use crate::caller::Caller;
-use crate::progress::Progress;
+use crate::progress::{self, Progress};
 use crate::random::Random;
 use crate::report::{Goal, Report, Table};
 use crate::serving::{Bench, Plan, Serving, Zygotes};
@@ -250,7 +250,7 @@ impl Train {
         let unbounded_steps_per_s = with_bound(UNBOUNDED_US)?;
         let task = Trained::submit(bench, TASK, config)?;
         task.await_steps(WARM_UP_STEPS)?;
-        eprintln!("the task alone, {} s ...", self.seconds);
+        progress::say(format_args!("the task alone, {} s ...", self.seconds));
         let alone_steps_per_s = task.steps_per_s(seconds)?;
 
         task.tell(TaskCommand::Pause)?;
@@ -289,7 +289,7 @@ impl Train {
         }
         drop(progress);
 
-        eprintln!("in turn, {} s each ...", self.seconds);
+        progress::say(format_args!("in turn, {} s each ...", self.seconds));
         let (mut requests, mut steps, mut training) = (0, 0, Duration::ZERO);
         let mut asking = Duration::ZERO;
         for _ in 0..self.seconds {

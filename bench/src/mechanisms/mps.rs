@@ -16,6 +16,7 @@ use super::desk::{Desk, Request};
 use super::process::Process;
 use super::service::{Answered, Procedure};
 use crate::machine::field;
+use crate::progress;
 
 /// NVIDIA's program that starts and ends the daemon.
 const CONTROL: &str = "nvidia-cuda-mps-control";
@@ -153,7 +154,7 @@ fn is_alive(pid: i32) -> bool {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if let Err(error) = self.quit() {
-            eprintln!("MPS: {error:#}");
+            progress::say(format_args!("MPS: {error:#}"));
         }
     }
 }

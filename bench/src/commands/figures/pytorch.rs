@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::figures::{Bar, LeftOut};
+use crate::progress;
 use crate::pytorch;
 use crate::subject::{Served, Subject};
 
@@ -43,7 +44,7 @@ impl PyTorch {
         subjects: &[Subject],
         (requests, starts): (usize, usize),
     ) -> Self {
-        eprintln!("PyTorch's own rows ...");
+        progress::say("PyTorch's own rows ...");
         let archives: Vec<&Path> = subjects.iter().map(|subject| subject.archive.as_path()).collect();
         let (requests, starts) = (requests.to_string(), starts.to_string());
         let arguments = ["--requests", &requests, "--starts", &starts];
@@ -51,7 +52,7 @@ impl PyTorch {
             Ok(printed) => Self::of(printed, subjects.iter().map(|s| (s.name.as_str(), s.archive.as_path()))),
             Err(error) => {
                 let reason = format!("{error:#}");
-                eprintln!("PyTorch is left out: {reason}");
+                progress::say(format_args!("PyTorch is left out: {reason}"));
                 let left_out = LeftOut { mechanism: "pytorch".to_owned(), model: None, reason };
                 Self { bars: Vec::new(), left_out: vec![left_out] }
             }

@@ -13,6 +13,7 @@ use crate::caller::{Caller, WrongOutput};
 use crate::figures::LeftOut;
 use crate::interrupt;
 use crate::mechanisms::{AloneArm, Arm, Desk, Kind, ServedModel};
+use crate::progress;
 use crate::serving::{Serving, Zygotes};
 use crate::subject::{Served, Subject};
 use crate::task;
@@ -81,7 +82,7 @@ impl<'a> Session<'a> {
         let (served, others): (Vec<Kind>, Vec<Kind>) = kinds.iter().partition(|kind| kind.plan().is_some());
         self.run_served(&mut model, &served, measure, &mut found);
         for kind in others {
-            eprintln!("{}: {} ...", subject.name, kind.name());
+            progress::say(format_args!("{}: {} ...", subject.name, kind.name()));
             let result = match (self.given_up(kind), kind) {
                 (Some(reason), _) => Err(anyhow!(reason)),
                 (None, Kind::NoPinned) => self.run_unpinned(&mut model, measure),
@@ -124,7 +125,7 @@ impl<'a> Session<'a> {
             Err(error) => return kinds.iter().for_each(|&kind| self.leave_out(kind, subject, &error)),
         };
         for &kind in kinds {
-            eprintln!("{}: {} ...", subject.name, kind.name());
+            progress::say(format_args!("{}: {} ...", subject.name, kind.name()));
             let result = interrupt::check().map_err(Into::into).and_then(|()| {
                 let mut arm = match (kind, kind.plan()) {
                     (Kind::Ready, _) | (_, None) => server.ready()?,
@@ -136,16 +137,16 @@ impl<'a> Session<'a> {
         }
         match server.plan() {
             Ok(found) => *plan = found,
-            Err(error) => eprintln!("{}: no plan: {error:#}", subject.name),
+            Err(error) => progress::say(format_args!("{}: no plan: {error:#}", subject.name)),
         }
         if let Err(error) = server.stop() {
-            eprintln!("{}: the server: {error:#}", subject.name);
+            progress::say(format_args!("{}: the server: {error:#}", subject.name));
         }
     }
 
     fn server(&mut self, model: &Model<'_>, serving: &Serving) -> anyhow::Result<ServedModel> {
         interrupt::check()?;
-        eprintln!("{}: starting a server ...", model.subject.name);
+        progress::say(format_args!("{}: starting a server ...", model.subject.name));
         let training_size = self.experiment.training_size;
         let Model { subject, link, .. } = *model;
         ServedModel::start(subject, serving, self.served, link, &self.task, training_size, self.zygotes)
@@ -198,7 +199,7 @@ impl<'a> Session<'a> {
     }
 
     fn leave_out(&mut self, kind: Kind, subject: &Subject, error: &anyhow::Error) {
-        eprintln!("{}: {} is left out: {error:#}", subject.name, kind.name());
+        progress::say(format_args!("{}: {} is left out: {error:#}", subject.name, kind.name()));
         if error.is::<WrongOutput>() {
             self.wrong.push(kind);
         }

@@ -12,6 +12,7 @@ use super::super::Experiment;
 use super::arrivals::Due;
 use crate::caller::Caller;
 use crate::interrupt;
+use crate::progress;
 use crate::serving::{Bench, Plan, Zygotes};
 use crate::stats::{Samples, milliseconds};
 use crate::subject::{Served, Subject};
@@ -111,7 +112,7 @@ impl Fleet {
     ) -> anyhow::Result<Self> {
         interrupt::check()?;
         let Setting { experiment, served, link, models, .. } = setting;
-        eprintln!("{models} models, {}: starting a server ...", mechanism.name());
+        progress::say(format_args!("{models} models, {}: starting a server ...", mechanism.name()));
         let on_demand = experiment.serving.without_prefetch();
         let serving = match mechanism {
             Mechanism::Pswitch => &experiment.serving,

@@ -11,7 +11,7 @@ use super::Experiment;
 use crate::caller::WrongOutput;
 use crate::figures::{Figure, LeftOut, Load};
 use crate::interrupt;
-use crate::progress::Progress;
+use crate::progress::{self, Progress};
 use crate::report::{Goal, Report, Table};
 use crate::serving::Zygotes;
 use crate::stats::Summary;
@@ -115,7 +115,10 @@ impl Figure10 {
             };
             for mechanism in Mechanism::ALL {
                 if let Err(error) = self.measure(setting, mechanism, &mut ready, &mut loads, zygotes) {
-                    eprintln!("{models} models: {} is left out: {error:#}", mechanism.name());
+                    progress::say(format_args!(
+                        "{models} models: {} is left out: {error:#}",
+                        mechanism.name()
+                    ));
                     wrong_outputs += usize::from(error.is::<WrongOutput>());
                     left_out.push(LeftOut {
                         mechanism: mechanism.name().to_owned(),
