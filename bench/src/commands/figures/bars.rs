@@ -102,12 +102,14 @@ impl Bars {
         let told = |figure: &Self| {
             let mut bars = figure.own(&bars);
             let mut left_out = session.left_out(figure.kinds);
+            let mut took = session.took(figure.kinds);
             let goals = goals(&bars, figure.order);
             bars.append(&mut pytorch.bars);
             left_out.append(&mut pytorch.left_out);
+            took.append(&mut pytorch.took);
             let (command, wrong_outputs) = (figure.command, session.wrong_outputs(figure.kinds));
             let figure =
-                Figure { number: figure.number, bars, cycles: Vec::new(), loads: Vec::new(), left_out };
+                Figure { number: figure.number, bars, cycles: Vec::new(), loads: Vec::new(), left_out, took };
             report(command, &figure, table(&figure.bars), goals, wrong_outputs)
         };
         figures.iter().map(told).collect()

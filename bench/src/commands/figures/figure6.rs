@@ -58,8 +58,9 @@ impl Figure6 {
             cycles.extend(found.into_iter().flat_map(|(_, found)| found));
         }
         let (left_out, wrong_outputs) = (session.left_out(&kinds), session.wrong_outputs(&kinds));
+        let took = session.took(&kinds);
         let (table, goals) = (table(&cycles), goals(&cycles));
-        let figure = Figure { number: 6, bars: Vec::new(), cycles, loads: Vec::new(), left_out };
+        let figure = Figure { number: 6, bars: Vec::new(), cycles, loads: Vec::new(), left_out, took };
         report("figure6", &figure, table, goals, wrong_outputs)
     }
 }

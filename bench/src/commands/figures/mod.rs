@@ -12,12 +12,13 @@ mod pytorch;
 mod session;
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use pswitch_controller::{Bandwidth, ByteSize};
 use pswitch_device::DeviceId;
 
 use super::GPU_MODELS;
-use crate::figures::{Figure, LeftOut};
+use crate::figures::{Figure, LeftOut, Took};
 use crate::matched_link::{MatchedLink, threads_beside_the_link};
 use crate::report::{Goal, Report, Table};
 use crate::serving::{Serving, Zygotes};
@@ -115,17 +116,21 @@ impl Experiment {
         paths.iter().take(default).map(|path| Subject::open(path.as_ref())).collect()
     }
 
-    /// How slow the link is to be: on the host as slow as a model computes, unless a flag says otherwise.
+    /// How slow the link is to be: on the host as slow as a model computes, unless a flag says otherwise. What it takes to
+    /// find that out is noted.
     fn link(
         &self,
         subject: &Subject,
         served: Served,
         zygotes: &mut Zygotes,
+        took: &mut Vec<Took>,
     ) -> anyhow::Result<Option<Bandwidth>> {
         match (served.device, self.link_bandwidth) {
             (DeviceId::Cuda(_), given) | (_, given @ Some(_)) => Ok(given),
             (DeviceId::Host(_), None) => {
+                let begun = Instant::now();
                 let link = MatchedLink::find(subject, &self.serving, served, MATCHING, zygotes)?;
+                took.push(Took::new(Took::LINK, Some(&subject.name), begun.elapsed()));
                 Ok(Some(link.bandwidth))
             }
         }

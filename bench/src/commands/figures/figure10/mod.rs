@@ -3,13 +3,13 @@
 mod arrivals;
 mod fleet;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
 use super::Experiment;
 use crate::caller::WrongOutput;
-use crate::figures::{Figure, LeftOut, Load};
+use crate::figures::{Figure, LeftOut, Load, Took};
 use crate::interrupt;
 use crate::progress::{self, Progress};
 use crate::report::{Goal, Report, Table};
@@ -97,7 +97,8 @@ impl Figure10 {
         let task = task::open(self.experiment.task.as_deref())?;
         interrupt::listen()?;
         let first = subjects.first().context("there is no model")?;
-        let link = self.experiment.link(first, served, zygotes)?;
+        let mut took = Vec::new();
+        let link = self.experiment.link(first, served, zygotes, &mut took)?;
         // A mix that all of them have.
         let fewest = self.copies().iter().copied().min().unwrap_or(1);
         let subjects = &subjects[..subjects.len().min(fewest)];
@@ -114,6 +115,7 @@ impl Figure10 {
                 oversubscription: self.oversubscription,
             };
             for mechanism in Mechanism::ALL {
+                let begun = Instant::now();
                 if let Err(error) = self.measure(setting, mechanism, &mut ready, &mut loads, zygotes) {
                     progress::say(format_args!(
                         "{models} models: {} is left out: {error:#}",
@@ -126,13 +128,15 @@ impl Figure10 {
                         reason: format!("{error:#}"),
                     });
                 }
+                let models = format!("{models} models");
+                took.push(Took::new(mechanism.name(), Some(&models), begun.elapsed()));
             }
         }
         loads.sort_by_key(|load| {
             Arrivals::ALL.map(Arrivals::name).iter().position(|name| *name == load.arrivals)
         });
         let goals = goals(&loads);
-        let figure = Figure { number: 10, bars: Vec::new(), cycles: Vec::new(), loads, left_out };
+        let figure = Figure { number: 10, bars: Vec::new(), cycles: Vec::new(), loads, left_out, took };
         super::report("figure10", &figure, table(&figure.loads), goals, wrong_outputs)
     }
 
