@@ -11,7 +11,8 @@ use super::{Experiment, report};
 use crate::caller::Caller;
 use crate::figures::{Bar, Figure, Parts};
 use crate::interrupt;
-use crate::mechanisms::{Arm, Kind};
+use crate::keep_alive::Parameters;
+use crate::mechanisms::{Arm, Kind, ServedModel};
 use crate::progress::Progress;
 use crate::report::{Goal, Report, Table};
 use crate::serving::Zygotes;
@@ -42,32 +43,99 @@ pub(super) enum Order {
 /// How often, and how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Rounds {
-    /// Those ahead that do not count, and those that do.
-    trained: (usize, usize),
-    /// The same where nothing trains.
-    idle: (usize, usize),
-    /// The same where a process is made for each request.
-    restarted: (usize, usize),
+    /// Where nothing trains.
+    idle: Count,
+    /// Of a server with a task that trains: a round takes little more than the training in it.
+    served: Count,
+    /// Of processes that stay, and whose training has to do a step in each round.
+    standing_by: Count,
+    /// Where the task is prepared again in each round.
+    prepared: Count,
+    /// Where a process is made for each request.
+    restarted: Count,
     training: Duration,
+}
+
+/// Rounds ahead that do not count, and those that do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Count {
+    ahead: usize,
+    counted: usize,
 }
 
 impl Rounds {
     fn of(experiment: &Experiment) -> Self {
+        let count = |ahead, counted| Count { ahead, counted };
         let mut rounds = if experiment.quick {
-            let training = Duration::from_millis(500);
-            // A GPU's clocks rise only when it has much to do, and training is much already.
-            Self { trained: (2, 5), idle: (20, 50), restarted: (0, 2), training }
+            Self {
+                // A GPU's clocks rise only when it has much to do, and training is much already.
+                idle: count(20, 50),
+                served: count(2, 15),
+                standing_by: count(2, 8),
+                prepared: count(1, 2),
+                restarted: count(0, 1),
+                // Some steps of a GPU.
+                training: Duration::from_millis(150),
+            }
         } else {
-            let training = Duration::from_secs(10);
-            Self { trained: (10, 10), idle: (10, 90), restarted: (10, 10), training }
+            let paper = count(10, 10);
+            Self {
+                idle: count(10, 90),
+                served: paper,
+                standing_by: paper,
+                prepared: paper,
+                restarted: paper,
+                training: Duration::from_secs(10),
+            }
         };
         if let Some(counted) = experiment.rounds {
             let counted = counted as usize;
-            for (warm_up, rounds) in [&mut rounds.trained, &mut rounds.restarted] {
-                (*warm_up, *rounds) = ((*warm_up).min(counted), counted);
+            let Self { served, standing_by, prepared, restarted, .. } = &mut rounds;
+            for of_training in [served, standing_by, prepared, restarted] {
+                *of_training = count(of_training.ahead.min(counted), counted);
             }
         }
         rounds
+    }
+
+    /// Of a mechanism.
+    fn count(&self, kind: Kind) -> Count {
+        match kind {
+            Kind::Ready => self.idle,
+            _ if kind.plan().is_some() => self.served,
+            _ if kind.restarts() => self.restarted,
+            _ if kind.prepares_again() => self.prepared,
+            _ => self.standing_by,
+        }
+    }
+
+    /// One round, which counts or not.
+    fn round(
+        &self,
+        arm: &mut dyn Arm,
+        caller: &mut Caller,
+        counts: bool,
+        found: &mut Latencies,
+    ) -> anyhow::Result<()> {
+        interrupt::check()?;
+        if arm.trains() {
+            arm.train()?;
+            await_training(arm)?;
+            interrupt::sleep(self.training)?;
+        }
+        let (latency, parameters) = caller.ask(arm.address())?;
+        let stopped = arm.stopped()?;
+        if counts {
+            arm.check(&parameters)?;
+            found.add(latency, stopped, &parameters);
+        }
+        Ok(())
+    }
+}
+
+impl Count {
+    fn all(self) -> usize {
+        self.ahead + self.counted
     }
 }
 
@@ -85,7 +153,7 @@ impl Bars {
         let mut session = Session::new(experiment, served, zygotes)?;
         let mut rounds = Rounds::of(experiment);
         // It has the device to itself: servers come later.
-        let counts = (rounds.idle.1, rounds.restarted.1);
+        let counts = (rounds.idle.counted, rounds.restarted.counted);
         let pytorch = python.map(|python| PyTorch::measure(python, served, &subjects, counts));
         let mut pytorch = pytorch.unwrap_or_default();
         let kinds = kinds(figures);
@@ -158,6 +226,20 @@ pub(super) struct Latencies {
 }
 
 impl Latencies {
+    fn add(&mut self, latency: Duration, stopped: Option<Duration>, parameters: &Parameters) {
+        let client = milliseconds(latency);
+        let [queue, switch, compute] =
+            [parameters.queue_us, parameters.switch_us, parameters.compute_us].map(|us| us / 1e3);
+        self.client_ms.push(client);
+        self.queue.push(queue);
+        self.switch.push(switch);
+        self.compute.push(compute);
+        self.reply.push(client - queue - switch - compute);
+        if let Some(stopped) = stopped {
+            self.stop.push_ms(stopped);
+        }
+    }
+
     fn parts(&self) -> Option<Parts> {
         let median = |samples: &Samples| samples.summary().map(|summary| summary.median);
         Some(Parts {
@@ -175,39 +257,54 @@ impl Measure for Rounds {
     type Found = Latencies;
 
     fn measure(&mut self, kind: Kind, arm: &mut dyn Arm, caller: &mut Caller) -> anyhow::Result<Latencies> {
-        let (warm_up, counted) = match kind {
-            kind if kind.restarts() => self.restarted,
-            _ if arm.trains() => self.trained,
-            _ => self.idle,
-        };
+        let Count { ahead, .. } = self.count(kind);
+        let rounds = self.count(kind).all();
         let mut found = Latencies::default();
-        let progress = Progress::new(kind.name(), warm_up + counted);
-        for round in 0..warm_up + counted {
-            interrupt::check()?;
-            if arm.trains() {
-                arm.train()?;
-                await_training(arm)?;
-                interrupt::sleep(self.training)?;
-            }
-            let (latency, parameters) = caller.ask(arm.address())?;
-            let stopped = arm.stopped()?;
-            if round >= warm_up {
-                arm.check(&parameters)?;
-                let client = milliseconds(latency);
-                let [queue, switch, compute] =
-                    [parameters.queue_us, parameters.switch_us, parameters.compute_us].map(|us| us / 1e3);
-                found.client_ms.push(client);
-                found.queue.push(queue);
-                found.switch.push(switch);
-                found.compute.push(compute);
-                found.reply.push(client - queue - switch - compute);
-                if let Some(stopped) = stopped {
-                    found.stop.push_ms(stopped);
+        let progress = Progress::new(kind.name(), rounds);
+        for round in 0..rounds {
+            self.round(arm, caller, round >= ahead, &mut found)?;
+            progress.step();
+        }
+        Ok(found)
+    }
+
+    /// Those beside which a task trains take turns in every round: what drifts, drifts for all of them.
+    fn measure_plans(
+        &mut self,
+        kinds: &[Kind],
+        server: &mut ServedModel,
+        caller: &mut Caller,
+    ) -> Vec<(anyhow::Result<Latencies>, Duration)> {
+        let mut found: Vec<(anyhow::Result<Latencies>, Duration)> =
+            kinds.iter().map(|_| (Ok(Latencies::default()), Duration::ZERO)).collect();
+        let (alone, in_turn): (Vec<usize>, Vec<usize>) =
+            (0..kinds.len()).partition(|&place| kinds[place] == Kind::Ready);
+        for place in alone {
+            let begun = Instant::now();
+            let arm = server.arm(kinds[place]);
+            let result = arm.and_then(|mut arm| self.measure(kinds[place], &mut arm, caller));
+            found[place] = (result, begun.elapsed());
+        }
+        let Count { ahead, .. } = self.served;
+        let rounds = self.served.all();
+        let progress = Progress::new("rounds of all plans", rounds);
+        for round in 0..rounds {
+            // Another one is first every time.
+            for turn in 0..in_turn.len() {
+                let place = in_turn[(round + turn) % in_turn.len()];
+                let (result, took) = &mut found[place];
+                let Ok(latencies) = result else { continue };
+                let begun = Instant::now();
+                let arm = server.arm(kinds[place]);
+                let done = arm.and_then(|mut arm| self.round(&mut arm, caller, round >= ahead, latencies));
+                *took += begun.elapsed();
+                if let Err(error) = done {
+                    *result = Err(error);
                 }
             }
             progress.step();
         }
-        Ok(found)
+        found
     }
 }
 

@@ -51,10 +51,10 @@ pub(crate) struct Experiment {
     /// target/fixtures on the host.
     #[arg(long = "model", value_name = "PATH", num_args = 1..)]
     models: Vec<PathBuf>,
-    /// About a minute a figure: fewer rounds, and half a second of training in each.
+    /// About a minute a figure: fewer rounds, and 0.15 s of training in each.
     #[arg(long)]
     quick: bool,
-    /// Rounds that count, instead of 10; 5 with --quick. Figures 6 and 10 have none.
+    /// Rounds that count, instead of 10; with --quick 15, or 8, 2 or 1 where each takes longer. Figures 6 and 10 have none.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     /// The task: a configuration whose length is ignored. By default a ResNet18 of target/training.
