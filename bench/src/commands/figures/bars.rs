@@ -376,11 +376,32 @@ fn goals(bars: &[Bar], order: Order) -> Vec<Goal> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::experiment;
     use super::*;
 
     fn bar(model: &str, kind: Kind, latencies_ms: &[f64]) -> Bar {
         let (model, mechanism) = (model.to_owned(), kind.name().to_owned());
         Bar { model, mechanism, latencies_ms: latencies_ms.to_vec(), parts: None }
+    }
+
+    /// Rounds ahead of those that count, and those.
+    fn rounds<const KINDS: usize>(flags: &[&str], kinds: [Kind; KINDS]) -> [(usize, usize); KINDS] {
+        let rounds = Rounds::of(&experiment(flags));
+        kinds.map(|kind| rounds.count(kind)).map(|Count { ahead, counted }| (ahead, counted))
+    }
+
+    #[test]
+    fn rounds_are_the_papers_unless_they_are_to_be_quick() {
+        let kinds =
+            [Kind::Ready, Kind::Grouped, Kind::NoPinned, Kind::Mps, Kind::OneProcess, Kind::TwoProcesses];
+        let ten = (10, 10);
+        assert_eq!(rounds(&[], kinds), [(10, 90), ten, ten, ten, ten, ten]);
+        assert_eq!(rounds(&["--rounds", "3"], kinds), [(10, 90), (3, 3), (3, 3), (3, 3), (3, 3), (3, 3)]);
+        let quick = rounds(&["--quick"], kinds);
+        assert!(quick[1..].is_sorted_by(|one, next| one >= next), "fewer where they take longer: {quick:?}");
+        assert!(quick.iter().all(|(_, counted)| *counted > 0));
+        let one = rounds(&["--quick", "--rounds", "1"], kinds);
+        assert_eq!(one[1..], [(1, 1), (1, 1), (1, 1), (1, 1), (0, 1)]);
     }
 
     #[test]

@@ -147,7 +147,21 @@ impl Experiment {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        experiment: Experiment,
+    }
+
+    /// What these flags ask for.
+    pub(super) fn experiment(flags: &[&str]) -> Experiment {
+        let line = [&["figure"], flags].concat();
+        Line::try_parse_from(line).unwrap().experiment
+    }
 
     #[test]
     fn what_is_left_out_is_told_with_its_reason() {
