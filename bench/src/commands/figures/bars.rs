@@ -10,7 +10,7 @@ use super::session::{Measure, Session};
 use super::{Experiment, report};
 use crate::caller::Caller;
 use crate::figures::{Bar, Figure, Parts};
-use crate::interrupt;
+use crate::interrupt::{self, Interrupted};
 use crate::keep_alive::Parameters;
 use crate::mechanisms::{Arm, Kind, ServedModel};
 use crate::progress::Progress;
@@ -289,6 +289,11 @@ impl Measure for Rounds {
         let rounds = self.served.all();
         let progress = Progress::new("rounds of all plans", rounds);
         for round in 0..rounds {
+            // Each has some that count, which are kept.
+            let is_enough = round > ahead;
+            if is_enough && interrupt::check().is_err() {
+                break;
+            }
             // Another one is first every time.
             for turn in 0..in_turn.len() {
                 let place = in_turn[(round + turn) % in_turn.len()];
@@ -298,7 +303,9 @@ impl Measure for Rounds {
                 let arm = server.arm(kinds[place]);
                 let done = arm.and_then(|mut arm| self.round(&mut arm, caller, round >= ahead, latencies));
                 *took += begun.elapsed();
-                if let Err(error) = done {
+                if let Err(error) = done
+                    && !(is_enough && error.is::<Interrupted>())
+                {
                     *result = Err(error);
                 }
             }
