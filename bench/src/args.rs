@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use pswitch_device::DeviceId;
@@ -11,7 +12,8 @@ use crate::commands::{All, Command, PAGE, Part, gather};
 use crate::figures::{Drawing, Figure};
 use crate::interrupt;
 use crate::machine::Machine;
-use crate::report::Report;
+use crate::progress;
+use crate::report::{Report, Table};
 use crate::serving::Zygotes;
 
 /// Measures pswitch: the whole server with its workers, started in this process.
@@ -52,6 +54,7 @@ impl Args {
     /// # Errors
     /// What kept the command from measuring; a wrong output is named with its model.
     pub fn run(&self) -> anyhow::Result<()> {
+        progress::begin();
         let filter =
             EnvFilter::try_new(&self.log).with_context(|| format!("`{}` is no log filter", self.log))?;
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
@@ -68,22 +71,25 @@ impl Args {
     fn measure_all(&self, all: &All) -> anyhow::Result<()> {
         let parts = all.parts();
         let mut zygotes = Zygotes::fork(parts.iter().map(Part::servers).sum())?;
-        let mut failed = Vec::new();
+        let (mut failed, mut took) = (Vec::new(), Vec::new());
         for part in parts {
             // What was measured is kept, and gathered below.
             if let Err(interrupted) = interrupt::check() {
                 failed.push(interrupted.to_string());
                 break;
             }
-            let machine = Machine::here();
+            let (machine, begun) = (Machine::here(), Instant::now());
             let told = part.run(&mut zygotes).and_then(|reports| {
                 reports.iter().try_for_each(|report| self.tell(report, machine.clone(), Some(all.device())))
             });
             if let Err(error) = told {
-                eprintln!("{error:#}");
+                progress::say(format_args!("{error:#}"));
                 failed.push(format!("{error:#}"));
             }
+            took.push((part.name(), begun.elapsed()));
         }
+        writeln!(std::io::stdout().lock(), "\n{}", times(&took))
+            .context("cannot write to standard output")?;
         if let Some(folder) = &self.out {
             gather(folder, &folder.join(PAGE))?;
         }
@@ -115,9 +121,28 @@ impl Args {
     }
 }
 
+/// How long each part took, and all of them.
+fn times(took: &[(&str, Duration)]) -> Table {
+    let mut table = Table::new(["measured", "s"]);
+    let all = ("all", took.iter().map(|(_, time)| time).sum());
+    for (part, time) in took.iter().chain([&all]) {
+        table.push([(*part).to_owned(), format!("{:.1}", time.as_secs_f64())]);
+    }
+    table
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_are_told_with_their_sum() {
+        let took = [("figure 6", Duration::from_millis(48_260)), ("figure 10", Duration::from_secs(60))];
+        assert_eq!(
+            times(&took).to_string(),
+            "measured       s\nfigure 6    48.3\nfigure 10   60.0\nall        108.3\n"
+        );
+    }
 
     #[test]
     fn flags_of_all_commands_are_declared_once() {

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use pswitch_controller::Bandwidth;
 
 use crate::caller::Caller;
+use crate::progress;
 use crate::serving::{Bench, Plan, Serving, Zygotes};
 use crate::stats::{Samples, Summary};
 use crate::subject::{Served, Subject};
@@ -30,7 +31,10 @@ impl MatchedLink {
         requests: usize,
         zygotes: &mut Zygotes,
     ) -> anyhow::Result<Self> {
-        eprintln!("how long '{}' computes with {} threads ...", subject.name, served.threads);
+        progress::say(format_args!(
+            "how long '{}' computes with {} threads ...",
+            subject.name, served.threads
+        ));
         let plan = Plan {
             serving,
             served,
@@ -53,7 +57,10 @@ impl MatchedLink {
         let compute_ms = compute.summary().context("nothing was measured")?;
         let bandwidth = bandwidth(subject.span_bytes, compute_ms.median)?;
         let megabytes_per_s = bandwidth.bytes_per_s() / 1e6;
-        eprintln!("{:.1} ms; a link of {megabytes_per_s:.0} MB/s takes as long ...", compute_ms.median);
+        progress::say(format_args!(
+            "{:.1} ms; a link of {megabytes_per_s:.0} MB/s takes as long ...",
+            compute_ms.median
+        ));
         Ok(Self { compute_ms, bandwidth })
     }
 }

@@ -1,5 +1,6 @@
 //! PyTorch itself, measured by a Python process that has ended when its numbers are here.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -7,9 +8,10 @@ use anyhow::{Context as _, ensure};
 use pswitch_device::DeviceId;
 use serde::de::DeserializeOwned;
 
+use crate::progress;
 use crate::subject::Served;
 
-/// Runs a module over archives on a device, and reads what it prints.
+/// Runs a module over archives on a device, says what it says of how far it is, and reads what it prints in the end.
 pub(crate) fn run<T: DeserializeOwned>(
     python: &Path,
     module: &str,
@@ -23,8 +25,16 @@ pub(crate) fn run<T: DeserializeOwned>(
         DeviceId::Host(_) => command.args(["cpu", "--threads", &served.threads.to_string()]),
         DeviceId::Cuda(_) => command.arg(served.device.to_string()),
     };
-    let output = command.args(archives).stderr(Stdio::inherit()).output();
-    let output = output.with_context(|| format!("cannot start {}", python.display()))?;
+    let child = command.args(archives).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = child.with_context(|| format!("cannot start {}", python.display()))?;
+    let said = child.stderr.take();
+    let says = std::thread::spawn(move || {
+        let lines = said.into_iter().flat_map(|said| BufReader::new(said).split(b'\n'));
+        lines.map_while(Result::ok).for_each(|line| progress::say(String::from_utf8_lossy(&line)));
+    });
+    let output = child.wait_with_output().context("cannot wait for a process")?;
+    // What it said comes before what is said of it.
+    let _ = says.join();
     ensure!(
         output.status.success(),
         "{} -m {module} failed ({}); is PYTHONPATH python/src?",

@@ -43,20 +43,12 @@ pub(crate) struct Serving {
     /// Whether the host store is not pinned.
     #[arg(skip)]
     lends_weights: bool,
-    /// Whether weights move for requests alone whose turn it is.
-    #[arg(skip)]
-    fetches_on_demand: bool,
 }
 
 impl Serving {
     /// The same, with a host store that is not pinned.
     pub(crate) fn without_pinning(&self) -> Self {
         Self { lends_weights: true, ..self.clone() }
-    }
-
-    /// The same, with nothing fetched ahead of its turn.
-    pub(crate) fn without_prefetch(&self) -> Self {
-        Self { fetches_on_demand: true, ..self.clone() }
     }
 
     /// The device; `auto` is the first GPU, or the host where there is none.
@@ -209,7 +201,6 @@ impl Bench {
             training_size: plan.training_size,
             pin_weights: Some(!plan.serving.lends_weights),
             training_gives_way: plan.training_gives_way.then_some(true),
-            prefetch: Some(!plan.serving.fetches_on_demand),
             ..ConfigOverrides::default()
         })?;
         let runtime = tokio::runtime::Builder::new_multi_thread()

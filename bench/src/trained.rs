@@ -9,6 +9,7 @@ use pswitch_controller::{InferenceService as _, TaskCommand, TaskState, TaskStat
 use pswitch_train::TaskConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::progress;
 use crate::pytorch;
 use crate::serving::Bench;
 use crate::subject::Served;
@@ -113,7 +114,7 @@ impl PyTorchLoop {
         steps: u64,
         seconds: u64,
     ) -> anyhow::Result<Self> {
-        eprintln!("PyTorch's own loop ...");
+        progress::say("PyTorch's own loop ...");
         let task = tempfile::NamedTempFile::new().context("no file for the task")?;
         serde_json::to_writer(&task, config)?;
         let path = task.path().to_str().context("the file for the task has no name in UTF-8")?;

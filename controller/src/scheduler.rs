@@ -145,6 +145,11 @@ impl Scheduler {
         }
     }
 
+    /// Whether weights move ahead of their turn from the next event on, instead of what the options say.
+    pub fn set_prefetch(&mut self, prefetch: bool) {
+        self.options.prefetch = prefetch;
+    }
+
     /// Gives a model its home. From here on its requests are accepted, so every worker that is ready must have built it
     /// over that home before the first [`Event::Submitted`]; its doorbells must be clear.
     ///

@@ -8,7 +8,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::json;
 
 use crate::keep_alive::{Connection, request};
-use crate::progress::Progress;
+use crate::progress::{self, Progress};
 use crate::report::{Goal, Report, Table};
 use crate::serving::{Bench, Plan, Serving, Zygotes};
 use crate::stats::{Samples, milliseconds};
@@ -108,7 +108,7 @@ impl FrontEnd {
 fn tiny_model() -> anyhow::Result<&'static Path> {
     let path = Path::new(TINY_MODEL);
     if !path.join("model.pt2").exists() {
-        eprintln!("exporting {TINY_MODEL} ...");
+        progress::say(format_args!("exporting {TINY_MODEL} ..."));
         let exported = Command::new(".torch/venv/bin/python")
             .args(["-m", "pswitch.cli", "mean_color:mean_color", "--name", "mean-color"])
             .args(["--out", "target/bench-models"])

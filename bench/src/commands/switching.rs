@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::caller::Caller;
 use crate::processes::Usage;
-use crate::progress::Progress;
+use crate::progress::{self, Progress};
 use crate::report::{Goal, Report, Table};
 use crate::serving::{Bench, Plan, Serving, Zygotes};
 use crate::stats::{Samples, Summary};
@@ -147,7 +147,7 @@ impl Switching {
             "transferred_bytes": snapshot.transferred_bytes,
             "device_memory": ledger,
         });
-        eprintln!("{checked} answers counted, and every output of every request was right");
+        progress::say(format_args!("{checked} answers counted, and every output of every request was right"));
         let mut tables = vec![models_table(&rows), processes_table(&settled, &end)];
         tables.extend(ledger.iter().flat_map(Ledger::tables));
         Ok(Report { command: "switching", tables, goals, results })

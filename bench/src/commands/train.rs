@@ -12,7 +12,7 @@ use pswitch_train::TaskConfig;
 use serde_json::json;
 
 use crate::caller::Caller;
-use crate::progress::Progress;
+use crate::progress::{self, Progress};
 use crate::random::Random;
 use crate::report::{Goal, Report, Table};
 use crate::serving::{Bench, Plan, Serving, Zygotes};
@@ -282,7 +282,7 @@ impl Train {
         let (mut synchronous_steps_per_s, mut bounded) = (None, None);
         if on_gpu {
             task.tell(TaskCommand::Pause)?;
-            eprintln!("with and without a bound, {} s each ...", self.seconds);
+            progress::say(format_args!("with and without a bound, {} s each ...", self.seconds));
             let synchronous = Self::with_bound(bench, config, 0)?;
             let free = Self::with_bound(bench, config, UNBOUNDED_US)?;
             let [bounded_rate, free_rate] = self.in_turn([&task, &free])?;
@@ -293,7 +293,7 @@ impl Train {
             free.tell(TaskCommand::Stop)?;
             task.tell(TaskCommand::Resume)?;
         }
-        eprintln!("the task alone, {} s ...", self.seconds);
+        progress::say(format_args!("the task alone, {} s ...", self.seconds));
         let alone_steps_per_s = task.steps_per_s(seconds)?;
 
         task.tell(TaskCommand::Pause)?;
@@ -332,7 +332,7 @@ impl Train {
         }
         drop(progress);
 
-        eprintln!("in turn, {} s each ...", self.seconds);
+        progress::say(format_args!("in turn, {} s each ...", self.seconds));
         let (mut requests, mut steps, mut training) = (0, 0, Duration::ZERO);
         let mut asking = Duration::ZERO;
         for _ in 0..self.seconds {

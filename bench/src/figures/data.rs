@@ -1,5 +1,7 @@
 //! The measurements of one figure.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// Everything that was measured for one figure; what it stands for in JSON.
@@ -20,6 +22,9 @@ pub(crate) struct Figure {
     /// What could not be measured, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) left_out: Vec<LeftOut>,
+    /// How long it took to measure, by what there was to do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) took: Vec<Took>,
 }
 
 impl Figure {
@@ -126,6 +131,31 @@ pub(crate) struct LeftOut {
     pub(crate) reason: String,
 }
 
+/// How long something took: to bring it up, to measure it and to end it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Took {
+    /// A mechanism; [`LINK`](Self::LINK), [`SERVER`](Self::SERVER) or [`PYTORCH`](Self::PYTORCH).
+    pub(crate) what: String,
+    /// None where it was for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) model: Option<String>,
+    pub(crate) seconds: f64,
+}
+
+impl Took {
+    /// A link as slow as a model computes is found.
+    pub(crate) const LINK: &str = "link";
+    /// The server of pswitch and its plans comes up and ends: what is measured of it stands apart.
+    pub(crate) const SERVER: &str = "server";
+    /// All rows of PyTorch.
+    pub(crate) const PYTORCH: &str = "pytorch";
+
+    pub(crate) fn new(what: &str, model: Option<&str>, time: Duration) -> Self {
+        Self { what: what.to_owned(), model: model.map(str::to_owned), seconds: time.as_secs_f64() }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -172,6 +202,8 @@ mod tests {
             json!({"number": 5, "bars": [{"model": "m", "mechanism": "pswitch"}]}),
             json!({"number": 5, "bars": [{"model": "m", "mechanism": "pswitch", "latencies_ms": [-1.0]}]}),
             json!({"number": 5, "left_out": [{"mechanism": "mps"}]}),
+            json!({"number": 5, "took": [{"what": "mps", "seconds": -1.0}]}),
+            json!({"number": 5, "took": [{"seconds": 1.0}]}),
             json!({"number": 5, "colour": "red"}),
         ] {
             assert!(!schema.is_valid(&written("figure5", results.clone())), "{results}");

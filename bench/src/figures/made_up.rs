@@ -1,8 +1,14 @@
 //! Figures that nobody measured, for tests.
 
-use super::{Bar, Cycle, Figure, LeftOut, Load, Parts};
+use std::time::Duration;
+
+use super::{Bar, Cycle, Figure, LeftOut, Load, Parts, Took};
 
 const MODELS: [&str; 3] = ["resnet152", "inception_v3", "bert-base"];
+
+fn took(what: &str, model: Option<&str>) -> Took {
+    Took::new(what, model, Duration::from_millis(12_500))
+}
 
 /// One with bars of mechanisms and their medians on the first model; a reason for what is left out.
 pub(crate) fn bars(number: u8, mechanisms: &[(&str, f64)]) -> Figure {
@@ -21,7 +27,9 @@ pub(crate) fn bars(number: u8, mechanisms: &[(&str, f64)]) -> Figure {
         reason: "a host device has no NVIDIA MPS, which shares a GPU between the processes of one user"
             .to_owned(),
     };
-    Figure { number, bars: bars.collect(), cycles: Vec::new(), loads: Vec::new(), left_out: vec![left_out] }
+    let took = vec![took(Took::PYTORCH, None), took("mps", Some(MODELS[0]))];
+    let left_out = vec![left_out];
+    Figure { number, bars: bars.collect(), cycles: Vec::new(), loads: Vec::new(), left_out, took }
 }
 
 /// Figure 6.
@@ -51,7 +59,8 @@ pub(crate) fn cycles() -> Figure {
             });
         }
     }
-    Figure { number: 6, bars: Vec::new(), cycles, loads: Vec::new(), left_out: Vec::new() }
+    let took = vec![took(Took::SERVER, Some(MODELS[0]))];
+    Figure { number: 6, bars: Vec::new(), cycles, loads: Vec::new(), left_out: Vec::new(), took }
 }
 
 /// Figure 10.
@@ -77,7 +86,8 @@ pub(crate) fn loads() -> Figure {
             }
         }
     }
-    Figure { number: 10, bars: Vec::new(), cycles: Vec::new(), loads, left_out: Vec::new() }
+    let took = vec![took("load-on-demand", Some("12 models"))];
+    Figure { number: 10, bars: Vec::new(), cycles: Vec::new(), loads, left_out: Vec::new(), took }
 }
 
 /// One of each kind, and figures of bars with every mechanism.

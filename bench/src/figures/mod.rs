@@ -9,6 +9,6 @@ mod panel;
 mod paper;
 mod scale;
 
-pub(crate) use data::{Bar, Cycle, Figure, LeftOut, Load, Parts};
+pub(crate) use data::{Bar, Cycle, Figure, LeftOut, Load, Parts, Took};
 pub(crate) use drawing::Drawing;
 pub(crate) use paper::total_overheads;

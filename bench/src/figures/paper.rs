@@ -101,7 +101,7 @@ pub(super) fn published(number: u8) -> Option<Figure> {
         })
     });
     let (bars, cycles) = (bars.collect(), cycles.collect());
-    Some(Figure { number, bars, cycles, loads: Vec::new(), left_out: Vec::new() })
+    Some(Figure { number, bars, cycles, loads: Vec::new(), left_out: Vec::new(), took: Vec::new() })
 }
 
 #[cfg(test)]

@@ -180,13 +180,18 @@ impl Desk {
         Ok(process)
     }
 
+    /// Has a process prepare the task, and does not wait.
+    pub(super) fn prepare(&self, process: &mut Process) -> anyhow::Result<()> {
+        process.send(&ToWorker::PrepareTask(self.task.clone()), &[])
+    }
+
     /// Has a process prepare the task and train. Its memory, of so many bytes, is the task's.
     pub(super) fn train(&self, process: &mut Process, bytes: u64) -> anyhow::Result<()> {
-        process.send(&ToWorker::PrepareTask(self.task.clone()), &[])?;
+        self.prepare(process)?;
         process.train(&self.training_order(bytes))
     }
 
-    /// To go on, in a process whose task is prepared.
+    /// To begin or to go on, in a process whose task is prepared or will be by then.
     pub(super) fn training_order(&self, bytes: u64) -> ToWorker {
         let offset = self.task.state.offset + self.task.state.bytes;
         ToWorker::Train { arena: Region { offset, bytes: bytes - offset }, holds: false }

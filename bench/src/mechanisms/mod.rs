@@ -80,6 +80,11 @@ impl Kind {
         matches!(self, Self::StopAndStart | Self::TwoProcesses)
     }
 
+    /// Whether a task has to be prepared again after every request, though its process stays.
+    pub(crate) fn prepares_again(self) -> bool {
+        self == Self::OneProcess
+    }
+
     /// The plan by which the server of pswitch moves the model; none for what has no such server, or one of its own.
     pub(crate) fn plan(self) -> Option<Algorithm> {
         match self {

@@ -15,7 +15,9 @@ use tempfile::TempDir;
 use super::desk::{Desk, Request};
 use super::process::Process;
 use super::service::{Answered, Procedure};
+use super::standby::Trainer;
 use crate::machine::field;
+use crate::progress;
 
 /// NVIDIA's program that starts and ends the daemon.
 const CONTROL: &str = "nvidia-cuda-mps-control";
@@ -27,9 +29,8 @@ const END_PATIENCE: Duration = Duration::from_secs(15);
 pub(crate) struct Mps {
     // In this order: the daemon ends when its clients have.
     serves: Process,
-    trains: Process,
+    trainer: Trainer,
     desk: Arc<Desk>,
-    is_told: bool,
     _daemon: Daemon,
 }
 
@@ -42,29 +43,25 @@ impl Mps {
         // Clients share the 120 connections that the daemon has; what they inherit is for one process.
         let connections = ("CUDA_DEVICE_MAX_CONNECTIONS", OsString::from("8"));
         let environment = [daemon.environment().as_slice(), &[connections]].concat();
+        let trainer = Trainer::start(&desk, &environment)?;
         let mut serves = desk.start(&environment, desk.room.bytes(), true)?;
         desk.load(&mut serves, true)?;
         desk.bring(&mut serves, desk.whole())?;
-        let trains = desk.start(&environment, desk.training_bytes(), false)?;
-        Ok(Self { serves, trains, desk, is_told: false, _daemon: daemon })
+        Ok(Self { serves, trainer, desk, _daemon: daemon })
     }
 }
 
 impl Procedure for Mps {
     fn train(&mut self) -> anyhow::Result<()> {
-        if self.is_told {
-            return Ok(());
-        }
-        self.is_told = true;
-        self.desk.train(&mut self.trains, self.desk.training_bytes())
+        self.trainer.train(&self.desk)
     }
 
     fn is_training(&mut self) -> anyhow::Result<bool> {
-        self.trains.is_training()
+        self.trainer.is_training()
     }
 
     fn steps(&mut self) -> anyhow::Result<u64> {
-        self.trains.steps()
+        self.trainer.steps()
     }
 
     fn answer(&mut self, request: &Request) -> anyhow::Result<Answered> {
@@ -153,7 +150,7 @@ fn is_alive(pid: i32) -> bool {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if let Err(error) = self.quit() {
-            eprintln!("MPS: {error:#}");
+            progress::say(format_args!("MPS: {error:#}"));
         }
     }
 }

@@ -120,6 +120,8 @@ impl Process {
 
     /// Tells it to train; a task is prepared, or will be by then.
     pub(crate) fn train(&mut self, order: &ToWorker) -> anyhow::Result<()> {
+        // It may have failed while it was prepared.
+        self.check_task()?;
         self.set_stop(false)?;
         let steps = self.task.steps;
         self.task = Task { steps_before: steps, steps, ..Task::default() };

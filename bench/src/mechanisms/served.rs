@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use pswitch_controller::{Bandwidth, ByteSize, InferenceService as _, TaskState, TaskStatus};
+use pswitch_device::DeviceId;
 use pswitch_train::TaskConfig;
 use pswitch_transfer::{Algorithm, Plan as TransferPlan};
 
-use super::Arm;
+use super::{Arm, Kind};
 use crate::caller::Caller;
 use crate::keep_alive::Parameters;
 use crate::serving::{Bench, FrontEnd, Plan, Serving, Zygotes};
@@ -27,6 +28,11 @@ pub(crate) struct ServedModel {
     front_end: FrontEnd,
     name: String,
     rival: Caller,
+    /// Asks once after each change of plans, where workers capture graphs for a new one: a request that may find them at it
+    /// does not count.
+    settles: Option<Caller>,
+    /// The plan that was asked for last.
+    algorithm: Option<Algorithm>,
     task: TaskConfig,
     is_submitted: bool,
 }
@@ -64,25 +70,51 @@ impl ServedModel {
         };
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;
         let front_end = bench.front_end()?;
-        let rival = Caller::new(&rival, subject.examples(served)?);
-        let (name, task) = (subject.name.clone(), task.clone());
-        Ok(Self { bench, front_end, name, rival, task, is_submitted: false })
+        let caller = |name: &str| anyhow::Ok(Caller::new(name, subject.examples(served)?));
+        let captures = matches!(served.device, DeviceId::Cuda(_));
+        Ok(Self {
+            bench,
+            front_end,
+            rival: caller(&rival)?,
+            settles: captures.then(|| caller(&subject.name)).transpose()?,
+            algorithm: None,
+            name: subject.name.clone(),
+            task: task.clone(),
+            is_submitted: false,
+        })
     }
 
     /// The plan by which pswitch moves the model; none if it has nothing to move.
-    pub(crate) fn plan(&self) -> anyhow::Result<Option<TransferPlan>> {
+    pub(crate) fn plan(&mut self) -> anyhow::Result<Option<TransferPlan>> {
+        self.algorithm = Some(Algorithm::Optimal);
         Ok(self.bench.server.replan(&self.name, Algorithm::Optimal)?.into_iter().next())
     }
 
+    /// One of the mechanisms that are this server.
+    pub(crate) fn arm(&mut self, kind: Kind) -> anyhow::Result<ServedArm<'_>> {
+        match (kind, kind.plan()) {
+            (Kind::Ready, _) => self.ready(),
+            (_, Some(algorithm)) => self.switches(algorithm),
+            (_, None) => bail!("{} is no plan of a server", kind.name()),
+        }
+    }
+
     /// With the model there and nothing else. Only before anything has trained.
-    pub(crate) fn ready(&mut self) -> anyhow::Result<ServedArm<'_>> {
+    fn ready(&mut self) -> anyhow::Result<ServedArm<'_>> {
         ensure!(!self.is_submitted, "something trains already");
         Ok(ServedArm { server: self, measures: Measures::Ready, interruptions: 0 })
     }
 
     /// With a task that trains, and the model moved by such a plan.
     pub(crate) fn switches(&mut self, algorithm: Algorithm) -> anyhow::Result<ServedArm<'_>> {
-        self.bench.server.replan(&self.name, algorithm)?;
+        if self.algorithm != Some(algorithm) {
+            self.bench.server.replan(&self.name, algorithm)?;
+            self.algorithm = Some(algorithm);
+            if let Some(settles) = &mut self.settles {
+                self.rival.ask(self.front_end.address)?;
+                settles.ask(self.front_end.address)?;
+            }
+        }
         Ok(ServedArm { server: self, measures: Measures::Switches, interruptions: 0 })
     }
 

@@ -1,5 +1,6 @@
 //! Mechanisms with a process that stands by while another one trains: what pswitch is without one of its parts.
 
+use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,49 +21,45 @@ use super::service::{Answered, Procedure};
 /// Longest wait for copies that were made.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A process that trains until it is told to stop, and goes on when it is told to.
-struct Trainer {
+/// A process that trains when it is told to, until it is told to stop.
+pub(super) struct Trainer {
     process: Process,
-    state: Training,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Training {
-    /// The task is not prepared.
-    Not,
-    On,
-    Off,
+    is_told: bool,
 }
 
 impl Trainer {
-    fn new(desk: &Desk) -> anyhow::Result<Self> {
-        Ok(Self { process: desk.start(&[], desk.training_bytes(), false)?, state: Training::Not })
+    /// Its task is prepared while the caller goes on: it takes as long as all that stands by.
+    pub(super) fn start(desk: &Desk, environment: &[(&'static str, OsString)]) -> anyhow::Result<Self> {
+        let mut process = desk.start(environment, desk.training_bytes(), false)?;
+        desk.prepare(&mut process)?;
+        Ok(Self { process, is_told: false })
     }
 
-    fn train(&mut self, desk: &Desk) -> anyhow::Result<()> {
-        let bytes = desk.training_bytes();
-        match std::mem::replace(&mut self.state, Training::On) {
-            Training::Not => desk.train(&mut self.process, bytes),
-            Training::Off => self.process.train(&desk.training_order(bytes)),
-            Training::On => Ok(()),
+    pub(super) fn train(&mut self, desk: &Desk) -> anyhow::Result<()> {
+        if std::mem::replace(&mut self.is_told, true) {
+            return Ok(());
         }
+        self.process.train(&desk.training_order(desk.training_bytes()))
     }
 
-    fn is_training(&mut self) -> anyhow::Result<bool> {
-        Ok(self.state == Training::On && self.process.is_training()?)
+    pub(super) fn is_training(&mut self) -> anyhow::Result<bool> {
+        Ok(self.is_told && self.process.is_training()?)
+    }
+
+    pub(super) fn steps(&mut self) -> anyhow::Result<u64> {
+        self.process.steps()
     }
 
     /// Tells it to stop, and does not wait.
     fn tell_stop(&self) -> anyhow::Result<()> {
-        if self.state == Training::On { self.process.set_stop(true) } else { Ok(()) }
+        if self.is_told { self.process.set_stop(true) } else { Ok(()) }
     }
 
     /// Waits until it has stopped, if it was told to: when that was.
     fn await_stop(&mut self) -> anyhow::Result<Option<u64>> {
-        if self.state != Training::On {
+        if !std::mem::take(&mut self.is_told) {
             return Ok(None);
         }
-        self.state = Training::Off;
         self.process.await_pause().map(Some)
     }
 }
@@ -84,12 +81,6 @@ pub(crate) struct BesideTraining<S> {
     is_there: bool,
 }
 
-impl<S: Standby> BesideTraining<S> {
-    fn new(desk: Arc<Desk>, standby: S, is_there: bool) -> anyhow::Result<Self> {
-        Ok(Self { trainer: Trainer::new(&desk)?, desk, standby, is_there })
-    }
-}
-
 impl<S: Standby> Procedure for BesideTraining<S> {
     fn train(&mut self) -> anyhow::Result<()> {
         if std::mem::take(&mut self.is_there) {
@@ -103,7 +94,7 @@ impl<S: Standby> Procedure for BesideTraining<S> {
     }
 
     fn steps(&mut self) -> anyhow::Result<u64> {
-        self.trainer.process.steps()
+        self.trainer.steps()
     }
 
     fn answer(&mut self, request: &Request) -> anyhow::Result<Answered> {
@@ -124,11 +115,12 @@ pub(crate) struct NoUnified {
 
 impl NoUnified {
     pub(crate) fn start(desk: Arc<Desk>, groups: &[Group]) -> anyhow::Result<BesideTraining<Self>> {
+        let trainer = Trainer::start(&desk, &[])?;
         let mut standby = desk.start(&[], desk.room.bytes(), false)?;
         desk.load(&mut standby, true)?;
         desk.plan(&mut standby, groups)?;
         let groups = groups.iter().map(|group| group.part).collect();
-        BesideTraining::new(desk, Self { standby, groups }, false)
+        Ok(BesideTraining { desk, trainer, standby: Self { standby, groups }, is_there: false })
     }
 }
 
@@ -161,13 +153,14 @@ impl Managed {
         if let DeviceId::Host(_) = desk.device() {
             bail!("the host has no managed memory");
         }
+        let trainer = Trainer::start(&desk, &[])?;
         let mut standby = desk.start(&[], desk.room.bytes(), true)?;
         desk.load(&mut standby, true)?;
         for part in desk.whole() {
             standby.send(&ToWorker::Move { model: MODEL, part, to: Elsewhere::Managed }, &[])?;
         }
         desk.bring(&mut standby, desk.whole())?;
-        BesideTraining::new(desk, Self { standby }, true)
+        Ok(BesideTraining { desk, trainer, standby: Self { standby }, is_there: true })
     }
 }
 
@@ -198,6 +191,7 @@ pub(crate) struct NoIpc {
 
 impl NoIpc {
     pub(crate) fn start(desk: Arc<Desk>, groups: &[Group]) -> anyhow::Result<BesideTraining<Self>> {
+        let trainer = Trainer::start(&desk, &[])?;
         let bandwidth_bytes_per_s = desk.link().map(Bandwidth::bytes_per_s);
         let throttle = LinkThrottle { bandwidth_bytes_per_s, ..LinkThrottle::default() };
         let device = open_device(desk.device(), throttle)?;
@@ -219,7 +213,7 @@ impl NoIpc {
             pool,
             device,
         };
-        BesideTraining::new(desk, standby, false)
+        Ok(BesideTraining { desk, trainer, standby, is_there: false })
     }
 
     fn slice(&self, place: Region) -> anyhow::Result<DeviceSlice> {

@@ -137,6 +137,8 @@ pub(crate) enum Mail {
         model: ModelId,
         plan: Box<Plan>,
     },
+    /// Whether weights move ahead of their turn from now on.
+    Prefetch(bool),
     /// Refuse what waits for a model, finish what runs, then forget it.
     Remove {
         model: ModelId,

@@ -380,6 +380,7 @@ impl Driver {
                     self.apply_plans();
                 }
             }
+            Mail::Prefetch(prefetch) => self.scheduler.set_prefetch(prefetch),
             Mail::Remove { model, done } => {
                 if self.models.contains_key(&model) {
                     self.removing.insert(model, done);

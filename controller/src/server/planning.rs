@@ -154,6 +154,14 @@ impl Server {
             .collect()
     }
 
+    /// Whether weights move ahead of the turn of their requests on every device, instead of what the configuration says: in
+    /// force for requests that are sent from now on.
+    pub fn set_prefetch(&self, prefetch: bool) {
+        for device in &self.devices {
+            device.driver.mailbox().put(Mail::Prefetch(prefetch));
+        }
+    }
+
     /// Moves a model by a plan of the caller's, on every device that serves it; in force when [`replan`](Self::replan)
     /// says.
     ///

@@ -164,6 +164,18 @@ fn nothing_is_fetched_ahead_where_that_is_turned_off() {
 }
 
 #[test]
+fn fetching_ahead_is_turned_on_and_off_while_requests_come() {
+    let mut desk = Desk::new(8, &[4, 4]).at_work(2);
+    desk.scheduler.set_prefetch(false);
+    let first = execute(&desk.submit(0, 0));
+    assert_eq!(desk.submit(1, 1), []);
+    assert_eq!(desk.land(first.transfer), [], "there is room for it");
+    desk.scheduler.set_prefetch(true);
+    let fetched = desk.submit(2, 1);
+    assert!(matches!(fetched[..], [Action::Prefetch { model: ModelId(1), .. }]), "{fetched:?}");
+}
+
+#[test]
 fn nothing_is_fetched_into_a_place_that_is_held_or_wanted() {
     // 0 | 1 side by side, 2 over both, 3 over 0 or 1.
     let mut desk = Desk::new(8, &[4, 4, 8]).at_work(2);

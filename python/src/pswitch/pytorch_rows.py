@@ -12,7 +12,7 @@ The rows that figure 5 of `pswitch bench` has beside its mechanisms, each what a
 
 Inputs are those of case 0 in `cases.safetensors` beside the archive, in pinned memory, and outputs go there. Prints
 one JSON object to standard output: for each model the latencies in milliseconds of each row, and why others are left
-out.
+out. Standard error says which row is being measured.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from pswitch.ready_latency import WARM_UP, Model, Request, latencies_ms, name_of
 
 # What a process that was started for one request prints when it has the outputs.
 ANSWERED = "answered"
-# Copies and starts ahead of those that count.
+# Copies ahead of those that count.
 FEW = 3
 
 
@@ -72,35 +72,37 @@ def copy_then_run_ms(model: Model, request: Request, device: torch.device, reque
     return times_ms
 
 
-def stop_and_start_ms(archive: Path, device: torch.device, threads: int, starts: int, unread: bool) -> list[float]:
+def stop_and_start_ms(archive: Path, device: torch.device, threads: int, starts: int) -> list[float]:
     """What it takes from the start of a Python process to its first answer.
 
-    Where nobody has read torch's files yet (`unread`), one process more is started ahead of those that count.
+    None is started ahead of those that count: whoever measures has run the same program before, so that torch's
+    files, and the archive, have been read.
     """
     command = [sys.executable, "-m", "pswitch.pytorch_rows", "--first", "--device", str(device)]
     command += ["--threads", str(threads), str(archive)]
     times_ms = []
-    for number in range(unread + starts):
+    for _ in range(starts):
         begun = time.perf_counter_ns()
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             said = process.stdout.readline().strip()
             took_ms = (time.perf_counter_ns() - begun) / 1e6
         if said != ANSWERED or process.returncode != 0:
             raise RuntimeError(f"a process that was started for a request ended with {process.returncode}")
-        if number >= unread:
-            times_ms.append(took_ms)
+        times_ms.append(took_ms)
     return times_ms
 
 
 class Rows:
     """What is measured of one archive."""
 
-    def __init__(self):
+    def __init__(self, model: str):
+        self._model = model
         self.rows: dict[str, list[float]] = {}
         self.left_out: dict[str, str] = {}
 
     def add(self, name: str, measured: Callable[[], list[float]]) -> None:
         """A row, or the reason why there is none."""
+        print(f"{self._model}: {name} ...", file=sys.stderr, flush=True)
         try:
             self.rows[name] = measured()
         except Exception as error:  # Whatever it is, the other rows are measured.
@@ -120,18 +122,15 @@ def measure_here(rows: Rows, archive: Path, device: torch.device, requests: int)
     rows.add("pytorch-copy-then-run", lambda: copy_then_run_ms(model, request, device, requests))
 
 
-def measure(archive: Path, device: torch.device, options: argparse.Namespace, is_first: bool) -> dict:
+def measure(archive: Path, device: torch.device, options: argparse.Namespace) -> dict:
     """All rows of one archive, as they are printed."""
-    rows = Rows()
+    rows = Rows(name_of(archive))
     measure_here(rows, archive, device, options.requests)
     # One model at a time: their weights need not fit together.
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    rows.add(
-        "pytorch-stop-and-start",
-        lambda: stop_and_start_ms(archive, device, options.threads, options.starts, unread=is_first),
-    )
+    rows.add("pytorch-stop-and-start", lambda: stop_and_start_ms(archive, device, options.threads, options.starts))
     return {"rows": rows.rows, "left_out": rows.left_out}
 
 
@@ -158,10 +157,8 @@ def main() -> None:
         if options.first:
             answer_once(options.archives[0], options.device)
             return
-        models = {
-            name_of(path.resolve()): measure(path, options.device, options, is_first=number == 0)
-            for number, path in enumerate(options.archives)
-        }
+        archives = [path.resolve() for path in options.archives]
+        models = {name_of(archive): measure(archive, options.device, options) for archive in archives}
     print(json.dumps({"torch": torch.__version__, "models": models}, indent=1))
 
 

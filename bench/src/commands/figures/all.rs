@@ -13,7 +13,8 @@ use crate::serving::Zygotes;
 ///
 /// Figures 5, 7, 8 and 9 come first, model by model, and what several of them have is measured once: their bars of pswitch
 /// are the same. With --out results and plots are written as soon as they are there, and in the end report.html beside
-/// them, a page that holds everything. A figure that fails does not keep the others from being measured; Ctrl-C keeps what
+/// them, a page that holds everything. How long each part took is told in the end, and what it was made of stands in the
+/// results (`took`). A figure that fails does not keep the others from being measured; Ctrl-C keeps what
 /// there is.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
@@ -59,6 +60,15 @@ impl All {
 }
 
 impl Part {
+    /// In words.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Bars(_) => "figures 5, 7, 8 and 9",
+            Self::Figure6(_) => "figure 6",
+            Self::Figure10(_) => "figure 10",
+        }
+    }
+
     /// How many servers it starts, one after another.
     pub(crate) fn servers(&self) -> usize {
         match self {

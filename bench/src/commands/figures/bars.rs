@@ -10,8 +10,9 @@ use super::session::{Measure, Session};
 use super::{Experiment, report};
 use crate::caller::Caller;
 use crate::figures::{Bar, Figure, Parts};
-use crate::interrupt;
-use crate::mechanisms::{Arm, Kind};
+use crate::interrupt::{self, Interrupted};
+use crate::keep_alive::Parameters;
+use crate::mechanisms::{Arm, Kind, ServedModel};
 use crate::progress::Progress;
 use crate::report::{Goal, Report, Table};
 use crate::serving::Zygotes;
@@ -42,32 +43,99 @@ pub(super) enum Order {
 /// How often, and how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Rounds {
-    /// Those ahead that do not count, and those that do.
-    trained: (usize, usize),
-    /// The same where nothing trains.
-    idle: (usize, usize),
-    /// The same where a process is made for each request.
-    restarted: (usize, usize),
+    /// Where nothing trains.
+    idle: Count,
+    /// Of a server with a task that trains: a round takes little more than the training in it.
+    served: Count,
+    /// Of processes that stay, and whose training has to do a step in each round.
+    standing_by: Count,
+    /// Where the task is prepared again in each round.
+    prepared: Count,
+    /// Where a process is made for each request.
+    restarted: Count,
     training: Duration,
+}
+
+/// Rounds ahead that do not count, and those that do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Count {
+    ahead: usize,
+    counted: usize,
 }
 
 impl Rounds {
     fn of(experiment: &Experiment) -> Self {
+        let count = |ahead, counted| Count { ahead, counted };
         let mut rounds = if experiment.quick {
-            let training = Duration::from_millis(500);
-            // A GPU's clocks rise only when it has much to do, and training is much already.
-            Self { trained: (2, 5), idle: (20, 50), restarted: (0, 2), training }
+            Self {
+                // A GPU's clocks rise only when it has much to do, and training is much already.
+                idle: count(20, 50),
+                served: count(2, 15),
+                standing_by: count(2, 8),
+                prepared: count(1, 2),
+                restarted: count(0, 1),
+                // Some steps of a GPU.
+                training: Duration::from_millis(150),
+            }
         } else {
-            let training = Duration::from_secs(10);
-            Self { trained: (10, 10), idle: (10, 90), restarted: (10, 10), training }
+            let paper = count(10, 10);
+            Self {
+                idle: count(10, 90),
+                served: paper,
+                standing_by: paper,
+                prepared: paper,
+                restarted: paper,
+                training: Duration::from_secs(10),
+            }
         };
         if let Some(counted) = experiment.rounds {
             let counted = counted as usize;
-            for (warm_up, rounds) in [&mut rounds.trained, &mut rounds.restarted] {
-                (*warm_up, *rounds) = ((*warm_up).min(counted), counted);
+            let Self { served, standing_by, prepared, restarted, .. } = &mut rounds;
+            for of_training in [served, standing_by, prepared, restarted] {
+                *of_training = count(of_training.ahead.min(counted), counted);
             }
         }
         rounds
+    }
+
+    /// Of a mechanism.
+    fn count(&self, kind: Kind) -> Count {
+        match kind {
+            Kind::Ready => self.idle,
+            _ if kind.plan().is_some() => self.served,
+            _ if kind.restarts() => self.restarted,
+            _ if kind.prepares_again() => self.prepared,
+            _ => self.standing_by,
+        }
+    }
+
+    /// One round, which counts or not.
+    fn round(
+        &self,
+        arm: &mut dyn Arm,
+        caller: &mut Caller,
+        counts: bool,
+        found: &mut Latencies,
+    ) -> anyhow::Result<()> {
+        interrupt::check()?;
+        if arm.trains() {
+            arm.train()?;
+            await_training(arm)?;
+            interrupt::sleep(self.training)?;
+        }
+        let (latency, parameters) = caller.ask(arm.address())?;
+        let stopped = arm.stopped()?;
+        if counts {
+            arm.check(&parameters)?;
+            found.add(latency, stopped, &parameters);
+        }
+        Ok(())
+    }
+}
+
+impl Count {
+    fn all(self) -> usize {
+        self.ahead + self.counted
     }
 }
 
@@ -85,7 +153,7 @@ impl Bars {
         let mut session = Session::new(experiment, served, zygotes)?;
         let mut rounds = Rounds::of(experiment);
         // It has the device to itself: servers come later.
-        let counts = (rounds.idle.1, rounds.restarted.1);
+        let counts = (rounds.idle.counted, rounds.restarted.counted);
         let pytorch = python.map(|python| PyTorch::measure(python, served, &subjects, counts));
         let mut pytorch = pytorch.unwrap_or_default();
         let kinds = kinds(figures);
@@ -102,12 +170,14 @@ impl Bars {
         let told = |figure: &Self| {
             let mut bars = figure.own(&bars);
             let mut left_out = session.left_out(figure.kinds);
+            let mut took = session.took(figure.kinds);
             let goals = goals(&bars, figure.order);
             bars.append(&mut pytorch.bars);
             left_out.append(&mut pytorch.left_out);
+            took.append(&mut pytorch.took);
             let (command, wrong_outputs) = (figure.command, session.wrong_outputs(figure.kinds));
             let figure =
-                Figure { number: figure.number, bars, cycles: Vec::new(), loads: Vec::new(), left_out };
+                Figure { number: figure.number, bars, cycles: Vec::new(), loads: Vec::new(), left_out, took };
             report(command, &figure, table(&figure.bars), goals, wrong_outputs)
         };
         figures.iter().map(told).collect()
@@ -156,6 +226,20 @@ pub(super) struct Latencies {
 }
 
 impl Latencies {
+    fn add(&mut self, latency: Duration, stopped: Option<Duration>, parameters: &Parameters) {
+        let client = milliseconds(latency);
+        let [queue, switch, compute] =
+            [parameters.queue_us, parameters.switch_us, parameters.compute_us].map(|us| us / 1e3);
+        self.client_ms.push(client);
+        self.queue.push(queue);
+        self.switch.push(switch);
+        self.compute.push(compute);
+        self.reply.push(client - queue - switch - compute);
+        if let Some(stopped) = stopped {
+            self.stop.push_ms(stopped);
+        }
+    }
+
     fn parts(&self) -> Option<Parts> {
         let median = |samples: &Samples| samples.summary().map(|summary| summary.median);
         Some(Parts {
@@ -173,39 +257,61 @@ impl Measure for Rounds {
     type Found = Latencies;
 
     fn measure(&mut self, kind: Kind, arm: &mut dyn Arm, caller: &mut Caller) -> anyhow::Result<Latencies> {
-        let (warm_up, counted) = match kind {
-            kind if kind.restarts() => self.restarted,
-            _ if arm.trains() => self.trained,
-            _ => self.idle,
-        };
+        let Count { ahead, .. } = self.count(kind);
+        let rounds = self.count(kind).all();
         let mut found = Latencies::default();
-        let progress = Progress::new(kind.name(), warm_up + counted);
-        for round in 0..warm_up + counted {
-            interrupt::check()?;
-            if arm.trains() {
-                arm.train()?;
-                await_training(arm)?;
-                interrupt::sleep(self.training)?;
+        let progress = Progress::new(kind.name(), rounds);
+        for round in 0..rounds {
+            self.round(arm, caller, round >= ahead, &mut found)?;
+            progress.step();
+        }
+        Ok(found)
+    }
+
+    /// Those beside which a task trains take turns in every round: what drifts, drifts for all of them.
+    fn measure_plans(
+        &mut self,
+        kinds: &[Kind],
+        server: &mut ServedModel,
+        caller: &mut Caller,
+    ) -> Vec<(anyhow::Result<Latencies>, Duration)> {
+        let mut found: Vec<(anyhow::Result<Latencies>, Duration)> =
+            kinds.iter().map(|_| (Ok(Latencies::default()), Duration::ZERO)).collect();
+        let (alone, in_turn): (Vec<usize>, Vec<usize>) =
+            (0..kinds.len()).partition(|&place| kinds[place] == Kind::Ready);
+        for place in alone {
+            let begun = Instant::now();
+            let arm = server.arm(kinds[place]);
+            let result = arm.and_then(|mut arm| self.measure(kinds[place], &mut arm, caller));
+            found[place] = (result, begun.elapsed());
+        }
+        let Count { ahead, .. } = self.served;
+        let rounds = self.served.all();
+        let progress = Progress::new("rounds of all plans", rounds);
+        for round in 0..rounds {
+            // Each has some that count, which are kept.
+            let is_enough = round > ahead;
+            if is_enough && interrupt::check().is_err() {
+                break;
             }
-            let (latency, parameters) = caller.ask(arm.address())?;
-            let stopped = arm.stopped()?;
-            if round >= warm_up {
-                arm.check(&parameters)?;
-                let client = milliseconds(latency);
-                let [queue, switch, compute] =
-                    [parameters.queue_us, parameters.switch_us, parameters.compute_us].map(|us| us / 1e3);
-                found.client_ms.push(client);
-                found.queue.push(queue);
-                found.switch.push(switch);
-                found.compute.push(compute);
-                found.reply.push(client - queue - switch - compute);
-                if let Some(stopped) = stopped {
-                    found.stop.push_ms(stopped);
+            // Another one is first every time.
+            for turn in 0..in_turn.len() {
+                let place = in_turn[(round + turn) % in_turn.len()];
+                let (result, took) = &mut found[place];
+                let Ok(latencies) = result else { continue };
+                let begun = Instant::now();
+                let arm = server.arm(kinds[place]);
+                let done = arm.and_then(|mut arm| self.round(&mut arm, caller, round >= ahead, latencies));
+                *took += begun.elapsed();
+                if let Err(error) = done
+                    && !(is_enough && error.is::<Interrupted>())
+                {
+                    *result = Err(error);
                 }
             }
             progress.step();
         }
-        Ok(found)
+        found
     }
 }
 
@@ -277,11 +383,32 @@ fn goals(bars: &[Bar], order: Order) -> Vec<Goal> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::experiment;
     use super::*;
 
     fn bar(model: &str, kind: Kind, latencies_ms: &[f64]) -> Bar {
         let (model, mechanism) = (model.to_owned(), kind.name().to_owned());
         Bar { model, mechanism, latencies_ms: latencies_ms.to_vec(), parts: None }
+    }
+
+    /// Rounds ahead of those that count, and those.
+    fn rounds<const KINDS: usize>(flags: &[&str], kinds: [Kind; KINDS]) -> [(usize, usize); KINDS] {
+        let rounds = Rounds::of(&experiment(flags));
+        kinds.map(|kind| rounds.count(kind)).map(|Count { ahead, counted }| (ahead, counted))
+    }
+
+    #[test]
+    fn rounds_are_the_papers_unless_they_are_to_be_quick() {
+        let kinds =
+            [Kind::Ready, Kind::Grouped, Kind::NoPinned, Kind::Mps, Kind::OneProcess, Kind::TwoProcesses];
+        let ten = (10, 10);
+        assert_eq!(rounds(&[], kinds), [(10, 90), ten, ten, ten, ten, ten]);
+        assert_eq!(rounds(&["--rounds", "3"], kinds), [(10, 90), (3, 3), (3, 3), (3, 3), (3, 3), (3, 3)]);
+        let quick = rounds(&["--quick"], kinds);
+        assert!(quick[1..].is_sorted_by(|one, next| one >= next), "fewer where they take longer: {quick:?}");
+        assert!(quick.iter().all(|(_, counted)| *counted > 0));
+        let one = rounds(&["--quick", "--rounds", "1"], kinds);
+        assert_eq!(one[1..], [(1, 1), (1, 1), (1, 1), (1, 1), (0, 1)]);
     }
 
     #[test]

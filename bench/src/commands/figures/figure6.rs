@@ -25,7 +25,8 @@ const QUICK_CYCLES_S: [u64; 2] = [1, 2];
 /// Figure 6 of the paper: throughput and latency of one model when training and inference take turns.
 ///
 /// Turns are 1, 2, 5, 10 and 30 s long, and of 12 every second is training's. In the others one request follows the other;
-/// one counts if it was answered within its turn. The first turn of each kind does not count. `ready` has no training in
+/// one counts if it was answered within its turn. The first turn of each kind does not count, and with --quick, which has
+/// turns of 1 and 2 s, the very first alone. `ready` has no training in
 /// between. By default the model is ResNet152 on a GPU, and a ResNet18 on the host.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -37,11 +38,13 @@ pub(crate) struct Figure6 {
     pub(crate) experiment: Experiment,
 }
 
-/// How long turns are, and how many there are of either kind.
+/// How long turns are, and how many of either kind count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Turns {
     cycles_s: Vec<u64>,
-    count: usize,
+    counted: usize,
+    /// Whether one that does not count is ahead of those of each length, and not of the first alone.
+    each_warms_up: bool,
 }
 
 impl Figure6 {
@@ -58,8 +61,9 @@ impl Figure6 {
             cycles.extend(found.into_iter().flat_map(|(_, found)| found));
         }
         let (left_out, wrong_outputs) = (session.left_out(&kinds), session.wrong_outputs(&kinds));
+        let took = session.took(&kinds);
         let (table, goals) = (table(&cycles), goals(&cycles));
-        let figure = Figure { number: 6, bars: Vec::new(), cycles, loads: Vec::new(), left_out };
+        let figure = Figure { number: 6, bars: Vec::new(), cycles, loads: Vec::new(), left_out, took };
         report("figure6", &figure, table, goals, wrong_outputs)
     }
 }
@@ -67,16 +71,16 @@ impl Figure6 {
 impl Turns {
     fn of(experiment: &Experiment) -> Self {
         if experiment.quick {
-            Self { cycles_s: QUICK_CYCLES_S.to_vec(), count: 2 }
+            Self { cycles_s: QUICK_CYCLES_S.to_vec(), counted: 1, each_warms_up: false }
         } else {
-            Self { cycles_s: CYCLES_S.to_vec(), count: 6 }
+            Self { cycles_s: CYCLES_S.to_vec(), counted: 5, each_warms_up: true }
         }
     }
 
     fn cycle(
         &self,
         kind: Kind,
-        cycle_s: u64,
+        (place, cycle_s): (usize, u64),
         arm: &mut dyn Arm,
         caller: &mut Caller,
     ) -> anyhow::Result<Cycle> {
@@ -92,13 +96,14 @@ impl Turns {
             latencies_ms: Vec::new(),
             steps_per_s: Vec::new(),
         };
-        for turn in 0..self.count {
+        let ahead = usize::from(place == 0 || self.each_warms_up);
+        for turn in 0..ahead + self.counted {
             if arm.trains() {
                 let (ends, before) = (Instant::now() + length, arm.steps()?);
                 arm.train()?;
                 interrupt::sleep(ends.saturating_duration_since(Instant::now()))?;
                 let steps = arm.steps()?.saturating_sub(before);
-                if turn > 0 {
+                if turn >= ahead {
                     // Counts of some thousands.
                     #[allow(clippy::cast_precision_loss)]
                     cycle.steps_per_s.push(steps as f64 / seconds);
@@ -110,12 +115,12 @@ impl Turns {
                 let (latency, _) = caller.ask(arm.address())?;
                 if Instant::now() <= ends {
                     answered += 1;
-                    if turn > 0 {
+                    if turn >= ahead {
                         cycle.latencies_ms.push(milliseconds(latency));
                     }
                 }
             }
-            if turn > 0 {
+            if turn >= ahead {
                 cycle.batches_per_s.push(f64::from(answered) / seconds);
             }
         }
@@ -135,9 +140,11 @@ impl Measure for Turns {
         }
         self.cycles_s
             .iter()
-            .map(|&cycle_s| {
-                let cycle =
-                    self.cycle(kind, cycle_s, arm, caller).context(format!("turns of {cycle_s} s"))?;
+            .enumerate()
+            .map(|(place, &cycle_s)| {
+                let cycle = self
+                    .cycle(kind, (place, cycle_s), arm, caller)
+                    .context(format!("turns of {cycle_s} s"))?;
                 progress.step();
                 Ok(cycle)
             })

@@ -12,12 +12,13 @@ mod pytorch;
 mod session;
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use pswitch_controller::{Bandwidth, ByteSize};
 use pswitch_device::DeviceId;
 
 use super::GPU_MODELS;
-use crate::figures::{Figure, LeftOut};
+use crate::figures::{Figure, LeftOut, Took};
 use crate::matched_link::{MatchedLink, threads_beside_the_link};
 use crate::report::{Goal, Report, Table};
 use crate::serving::{Serving, Zygotes};
@@ -50,10 +51,10 @@ pub(crate) struct Experiment {
     /// target/fixtures on the host.
     #[arg(long = "model", value_name = "PATH", num_args = 1..)]
     models: Vec<PathBuf>,
-    /// About a minute a figure: fewer rounds, and half a second of training in each.
+    /// About a minute a figure: fewer rounds, and 0.15 s of training in each.
     #[arg(long)]
     quick: bool,
-    /// Rounds that count, instead of 10; 5 with --quick. Figures 6 and 10 have none.
+    /// Rounds that count, instead of 10; with --quick 15, or 8, 2 or 1 where each takes longer. Figures 6 and 10 have none.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     /// The task: a configuration whose length is ignored. By default a ResNet18 of target/training.
@@ -115,17 +116,21 @@ impl Experiment {
         paths.iter().take(default).map(|path| Subject::open(path.as_ref())).collect()
     }
 
-    /// How slow the link is to be: on the host as slow as a model computes, unless a flag says otherwise.
+    /// How slow the link is to be: on the host as slow as a model computes, unless a flag says otherwise. What it takes to
+    /// find that out is noted.
     fn link(
         &self,
         subject: &Subject,
         served: Served,
         zygotes: &mut Zygotes,
+        took: &mut Vec<Took>,
     ) -> anyhow::Result<Option<Bandwidth>> {
         match (served.device, self.link_bandwidth) {
             (DeviceId::Cuda(_), given) | (_, given @ Some(_)) => Ok(given),
             (DeviceId::Host(_), None) => {
+                let begun = Instant::now();
                 let link = MatchedLink::find(subject, &self.serving, served, MATCHING, zygotes)?;
+                took.push(Took::new(Took::LINK, Some(&subject.name), begun.elapsed()));
                 Ok(Some(link.bandwidth))
             }
         }
@@ -142,7 +147,21 @@ impl Experiment {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        experiment: Experiment,
+    }
+
+    /// What these flags ask for.
+    pub(super) fn experiment(flags: &[&str]) -> Experiment {
+        let line = [&["figure"], flags].concat();
+        Line::try_parse_from(line).unwrap().experiment
+    }
 
     #[test]
     fn what_is_left_out_is_told_with_its_reason() {

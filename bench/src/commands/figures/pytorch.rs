@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Instant;
 
 use serde::Deserialize;
 
-use crate::figures::{Bar, LeftOut};
+use crate::figures::{Bar, LeftOut, Took};
+use crate::progress;
 use crate::pytorch;
 use crate::subject::{Served, Subject};
 
@@ -32,6 +34,7 @@ struct Rows {
 pub(super) struct PyTorch {
     pub(super) bars: Vec<Bar>,
     pub(super) left_out: Vec<LeftOut>,
+    pub(super) took: Vec<Took>,
 }
 
 impl PyTorch {
@@ -43,19 +46,22 @@ impl PyTorch {
         subjects: &[Subject],
         (requests, starts): (usize, usize),
     ) -> Self {
-        eprintln!("PyTorch's own rows ...");
+        progress::say("PyTorch's own rows ...");
         let archives: Vec<&Path> = subjects.iter().map(|subject| subject.archive.as_path()).collect();
         let (requests, starts) = (requests.to_string(), starts.to_string());
         let arguments = ["--requests", &requests, "--starts", &starts];
-        match pytorch::run(python, MODULE, served, &arguments, &archives) {
+        let begun = Instant::now();
+        let mut found = match pytorch::run(python, MODULE, served, &arguments, &archives) {
             Ok(printed) => Self::of(printed, subjects.iter().map(|s| (s.name.as_str(), s.archive.as_path()))),
             Err(error) => {
                 let reason = format!("{error:#}");
-                eprintln!("PyTorch is left out: {reason}");
+                progress::say(format_args!("PyTorch is left out: {reason}"));
                 let left_out = LeftOut { mechanism: "pytorch".to_owned(), model: None, reason };
-                Self { bars: Vec::new(), left_out: vec![left_out] }
+                Self { left_out: vec![left_out], ..Self::default() }
             }
-        }
+        };
+        found.took.push(Took::new(Took::PYTORCH, None, begun.elapsed()));
+        found
     }
 
     fn of<'a>(mut printed: Printed, subjects: impl Iterator<Item = (&'a str, &'a Path)>) -> Self {
@@ -90,7 +96,7 @@ mod tests {
             "left_out": {"pytorch-graph": "CUDA graphs need a GPU"}}}}"#;
         let printed = pytorch::parse(MODULE, printed.as_bytes()).unwrap();
         let subjects = [("first", Path::new("/models/a/model.pt2")), ("second", Path::new("b.pt2"))];
-        let PyTorch { bars, left_out } = PyTorch::of(printed, subjects.into_iter());
+        let PyTorch { bars, left_out, .. } = PyTorch::of(printed, subjects.into_iter());
         let bars: Vec<_> =
             bars.iter().map(|bar| (&*bar.model, &*bar.mechanism, bar.latencies_ms.len())).collect();
         assert_eq!(bars, [("first", "pytorch-eager", 2), ("first", "pytorch-stop-and-start", 1)]);

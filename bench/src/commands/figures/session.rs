@@ -1,6 +1,7 @@
 //! One model after the other, one mechanism after the other: what fails is left out with its reason, and the rest goes on.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, ensure};
 use pswitch_controller::Bandwidth;
@@ -10,9 +11,10 @@ use pswitch_transfer::{Algorithm, Plan};
 
 use super::Experiment;
 use crate::caller::{Caller, WrongOutput};
-use crate::figures::LeftOut;
+use crate::figures::{LeftOut, Took};
 use crate::interrupt;
 use crate::mechanisms::{AloneArm, Arm, Desk, Kind, ServedModel};
+use crate::progress;
 use crate::serving::{Serving, Zygotes};
 use crate::subject::{Served, Subject};
 use crate::task;
@@ -25,6 +27,7 @@ pub(super) struct Session<'a> {
     zygotes: &'a mut Zygotes,
     models: usize,
     left_out: Vec<LeftOut>,
+    took: Vec<Took>,
     /// Mechanisms whose answers were not the right ones.
     wrong: Vec<Kind>,
 }
@@ -42,6 +45,22 @@ pub(super) trait Measure {
     type Found;
 
     fn measure(&mut self, kind: Kind, arm: &mut dyn Arm, caller: &mut Caller) -> anyhow::Result<Self::Found>;
+
+    /// Measures mechanisms that are one server with several plans, and says how long each took; one after the other, unless
+    /// they are easier to compare otherwise.
+    fn measure_plans(
+        &mut self,
+        kinds: &[Kind],
+        server: &mut ServedModel,
+        caller: &mut Caller,
+    ) -> Vec<(anyhow::Result<Self::Found>, Duration)> {
+        let one = |&kind: &Kind| {
+            let begun = Instant::now();
+            let found = server.arm(kind).and_then(|mut arm| self.measure(kind, &mut arm, caller));
+            (found, begun.elapsed())
+        };
+        kinds.iter().map(one).collect()
+    }
 }
 
 impl<'a> Session<'a> {
@@ -52,7 +71,8 @@ impl<'a> Session<'a> {
     ) -> anyhow::Result<Self> {
         let task = task::open(experiment.task.as_deref())?;
         interrupt::listen()?;
-        Ok(Self { experiment, served, task, zygotes, models: 0, left_out: Vec::new(), wrong: Vec::new() })
+        let (left_out, took, wrong) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { experiment, served, task, zygotes, models: 0, left_out, took, wrong })
     }
 
     /// Measures mechanisms on a model. What was found comes in the order of `kinds`.
@@ -65,7 +85,8 @@ impl<'a> Session<'a> {
         self.models += 1;
         let mut found = Vec::with_capacity(kinds.len());
         let checked = interrupt::check().map_err(Into::into);
-        let link = checked.and_then(|()| self.experiment.link(subject, self.served, self.zygotes));
+        let link =
+            checked.and_then(|()| self.experiment.link(subject, self.served, self.zygotes, &mut self.took));
         let model = link.and_then(|link| {
             let caller = Caller::new(&subject.name, subject.examples(self.served)?);
             Ok(Model { subject, link, caller, plan: None })
@@ -81,12 +102,14 @@ impl<'a> Session<'a> {
         let (served, others): (Vec<Kind>, Vec<Kind>) = kinds.iter().partition(|kind| kind.plan().is_some());
         self.run_served(&mut model, &served, measure, &mut found);
         for kind in others {
-            eprintln!("{}: {} ...", subject.name, kind.name());
+            progress::say(format_args!("{}: {} ...", subject.name, kind.name()));
+            let begun = Instant::now();
             let result = match (self.given_up(kind), kind) {
                 (Some(reason), _) => Err(anyhow!(reason)),
                 (None, Kind::NoPinned) => self.run_unpinned(&mut model, measure),
                 (None, kind) => self.run_alone(&mut model, kind, measure),
             };
+            self.took.push(Took::new(kind.name(), Some(&subject.name), begun.elapsed()));
             self.note(subject, kind, result, &mut found);
         }
         found.sort_by_key(|(kind, _)| kinds.iter().position(|listed| listed == kind));
@@ -97,6 +120,15 @@ impl<'a> Session<'a> {
     pub(super) fn left_out(&self, kinds: &[Kind]) -> Vec<LeftOut> {
         let of_them = |left_out: &&LeftOut| kinds.iter().any(|kind| kind.name() == left_out.mechanism);
         together(self.left_out.iter().filter(of_them).cloned().collect(), self.models)
+    }
+
+    /// How long each of these mechanisms took, and what they need.
+    pub(super) fn took(&self, kinds: &[Kind]) -> Vec<Took> {
+        let is_of_them = |took: &&Took| {
+            [Took::LINK, Took::SERVER].contains(&&*took.what)
+                || kinds.iter().any(|kind| kind.name() == took.what)
+        };
+        self.took.iter().filter(is_of_them).cloned().collect()
     }
 
     /// How many of these mechanisms, model by model, have given answers that were not the right ones.
@@ -117,35 +149,34 @@ impl<'a> Session<'a> {
         measure: &mut M,
         found: &mut Vec<(Kind, M::Found)>,
     ) {
+        let begun = Instant::now();
         let server = self.server(model, &self.experiment.serving);
+        let started = begun.elapsed();
         let Model { subject, caller, plan, .. } = model;
         let mut server = match server {
             Ok(server) => server,
             Err(error) => return kinds.iter().for_each(|&kind| self.leave_out(kind, subject, &error)),
         };
-        for &kind in kinds {
-            eprintln!("{}: {} ...", subject.name, kind.name());
-            let result = interrupt::check().map_err(Into::into).and_then(|()| {
-                let mut arm = match (kind, kind.plan()) {
-                    (Kind::Ready, _) | (_, None) => server.ready()?,
-                    (_, Some(algorithm)) => server.switches(algorithm)?,
-                };
-                measure.measure(kind, &mut arm, caller)
-            });
+        let names: Vec<_> = kinds.iter().map(|kind| kind.name()).collect();
+        progress::say(format_args!("{}: {} ...", subject.name, names.join(", ")));
+        for (&kind, (result, time)) in kinds.iter().zip(measure.measure_plans(kinds, &mut server, caller)) {
+            self.took.push(Took::new(kind.name(), Some(&subject.name), time));
             self.note(subject, kind, result, found);
         }
+        let begun = Instant::now();
         match server.plan() {
             Ok(found) => *plan = found,
-            Err(error) => eprintln!("{}: no plan: {error:#}", subject.name),
+            Err(error) => progress::say(format_args!("{}: no plan: {error:#}", subject.name)),
         }
         if let Err(error) = server.stop() {
-            eprintln!("{}: the server: {error:#}", subject.name);
+            progress::say(format_args!("{}: the server: {error:#}", subject.name));
         }
+        self.took.push(Took::new(Took::SERVER, Some(&subject.name), started + begun.elapsed()));
     }
 
     fn server(&mut self, model: &Model<'_>, serving: &Serving) -> anyhow::Result<ServedModel> {
         interrupt::check()?;
-        eprintln!("{}: starting a server ...", model.subject.name);
+        progress::say(format_args!("{}: starting a server ...", model.subject.name));
         let training_size = self.experiment.training_size;
         let Model { subject, link, .. } = *model;
         ServedModel::start(subject, serving, self.served, link, &self.task, training_size, self.zygotes)
@@ -198,7 +229,7 @@ impl<'a> Session<'a> {
     }
 
     fn leave_out(&mut self, kind: Kind, subject: &Subject, error: &anyhow::Error) {
-        eprintln!("{}: {} is left out: {error:#}", subject.name, kind.name());
+        progress::say(format_args!("{}: {} is left out: {error:#}", subject.name, kind.name()));
         if error.is::<WrongOutput>() {
             self.wrong.push(kind);
         }

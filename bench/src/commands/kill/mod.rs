@@ -17,7 +17,7 @@ use serde_json::json;
 use super::GPU_MODELS;
 use crate::caller::{Call, Caller, WrongOutput};
 use crate::processes::{activities, busiest};
-use crate::progress::Progress;
+use crate::progress::{self, Progress};
 use crate::random::Random;
 use crate::report::Report;
 use crate::serving::{Bench, Plan, Serving, Zygotes};
@@ -78,7 +78,7 @@ impl Kill {
             training_size: None,
             training_gives_way: false,
         };
-        eprintln!("starting the server ...");
+        progress::say("starting the server ...");
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;
         let mut callers = subjects
             .iter()

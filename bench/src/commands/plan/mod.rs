@@ -15,7 +15,7 @@ use serde_json::json;
 use super::GPU_MODELS;
 use crate::caller::Caller;
 use crate::matched_link::{MatchedLink, threads_beside_the_link};
-use crate::progress::Progress;
+use crate::progress::{self, Progress};
 use crate::report::Report;
 use crate::serving::{Bench, Plan, Serving, Zygotes};
 use crate::stats::{Samples, deviation_percent, milliseconds};
@@ -158,7 +158,7 @@ impl PlanBench {
     ) -> anyhow::Result<Row> {
         let rival = format!("{}-rival", subject.name);
         let plan = Plan::of_rivals(&self.serving, served, subject, &rival, link_bandwidth);
-        eprintln!("starting a server for '{}' ...", subject.name);
+        progress::say(format_args!("starting a server for '{}' ...", subject.name));
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;
         let profile = bench.server.profiles(&subject.name)?.into_iter().next();
         let profile = profile.with_context(|| format!("'{}' is on no device", subject.name))?;

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::GPU_MODELS;
 use crate::caller::Caller;
 use crate::keep_alive::Connection;
-use crate::progress::Progress;
+use crate::progress::{self, Progress};
 use crate::report::Report;
 use crate::serving::{Bench, Plan, Serving, Zygotes};
 use crate::stats::{Samples, Summary};
@@ -95,7 +95,7 @@ impl Switch {
             training_size: None,
             training_gives_way: false,
         };
-        eprintln!("starting the server ...");
+        progress::say("starting the server ...");
         let bench = Bench::start(plan, zygotes, Arc::new(|_| ()))?;
         let mut series = subjects
             .iter()

@@ -7,6 +7,7 @@ use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::progress;
 use crate::pytorch;
 use crate::subject::Served;
 
@@ -46,7 +47,7 @@ pub(super) struct Quantiles {
 impl PyTorch {
     /// Runs the module, which has ended when this returns and holds no memory of the device any more.
     pub(super) fn measure(python: &Path, served: Served, archives: &[&Path]) -> anyhow::Result<Self> {
-        eprintln!("PyTorch's own latencies ...");
+        progress::say("PyTorch's own latencies ...");
         let measured: Self = pytorch::run(python, MODULE, served, &["--requests", REQUESTS], archives)?;
         for archive in archives {
             ensure!(measured.of(archive).is_some(), "{MODULE} has not measured {}", archive.display());

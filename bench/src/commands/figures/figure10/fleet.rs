@@ -12,6 +12,7 @@ use super::super::Experiment;
 use super::arrivals::Due;
 use crate::caller::Caller;
 use crate::interrupt;
+use crate::progress;
 use crate::serving::{Bench, Plan, Zygotes};
 use crate::stats::{Samples, milliseconds};
 use crate::subject::{Served, Subject};
@@ -104,22 +105,13 @@ impl<'a> Setting<'a> {
 
 impl Fleet {
     /// Starts a server, and asks every model once for each of its inputs: from then on answers are known.
-    pub(super) fn start(
-        setting: Setting<'_>,
-        mechanism: Mechanism,
-        zygotes: &mut Zygotes,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn start(setting: Setting<'_>, zygotes: &mut Zygotes) -> anyhow::Result<Self> {
         interrupt::check()?;
         let Setting { experiment, served, link, models, .. } = setting;
-        eprintln!("{models} models, {}: starting a server ...", mechanism.name());
-        let on_demand = experiment.serving.without_prefetch();
-        let serving = match mechanism {
-            Mechanism::Pswitch => &experiment.serving,
-            Mechanism::LoadOnDemand => &on_demand,
-        };
+        progress::say(format_args!("{models} models: starting a server ..."));
         let name = |model: usize| format!("{:02}-{}", model, setting.subject(model).name);
         let plan = Plan {
-            serving,
+            serving: &experiment.serving,
             served,
             models: (0..models).map(|model| (name(model), &*setting.subject(model).archive)).collect(),
             homes_bytes: Some(setting.homes_bytes()),
@@ -131,9 +123,6 @@ impl Fleet {
         let mut callers = Vec::with_capacity(models);
         for model in 0..models {
             let mut caller = Caller::new(&name(model), setting.subject(model).examples(served)?);
-            if mechanism == Mechanism::LoadOnDemand {
-                bench.server.replan(caller.model(), Algorithm::Whole)?;
-            }
             for _ in 0..caller.turns() {
                 interrupt::check()?;
                 bench.call(&mut caller)?;
@@ -141,6 +130,23 @@ impl Fleet {
             callers.push(caller);
         }
         Ok(Self { bench, callers: Arc::new(callers) })
+    }
+
+    /// Serves by a mechanism from now on. Every model is asked once: on a GPU workers capture graphs for each new plan, and
+    /// the request that may find them at it does not count.
+    pub(super) fn follow(&self, mechanism: Mechanism) -> anyhow::Result<()> {
+        let Bench { server, runtime, .. } = &self.bench;
+        let (algorithm, fetches_ahead) = match mechanism {
+            Mechanism::Pswitch => (Algorithm::Optimal, true),
+            Mechanism::LoadOnDemand => (Algorithm::Whole, false),
+        };
+        server.set_prefetch(fetches_ahead);
+        for caller in self.callers.iter() {
+            interrupt::check()?;
+            server.replan(caller.model(), algorithm)?;
+            runtime.block_on(caller.call_turn(0, server))?;
+        }
+        Ok(())
     }
 
     /// The latency of each kind of model when it is resident and nothing else goes on; milliseconds.

@@ -3,15 +3,15 @@
 mod arrivals;
 mod fleet;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
 use super::Experiment;
 use crate::caller::WrongOutput;
-use crate::figures::{Figure, LeftOut, Load};
+use crate::figures::{Figure, LeftOut, Load, Took};
 use crate::interrupt;
-use crate::progress::Progress;
+use crate::progress::{self, Progress};
 use crate::report::{Goal, Report, Table};
 use crate::serving::Zygotes;
 use crate::stats::Summary;
@@ -26,7 +26,7 @@ const LOADS: [f64; 3] = [0.2, 0.4, 0.6];
 const SECONDS: f64 = 10.0;
 
 /// The same for a quick run.
-const QUICK_COPIES: [usize; 2] = [6, 12];
+const QUICK_COPIES: [usize; 1] = [6];
 const QUICK_LOADS: [f64; 2] = [0.3, 0.6];
 const QUICK_SECONDS: f64 = 3.0;
 
@@ -37,9 +37,9 @@ const SLO: f64 = 5.0;
 ///
 /// Models are copies of a mix; a few get most of the requests (Zipf). Requests come independently of each other (`poisson`),
 /// or in bursts of each model (`bursty`), and whether earlier ones are answered or not; latency is from the moment at which
-/// one was due. `load-on-demand` is the same server with every model as one group, so that computing begins when all
-/// weights are there, and with nothing fetched ahead. Which models make room follows from where they lie, as in pswitch,
-/// and not from when they were used last.
+/// one was due. `load-on-demand` is the same server, one after the other, with every model as one group, so that computing
+/// begins when all weights are there, and with nothing fetched ahead. Which models make room follows from where they lie, as
+/// in pswitch, and not from when they were used last.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -47,7 +47,7 @@ Examples:
   pswitch bench figure10 --device cuda:0 --copies 24 48 96 --task task.yaml --training-size 12GiB --out
   pswitch bench figure10 --copies 3 --load 0.2 --seconds 1 --slo-ms 100")]
 pub(crate) struct Figure10 {
-    /// How many models, copies of the mix, one number after the other; 12, 24 and 48 by default, 6 and 12 with --quick.
+    /// How many models, copies of the mix, one number after the other; 12, 24 and 48 by default, 6 with --quick.
     #[arg(long, value_name = "N", num_args = 1.., value_parser = count)]
     copies: Vec<usize>,
     /// Loads: shares of the time for which requests would compute if all models were resident; 0.2, 0.4 and 0.6 by default.
@@ -72,6 +72,33 @@ pub(crate) struct Figure10 {
 /// Latencies of the mix when it is resident, in milliseconds: once for all that is measured.
 type Ready = Option<Vec<f64>>;
 
+/// All that was measured, and what was not.
+#[derive(Debug, Default)]
+struct Found {
+    loads: Vec<Load>,
+    left_out: Vec<LeftOut>,
+    wrong_outputs: usize,
+    took: Vec<Took>,
+}
+
+impl Found {
+    fn leave_out(&mut self, mechanism: Mechanism, models: usize, error: &anyhow::Error) {
+        let models = models_of(models);
+        progress::say(format_args!("{models}: {} is left out: {error:#}", mechanism.name()));
+        self.wrong_outputs += usize::from(error.is::<WrongOutput>());
+        self.left_out.push(LeftOut {
+            mechanism: mechanism.name().to_owned(),
+            model: Some(models),
+            reason: format!("{error:#}"),
+        });
+    }
+}
+
+/// A number of models, in place of a model's name.
+fn models_of(models: usize) -> String {
+    format!("{models} models")
+}
+
 impl Figure10 {
     /// With what holds for all figures, and nothing else.
     pub(crate) fn of(experiment: Experiment) -> Self {
@@ -86,9 +113,9 @@ impl Figure10 {
         }
     }
 
-    /// Two for every number of models, and one to match the link.
+    /// One for every number of models, and one to match the link.
     pub(crate) fn servers(&self) -> usize {
-        self.copies().len() * Mechanism::ALL.len() + 1
+        self.copies().len() + 1
     }
 
     pub(crate) fn run(&self, zygotes: &mut Zygotes) -> anyhow::Result<Report> {
@@ -97,12 +124,12 @@ impl Figure10 {
         let task = task::open(self.experiment.task.as_deref())?;
         interrupt::listen()?;
         let first = subjects.first().context("there is no model")?;
-        let link = self.experiment.link(first, served, zygotes)?;
+        let mut found = Found::default();
+        let link = self.experiment.link(first, served, zygotes, &mut found.took)?;
         // A mix that all of them have.
         let fewest = self.copies().iter().copied().min().unwrap_or(1);
         let subjects = &subjects[..subjects.len().min(fewest)];
         let mut ready = None;
-        let (mut loads, mut left_out, mut wrong_outputs) = (Vec::new(), Vec::new(), 0);
         for &models in self.copies() {
             let setting = Setting {
                 experiment: &self.experiment,
@@ -113,47 +140,53 @@ impl Figure10 {
                 models,
                 oversubscription: self.oversubscription,
             };
-            for mechanism in Mechanism::ALL {
-                if let Err(error) = self.measure(setting, mechanism, &mut ready, &mut loads, zygotes) {
-                    eprintln!("{models} models: {} is left out: {error:#}", mechanism.name());
-                    wrong_outputs += usize::from(error.is::<WrongOutput>());
-                    left_out.push(LeftOut {
-                        mechanism: mechanism.name().to_owned(),
-                        model: Some(format!("{models} models")),
-                        reason: format!("{error:#}"),
-                    });
-                }
-            }
+            self.measure(setting, &mut ready, &mut found, zygotes);
         }
+        let Found { mut loads, left_out, wrong_outputs, took } = found;
         loads.sort_by_key(|load| {
             Arrivals::ALL.map(Arrivals::name).iter().position(|name| *name == load.arrivals)
         });
         let goals = goals(&loads);
-        let figure = Figure { number: 10, bars: Vec::new(), cycles: Vec::new(), loads, left_out };
+        let figure = Figure { number: 10, bars: Vec::new(), cycles: Vec::new(), loads, left_out, took };
         super::report("figure10", &figure, table(&figure.loads), goals, wrong_outputs)
     }
 
-    /// Measures all loads on a server of their own. Those in which no request comes are told in the end.
-    fn measure(
-        &self,
-        setting: Setting<'_>,
-        mechanism: Mechanism,
-        ready: &mut Ready,
-        loads: &mut Vec<Load>,
-        zygotes: &mut Zygotes,
-    ) -> anyhow::Result<()> {
-        let fleet = Fleet::start(setting, mechanism, zygotes)?;
-        let measured = self.measure_on(&fleet, setting, mechanism, ready, loads);
-        let stopped = fleet.stop();
-        measured.and(stopped)
+    /// Measures both mechanisms on one server. What fails is left out.
+    fn measure(&self, setting: Setting<'_>, ready: &mut Ready, found: &mut Found, zygotes: &mut Zygotes) {
+        let begun = Instant::now();
+        let fleet = match Fleet::start(setting, zygotes) {
+            Ok(fleet) => fleet,
+            Err(error) => {
+                let leave_out = |mechanism| found.leave_out(mechanism, setting.models, &error);
+                return Mechanism::ALL.into_iter().for_each(leave_out);
+            }
+        };
+        let started = begun.elapsed();
+        let models = models_of(setting.models);
+        let mut alone = None;
+        for mechanism in Mechanism::ALL {
+            let begun = Instant::now();
+            let measured = self.measure_on(&fleet, setting, mechanism, ready, &mut alone, &mut found.loads);
+            if let Err(error) = measured {
+                found.leave_out(mechanism, setting.models, &error);
+            }
+            found.took.push(Took::new(mechanism.name(), Some(&models), begun.elapsed()));
+        }
+        let begun = Instant::now();
+        if let Err(error) = fleet.stop() {
+            progress::say(format_args!("{models}: the server: {error:#}"));
+        }
+        found.took.push(Took::new(Took::SERVER, Some(&models), started + begun.elapsed()));
     }
 
+    /// Measures all loads. Those in which no request comes are told in the end.
     fn measure_on(
         &self,
         fleet: &Fleet,
         setting: Setting<'_>,
         mechanism: Mechanism,
         ready: &mut Ready,
+        alone: &mut Option<f64>,
         loads: &mut Vec<Load>,
     ) -> anyhow::Result<()> {
         let ready_ms = match ready {
@@ -163,7 +196,11 @@ impl Figure10 {
         let slo_ms = self.slo_ms.unwrap_or(SLO * ready_ms.iter().copied().fold(0.0, f64::max));
         let rates = self.rates(ready_ms, setting.models);
         let length = self.length();
-        let before_steps_per_s = fleet.train(setting.task, length)?;
+        fleet.follow(mechanism)?;
+        let before_steps_per_s = match alone {
+            Some(steps_per_s) => *steps_per_s,
+            None => fleet.train(setting.task, length)?,
+        };
         let progress = Progress::new(mechanism.name(), Arrivals::ALL.len() * rates.len());
         let (mut found, mut empty) = (Vec::new(), Vec::new());
         for arrivals in Arrivals::ALL {
@@ -182,7 +219,8 @@ impl Figure10 {
             }
         }
         // Machines change while they are measured: alone is before and after.
-        let alone_steps_per_s = f64::midpoint(before_steps_per_s, fleet.alone_steps_per_s(length)?);
+        let after_steps_per_s = *alone.insert(fleet.alone_steps_per_s(length)?);
+        let alone_steps_per_s = f64::midpoint(before_steps_per_s, after_steps_per_s);
         ensure!(alone_steps_per_s > 0.0, "not a step in {} s: give it more --seconds", length.as_secs_f64());
         loads.extend(found.into_iter().map(|(arrivals, requests_per_s, outcome)| Load {
             mechanism: mechanism.name().to_owned(),
