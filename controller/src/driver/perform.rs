@@ -101,6 +101,7 @@ impl Driver {
         let (execution, transfer) = (dispatch.execution, dispatch.transfer);
         match self.prepare(dispatch) {
             Ok((message, prepared)) => {
+                let prepared_ns = monotonic_ns();
                 let send = || match self.links.get(dispatch.worker) {
                     Some(link) => link.channel.send(&message, &[]),
                     None => Ok(()),
@@ -119,6 +120,7 @@ impl Driver {
                     %execution,
                     transfer = transfer.0,
                     decided_ns,
+                    prepared_ns,
                     enqueued_ns = monotonic_ns(),
                     "told and enqueued"
                 );
