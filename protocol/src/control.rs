@@ -3,8 +3,9 @@
 /// Length of a worker's block in the control page. A cache line: two workers never share one.
 pub const BLOCK_BYTES: u64 = 64;
 
-/// Offset in the block of the stop word, which the controller alone writes: [`GO_ON`], [`END`] or [`HOLD`]. The worker looks
-/// at it between operators, and a GPU that trains does at the gates in its stream. What runs as graphs is not stopped.
+/// Offset in the block of the stop word, which the controller alone writes: [`GO_ON`], [`END`], or one that
+/// [holds](is_hold). The worker looks at it between operators, and a GPU that trains does at the gates in its stream. What runs
+/// as graphs is not stopped.
 pub const STOP: u64 = 0;
 
 /// Nothing is to stop.
@@ -13,8 +14,14 @@ pub const GO_ON: u32 = 0;
 /// What computes is to end as soon as it can, as if it had not begun.
 pub const END: u32 = 1;
 
-/// Training is to stand still where it is, until the word is another one. The top bit, which closes the gates of a GPU.
+/// The top bit, which closes the gates of a GPU: training is to stand still where it is. The other bits number the times that
+/// it was told to, so that one who looks late sees that it is another time.
 pub const HOLD: u32 = 1 << 31;
+
+/// Whether a stop word says to stand still.
+pub const fn is_hold(word: u32) -> bool {
+    word & HOLD != 0
+}
 
 /// Offset in the block of the number of allocations of device memory that the worker's libtorch has made outside of the
 /// pool since it began. Wraps around.

@@ -18,14 +18,17 @@ const BETWEEN_PANELS: i32 = 40;
 const LEGEND: i32 = 122;
 const LEGEND_LINE: i32 = 36;
 const NOTE_LINE: i32 = 26;
-/// Characters of a note in one line.
+const REMARK_LINE: i32 = 28;
+/// Characters of a note in one line, and of the remark below the title.
 const NOTE: usize = 150;
+const REMARK: usize = 125;
 
 /// A figure that can be drawn.
 #[derive(Debug)]
 pub(crate) struct Drawing {
     title: String,
-    remark: String,
+    /// Where it was measured, line by line.
+    remark: Vec<String>,
     /// In the order of the legend.
     mechanisms: Vec<String>,
     /// The mechanism that is a dashed line instead of bars.
@@ -52,11 +55,11 @@ impl Drawing {
         let notes = figure.left_out.iter().flat_map(|left_out| {
             let model = left_out.model.as_ref().map(|model| format!(" ({model})")).unwrap_or_default();
             let reason = &left_out.reason;
-            wrapped(&format!("left out: {}{model}: {reason}", look::name(&left_out.mechanism)))
+            wrapped(&format!("left out: {}{model}: {reason}", look::name(&left_out.mechanism)), NOTE)
         });
         Self {
             title: format!("Figure {}: {}", figure.number, title(figure.number)),
-            remark: place.to_owned(),
+            remark: wrapped(place, REMARK),
             mechanisms,
             bound,
             rows,
@@ -83,7 +86,7 @@ impl Drawing {
             if x > LEFT && x + width > RIGHT {
                 (x, line) = (LEFT, line + 1);
             }
-            let place = (x, LEGEND + line * LEGEND_LINE);
+            let place = (x, self.head_end() + line * LEGEND_LINE);
             x += width;
             place
         });
@@ -91,9 +94,14 @@ impl Drawing {
         (places, line + 1)
     }
 
+    /// Where the legend begins.
+    fn head_end(&self) -> i32 {
+        LEGEND + i32::try_from(self.remark.len().saturating_sub(1)).unwrap_or(0) * REMARK_LINE
+    }
+
     /// Where the panels begin.
     fn top(&self) -> i32 {
-        LEGEND + self.legend().1 * LEGEND_LINE
+        self.head_end() + self.legend().1 * LEGEND_LINE
     }
 
     /// Where the notes begin.
@@ -112,7 +120,12 @@ impl Picture for Drawing {
     where
         B::ErrorType: 'static,
     {
-        sheet.head(&self.title, &self.remark)?;
+        let mut remark = self.remark.iter();
+        sheet.head(&self.title, remark.next().map_or("", String::as_str))?;
+        let first = self.head_end() - (LEGEND_LINE + REMARK_LINE * i32::try_from(remark.len())?);
+        for (line, y) in remark.zip((first + REMARK_LINE..).step_by(REMARK_LINE.unsigned_abs() as usize)) {
+            sheet.text(line, (LEFT, y), Style::new(22).color(FAINT))?;
+        }
         for (mechanism, (x, y)) in self.mechanisms.iter().zip(self.legend().0) {
             if self.bound.as_ref() == Some(mechanism) {
                 sheet.dashes((x, x + 36), y, INK)?;
@@ -272,17 +285,17 @@ fn column(mechanism: &str, summary: &Summary) -> Column {
     Column { mechanism: mechanism.to_owned(), value: median, whisker: (least, most) }
 }
 
-/// A note in lines of words.
-fn wrapped(note: &str) -> Vec<String> {
+/// Lines of words, of at most so many characters.
+fn wrapped(text: &str, characters: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
-    for word in note.split_whitespace() {
+    for word in text.split_whitespace() {
         match lines.last_mut() {
             Some(line) if line.is_empty() => line.push_str(word),
-            Some(line) if line.len() + word.len() < NOTE => {
+            Some(line) if line.len() + word.len() < characters => {
                 line.push(' ');
                 line.push_str(word);
             }
-            _ => lines.push(format!("    {word}")),
+            _ => lines.push(word.to_owned()),
         }
     }
     lines

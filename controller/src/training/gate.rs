@@ -12,8 +12,10 @@ use pswitch_protocol::{control, monotonic_ns};
 /// closes: nobody has to wake up first.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    /// What a task that trains is told for requests: to hold, or to end.
-    told: u32,
+    /// Whether a task that trains is to stand still for requests, or to end its step.
+    holds: bool,
+    /// How often one was told to stand still.
+    held: AtomicU32,
     closed: AtomicBool,
     /// `CLOCK_MONOTONIC` when it was closed last, in nanoseconds.
     closed_ns: AtomicU64,
@@ -39,7 +41,8 @@ impl Gate {
     /// for requests; else their steps end.
     pub(super) fn new(control: SharedMemory, waker: Arc<Waker>, holds: bool) -> Self {
         Self {
-            told: if holds { control::HOLD } else { control::END },
+            holds,
+            held: AtomicU32::new(0),
             closed: AtomicBool::new(false),
             closed_ns: AtomicU64::new(0),
             opened_ns: AtomicU64::new(0),
@@ -54,7 +57,7 @@ impl Gate {
     /// Requests have the device from now on.
     pub(crate) fn close(&self) {
         if !self.closed.swap(true, Ordering::SeqCst) {
-            let stops = self.stop();
+            let stops = self.stop(true);
             self.closed_ns.store(monotonic_ns(), Ordering::SeqCst);
             if stops {
                 self.wake();
@@ -120,17 +123,27 @@ impl Gate {
             word.store(control::GO_ON, Ordering::SeqCst);
         }
         if self.is_closed() {
-            self.stop();
+            self.stop(false);
         }
     }
 
-    /// Has whoever trains stand still for requests, or end, as the gate does, unless he is to end anyway; false if nobody
-    /// trains.
-    pub(super) fn stop(&self) -> bool {
+    /// Has whoever trains stand still, if he does not yet.
+    pub(super) fn hold(&self) {
+        self.stop(false);
+    }
+
+    /// Has whoever trains stand still for requests, or end his step, as the gate does, unless he is to end it anyway; false if
+    /// nobody trains. One who stands still since other requests is told so anew if it is `another` time.
+    fn stop(&self, another: bool) -> bool {
         let Some(word) = self.word(self.current.load(Ordering::SeqCst)) else { return false };
-        let told = |now| (now != control::END).then_some(self.told);
+        let told = if self.holds {
+            control::HOLD | (self.held.fetch_add(1, Ordering::SeqCst) & !control::HOLD)
+        } else {
+            control::END
+        };
+        let tell = |now| (now == control::GO_ON || (another && control::is_hold(now))).then_some(told);
         // What it was before does not matter.
-        let _ = word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, told);
+        let _ = word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, tell);
         true
     }
 
@@ -177,15 +190,16 @@ mod tests {
 
     #[test]
     fn whoever_trains_is_told_as_the_gate_is() {
-        for (holds, expected) in [(true, control::HOLD), (false, control::END)] {
+        for holds in [true, false] {
             let (gate, _poll) = gate(holds);
+            let is_told = || if holds { control::is_hold(told(&gate)) } else { told(&gate) == control::END };
             gate.admit(control::BLOCK_BYTES);
             assert_eq!(told(&gate), control::GO_ON);
             gate.close();
-            assert_eq!(told(&gate), expected);
+            assert!(is_told());
             // Requests came before it was let in.
             gate.admit(control::BLOCK_BYTES);
-            assert_eq!(told(&gate), expected);
+            assert!(is_told());
             gate.open();
             gate.admit(control::BLOCK_BYTES);
             assert_eq!(told(&gate), control::GO_ON);
@@ -193,6 +207,20 @@ mod tests {
             gate.close();
             assert_eq!(told(&gate), control::GO_ON, "nobody trains");
         }
+    }
+
+    #[test]
+    fn whoever_stands_still_is_told_anew_for_other_requests_only() {
+        let (gate, _poll) = gate(true);
+        gate.admit(control::BLOCK_BYTES);
+        gate.close();
+        let first = told(&gate);
+        gate.hold();
+        assert_eq!(told(&gate), first);
+        // It was not let in before the next came.
+        gate.open();
+        gate.close();
+        assert!(control::is_hold(told(&gate)) && told(&gate) != first);
     }
 
     #[test]

@@ -246,7 +246,7 @@ impl Host {
                     if let Some(record) = self.tasks.get_mut(&id) {
                         record.last_yield_us = None;
                     }
-                    self.gate.stop();
+                    self.gate.hold();
                     self.set_deadline(id, Some(YIELD_TIMEOUT));
                 }
                 TaskAction::Resume(id) => {

@@ -37,8 +37,20 @@ impl Pace for AtomicU32 {
     }
 
     fn rests(&self) {
+        stand_still(self, |_| ());
+    }
+}
+
+/// Returns when the word says no more to stand still. `held` is called with each that does.
+pub(super) fn stand_still(stop: &AtomicU32, mut held: impl FnMut(u32)) {
+    loop {
+        let told = stop.load(Ordering::Relaxed);
+        if !control::is_hold(told) {
+            return;
+        }
+        held(told);
         let mut pause = FIRST_LOOK;
-        while self.load(Ordering::Relaxed) == control::HOLD {
+        while stop.load(Ordering::Relaxed) == told {
             std::thread::sleep(pause);
             pause = (pause * 2).min(LAST_LOOK);
         }
@@ -54,22 +66,13 @@ pub(super) struct HostPace<'a> {
 /// Told when nothing computes any more, in nanoseconds of `CLOCK_MONOTONIC`.
 pub(super) type Held<'a> = dyn Fn(u64) + Sync + 'a;
 
-impl HostPace<'_> {
-    fn tell(&self) {
-        if self.stop.load(Ordering::Relaxed) == control::HOLD {
-            (self.held)(monotonic_ns());
-        }
-    }
-}
-
 impl Pace for HostPace<'_> {
     fn stops(&self) -> bool {
-        self.tell();
+        self.rests();
         self.stop.stops()
     }
 
     fn rests(&self) {
-        self.tell();
-        self.stop.rests();
+        stand_still(self.stop, |_| (self.held)(monotonic_ns()));
     }
 }

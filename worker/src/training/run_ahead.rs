@@ -3,7 +3,8 @@
 //! Operators are launched faster than a GPU computes them. What is queued when a step is told to end is computed all the
 //! same, so no more is queued than some time's worth: behind every so much work the stream takes a mark, and nothing more
 //! is launched while the marks that it has not passed, and what follows them, stand for more. How long operators take is
-//! known from the marks of the step before; a step has the same operators every time.
+//! known from marks that are timed; a step has the same operators every time. Where operators take the host longer than the
+//! GPU, nothing is queued, and there are few marks.
 //!
 //! A step that may be held has a gate behind every mark, which the stop word closes. The GPU stands still at the next one
 //! then, with all that is queued behind it, and goes on from there: nothing is computed twice, and much more may be queued.
@@ -11,13 +12,13 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pswitch_device::{DeviceError, GpuMoment, GpuStream, GpuWay};
 use pswitch_protocol::{control, monotonic_ns};
 
 use super::Pace;
-use super::pace::Held;
+use super::pace::{Held, stand_still};
 
 /// Marks cost some microseconds each: there is one behind as much work as is a fifth of what may be queued ...
 const MARKS: f64 = 5.0;
@@ -68,19 +69,26 @@ impl Account {
         self.times_us.get(self.next).copied().unwrap_or(UNKNOWN_US)
     }
 
-    /// Whether a mark is due before the next operator.
-    fn wants_mark(&self, budget_us: f64) -> bool {
+    /// Whether a mark is due before the next operator. `computed_us` is how much of what follows the last mark is computed.
+    fn wants_mark(&self, budget_us: f64, computed_us: f64) -> bool {
         // A step's last operators and the next one's first are no range.
         let follows = self.open.first + self.open.count == self.next;
         self.open.count > 0
             && (!follows
-                || self.open.estimate_us + self.next_us() > (budget_us / MARKS).min(MOST_BETWEEN_MARKS_US)
-                || (self.marked.is_empty() && self.is_full(budget_us)))
+                || self.open_us(computed_us) + self.next_us()
+                    > (budget_us / MARKS).min(MOST_BETWEEN_MARKS_US)
+                || (self.marked.is_empty() && self.is_full(budget_us, computed_us)))
+    }
+
+    /// Work behind the last mark that is queued still.
+    fn open_us(&self, computed_us: f64) -> f64 {
+        (self.open.estimate_us - computed_us).max(0.0)
     }
 
     /// Whether something has to be passed before the next operator.
-    fn is_full(&self, budget_us: f64) -> bool {
-        let queued_us = self.marked.iter().map(|work| work.estimate_us).sum::<f64>() + self.open.estimate_us;
+    fn is_full(&self, budget_us: f64, computed_us: f64) -> bool {
+        let queued_us =
+            self.marked.iter().map(|work| work.estimate_us).sum::<f64>() + self.open_us(computed_us);
         (!self.marked.is_empty() || self.open.count > 0) && queued_us + self.next_us() > budget_us
     }
 
@@ -133,6 +141,25 @@ pub(crate) struct RunAhead {
     passed: Option<GpuMoment>,
     /// The number of the last mark.
     taken: u32,
+    /// What is queued behind marks that are all passed.
+    lag: Lag,
+}
+
+/// Work that is queued at a moment, by estimates: it becomes less as time goes by.
+#[derive(Debug, Default, Clone, Copy)]
+struct Lag {
+    us: f64,
+    at: Option<Instant>,
+}
+
+impl Lag {
+    /// What is left of it later.
+    fn after(&mut self, now: Instant) -> f64 {
+        let gone =
+            self.at.replace(now).map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64() * 1e6);
+        self.us = (self.us - gone).max(0.0);
+        self.us
+    }
 }
 
 /// How a task keeps what is queued short.
@@ -158,6 +185,7 @@ impl RunAhead {
         self.spare.extend(self.marks.drain(..).flatten());
         self.spare.extend(self.passed.take());
         self.taken = way.reached();
+        self.lag = Lag::default();
         let budget_us = (budget < Duration::from_secs(3600)).then_some(budget.as_secs_f64() * 1e6);
         let state = Mutex::new(State { ahead: self, stopped_ns: None, failure: None });
         GpuPace { stream, stop, budget_us, way, held, state }
@@ -173,8 +201,7 @@ impl RunAhead {
     }
 
     fn mark(&mut self, stream: &GpuStream, way: &GpuWay) -> Result<(), DeviceError> {
-        let is_timed = self.steps <= TIMED_AT_FIRST || self.steps.is_multiple_of(TIMED_EVERY);
-        let moment = if is_timed {
+        let moment = if self.is_timed() {
             let moment = self.spare.pop().map_or_else(|| GpuMoment::new(stream), Ok)?;
             stream.mark(&moment)?;
             Some(moment)
@@ -202,7 +229,28 @@ impl RunAhead {
         };
         self.account.pass(took_us);
         self.spare.extend(std::mem::replace(&mut self.passed, moment));
+        if self.marks.is_empty() {
+            self.lag = Lag { us: self.account.open.estimate_us, at: Some(Instant::now()) };
+        }
         Ok(true)
+    }
+
+    /// How much of what follows the last mark is computed by now: what there was time for since the GPU had passed that.
+    /// Where operators take the host longer than the GPU it is all. Steps that are timed need their marks all the same.
+    fn computed_us(&mut self) -> f64 {
+        if self.is_timed() || !self.marks.is_empty() {
+            return 0.0;
+        }
+        self.account.open.estimate_us - self.lag.after(Instant::now())
+    }
+
+    fn is_timed(&self) -> bool {
+        self.steps <= TIMED_AT_FIRST || self.steps.is_multiple_of(TIMED_EVERY)
+    }
+
+    fn launch(&mut self) {
+        self.lag.us += self.account.next_us();
+        self.account.launch();
     }
 
     /// Whether nothing computes: the GPU has done all that is in front of a gate, and is not through.
@@ -248,7 +296,7 @@ impl<'a> GpuPace<'a> {
     fn is_told_to_end(&self, ahead: &mut RunAhead) -> Result<bool, DeviceError> {
         match self.stop.load(Ordering::Relaxed) {
             control::GO_ON => Ok(false),
-            control::HOLD => {
+            told if control::is_hold(told) => {
                 self.stand_still(ahead)?;
                 Ok(self.stop.load(Ordering::Relaxed) == control::END)
             }
@@ -258,24 +306,35 @@ impl<'a> GpuPace<'a> {
 
     /// Launches nothing for as long as it is told to stand still, and says when the GPU does.
     fn stand_still(&self, ahead: &mut RunAhead) -> Result<(), DeviceError> {
-        let is_held = || self.stop.load(Ordering::Relaxed) == control::HOLD;
         if ahead.account.open.count > 0 {
             ahead.mark(self.stream, self.way)?;
         }
-        while is_held() {
+        let mut failure = Ok(());
+        stand_still(self.stop, |told| {
+            if failure.is_ok() {
+                failure = self.tell_when_still(ahead, told);
+            }
+        });
+        failure?;
+        // What comes next has waited: it tells nothing of how long it takes.
+        ahead.spare.extend(ahead.passed.take());
+        Ok(())
+    }
+
+    /// Tells when nothing computes any more, or returns when the stop word has changed.
+    fn tell_when_still(&self, ahead: &mut RunAhead, told: u32) -> Result<(), DeviceError> {
+        let is_told = || self.stop.load(Ordering::Relaxed) == told;
+        while is_told() {
             if ahead.stands_still(self.way)? {
                 let since_ns = monotonic_ns();
                 std::thread::sleep(SEEN_TWICE_AFTER);
-                if ahead.stands_still(self.way)? && is_held() {
+                if ahead.stands_still(self.way)? && is_told() {
                     (self.held)(since_ns);
-                    break;
+                    return Ok(());
                 }
             }
             std::hint::spin_loop();
         }
-        self.stop.rests();
-        // What comes next has waited: it tells nothing of how long it takes.
-        ahead.spare.extend(ahead.passed.take());
         Ok(())
     }
 
@@ -287,16 +346,16 @@ impl<'a> GpuPace<'a> {
                 return Ok(false);
             }
             let Some(budget_us) = self.budget_us else { return Ok(true) };
-            if ahead.account.wants_mark(budget_us) {
+            while !ahead.marks.is_empty() && ahead.look(self.way)? {}
+            let computed_us = ahead.computed_us();
+            if ahead.account.wants_mark(budget_us, computed_us) {
                 ahead.mark(self.stream, self.way)?;
             }
-            if !ahead.account.is_full(budget_us) {
-                ahead.account.launch();
+            if !ahead.account.is_full(budget_us, computed_us) {
+                ahead.launch();
                 return Ok(true);
             }
-            if !ahead.look(self.way)? {
-                std::hint::spin_loop();
-            }
+            std::hint::spin_loop();
         }
     }
 
@@ -395,12 +454,12 @@ mod tests {
             self.account.begin();
             for operator in 0..self.times_us.len() {
                 loop {
-                    if self.account.wants_mark(BUDGET_US) {
+                    if self.account.wants_mark(BUDGET_US, 0.0) {
                         self.account.mark();
                         self.marks.push_back(std::mem::take(&mut self.open));
                         self.marks_taken += 1;
                     }
-                    if !self.account.is_full(BUDGET_US) {
+                    if !self.account.is_full(BUDGET_US, 0.0) {
                         break;
                     }
                     let passed = self.marks.pop_front().expect("what is full has a mark to wait for");
@@ -443,6 +502,34 @@ mod tests {
     }
 
     #[test]
+    fn what_the_gpu_had_time_for_needs_no_mark() {
+        let mut gpu = Gpu::new(vec![100.0; 50]);
+        gpu.step();
+        gpu.account.clear();
+        gpu.account.begin();
+        for _ in 0..20 {
+            // The host takes longer for each than the GPU.
+            let computed_us = gpu.account.open.estimate_us;
+            assert!(!gpu.account.wants_mark(BUDGET_US, computed_us));
+            assert!(!gpu.account.is_full(BUDGET_US, computed_us));
+            gpu.account.launch();
+        }
+        assert!(gpu.account.wants_mark(BUDGET_US, 0.0) && gpu.account.is_full(BUDGET_US, 0.0));
+    }
+
+    #[test]
+    fn a_gpu_that_has_caught_up_does_not_work_ahead() {
+        let begun = Instant::now();
+        let at = |us| begun + Duration::from_micros(us);
+        let mut lag = Lag { us: 300.0, at: Some(at(0)) };
+        assert!((lag.after(at(100)) - 200.0).abs() < 1e-6);
+        // It stands idle for a while.
+        assert!(lag.after(at(1000)).abs() < 1e-6);
+        lag.us += 500.0;
+        assert!((lag.after(at(1100)) - 400.0).abs() < 1e-6);
+    }
+
+    #[test]
     fn times_follow_the_gpu() {
         let mut gpu = Gpu::new(vec![10.0; 100]);
         gpu.step();
@@ -459,11 +546,11 @@ mod tests {
     fn without_a_budget_every_operator_is_waited_for() {
         let mut account = Account::default();
         for _ in 0..10 {
-            assert!(!account.is_full(0.0));
+            assert!(!account.is_full(0.0, 0.0));
             account.launch();
-            assert!(account.wants_mark(0.0));
+            assert!(account.wants_mark(0.0, 0.0));
             account.mark();
-            assert!(account.is_full(0.0));
+            assert!(account.is_full(0.0, 0.0));
             account.pass(Some(5.0));
         }
         assert_eq!(account.times_us, [5.0; 10]);
