@@ -41,6 +41,11 @@ impl Samples {
         self.push(milliseconds(time));
     }
 
+    /// All of them, in the order in which they came.
+    pub(crate) fn values(&self) -> &[f64] {
+        &self.0
+    }
+
     /// What they come to; `None` of nothing.
     pub fn summary(&self) -> Option<Summary> {
         let mut sorted = self.0.clone();

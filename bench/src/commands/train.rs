@@ -83,6 +83,7 @@ struct Found {
     idle: Latencies,
     beside: Latencies,
     yields: Summary,
+    each_yield_ms: Vec<f64>,
     alone_requests_per_s: f64,
     mixed_requests_per_s: f64,
     mixed_steps_per_s: f64,
@@ -236,6 +237,7 @@ impl Train {
             "beside_ms": found.beside.ready,
             "beside_cold_ms": found.beside.cold,
             "yield_ms": found.yields,
+            "each_yield_ms": found.each_yield_ms,
             "progress": found.last.progress,
         });
         Ok(Report { command: "train", tables: vec![rates, table], goals, results })
@@ -356,6 +358,7 @@ impl Train {
             idle: latencies(&idle)?,
             beside: latencies(&beside)?,
             yields: yields.summary().context("no request came while the task computed")?,
+            each_yield_ms: yields.values().to_vec(),
             alone_requests_per_s: rate(alone_requests, alone_time),
             mixed_requests_per_s: rate(requests, asking),
             mixed_steps_per_s: rate(steps, training),

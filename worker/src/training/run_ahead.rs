@@ -324,12 +324,21 @@ impl<'a> GpuPace<'a> {
     /// Tells when nothing computes any more, or returns when the stop word has changed.
     fn tell_when_still(&self, ahead: &mut RunAhead, told: u32) -> Result<(), DeviceError> {
         let is_told = || self.stop.load(Ordering::Relaxed) == told;
+        let noticed_ns = monotonic_ns();
         while is_told() {
             if ahead.stands_still(self.way)? {
                 let since_ns = monotonic_ns();
                 std::thread::sleep(SEEN_TWICE_AFTER);
                 if ahead.stands_still(self.way)? && is_told() {
                     (self.held)(since_ns);
+                    tracing::debug!(
+                        step = ahead.steps,
+                        operator = ahead.account.next,
+                        marks = ahead.marks.len(),
+                        noticed_ns,
+                        since_ns,
+                        "stands still"
+                    );
                     return Ok(());
                 }
             }

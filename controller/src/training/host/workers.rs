@@ -195,6 +195,7 @@ impl Host {
             && self.gate.is_closed()
         {
             record.last_yield_us = Some(nanos / 1000);
+            tracing::debug!(task = record.name, at_ns, yield_us = nanos / 1000, "gave way");
         }
     }
 
