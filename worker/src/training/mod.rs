@@ -1,5 +1,6 @@
 //! Training: steps of an exported program under autograd, with state that stays in the pool.
 
+mod account;
 mod ffi;
 mod loader;
 mod pace;
