@@ -250,7 +250,7 @@ pub struct TaskStep {
     pub rate: f64,
     /// Rows that it was computed from.
     pub samples: u64,
-    /// How long it took, in nanoseconds.
+    /// How long it took, in nanoseconds, without the time in which it stood still.
     pub took_ns: u64,
     /// The most that it had of its arena at a time.
     pub peak_bytes: u64,

@@ -1,4 +1,4 @@
-//! Copies of a request's inputs: as few as may be, and none that is short.
+//! Copies of a request's inputs: as few as may be, most often one, and that not too short.
 
 use pswitch_mem_pool::Range;
 

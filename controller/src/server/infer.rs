@@ -8,6 +8,7 @@ use pswitch_mem_pool::Range;
 use pswitch_protocol::monotonic_ns;
 use tokio::sync::oneshot;
 
+use super::devices::ServedDevice;
 use super::model::{ServedModel, SlotLayout, datatype_of_code};
 use super::{Server, profiling, training};
 use crate::driver::{Finished, Job, JobTimes, Mail, Mailbox, PROFILE_ALIGNMENT_BYTES};
@@ -60,7 +61,8 @@ impl InferenceService for Server {
         if self.draining.load(Ordering::Acquire) {
             return Err(ServiceError::Draining);
         }
-        let SlotLayout { inputs, bytes, .. } = self.served(name, version)?.lay_out(inputs)?;
+        let SlotLayout { inputs, bytes, .. } =
+            self.served(name, version)?.lay_out(inputs, self.least_copy_bytes())?;
         Submission::new(name, inputs, self.slots.reserve(bytes)?)
     }
 
@@ -69,7 +71,7 @@ impl InferenceService for Server {
             let (name, placed, slot) = submission.into_parts()?;
             let served = self.served(&name, None)?;
             let specs: Vec<TensorSpec> = placed.iter().map(|placed| placed.spec.clone()).collect();
-            let layout = served.lay_out(&specs)?;
+            let layout = served.lay_out(&specs, self.least_copy_bytes())?;
             if layout.inputs != placed || layout.bytes > slot.bytes() {
                 // Loaded anew, with another signature, while the request came in.
                 let reason = "it was loaded anew while the request came in; send it again".to_owned();
@@ -177,6 +179,12 @@ impl Server {
         })
     }
 
+    /// The shortest copy of inputs, to any of the devices.
+    fn least_copy_bytes(&self) -> u64 {
+        let of = |device: &ServedDevice| device.device.properties().least_copy_bytes;
+        self.devices.iter().map(of).max().unwrap_or(0)
+    }
+
     fn next_request(&self) -> RequestId {
         RequestId(self.next_request.fetch_add(1, Ordering::Relaxed))
     }
@@ -214,7 +222,7 @@ impl Server {
         device: usize,
     ) -> Result<Vec<Vec<f32>>, ServiceError> {
         let inputs = served.example_inputs();
-        let layout = served.lay_out(&inputs)?;
+        let layout = served.lay_out(&inputs, self.least_copy_bytes())?;
         let times = Range::new(
             layout.bytes.next_multiple_of(PROFILE_ALIGNMENT_BYTES),
             4 * (served.spec.layers.len() as u64 + 1),

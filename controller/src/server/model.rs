@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use pswitch_device::LEAST_COPY_BYTES;
 use pswitch_mem_pool::{ModelId, Range, TENSOR_ALIGNMENT_BYTES, UnsealedSpan};
 use pswitch_model::{
     Archive, DType, Dim, Given, IndexBound, Input, InputKind, OutputKind, Program, StorageId, Symbols,
@@ -85,8 +84,13 @@ impl ServedModel {
         })
     }
 
-    /// Checks a request's inputs and lays them out in a slot, with place for the outputs behind them.
-    pub(crate) fn lay_out(&self, inputs: &[TensorSpec]) -> Result<SlotLayout, ServiceError> {
+    /// Checks a request's inputs and lays them out in a slot, with place for the outputs behind them, after `least_bytes` at the
+    /// earliest.
+    pub(crate) fn lay_out(
+        &self,
+        inputs: &[TensorSpec],
+        least_bytes: u64,
+    ) -> Result<SlotLayout, ServiceError> {
         let order = self.signature.check_inputs(inputs)?;
         let symbols = if self.takes_integers() {
             // Their values come with the tensors' bytes: `job_inputs` checks all together then.
@@ -116,7 +120,7 @@ impl ServedModel {
                 .ok_or_else(too_large)?;
         }
         // What is copied may be longer than the inputs are.
-        end = end.max(LEAST_COPY_BYTES);
+        end = end.max(least_bytes);
         let outputs = Range::new(end, self.output_bytes(symbols.as_ref()).ok_or_else(too_large)?);
         let bytes = end.checked_add(outputs.bytes).ok_or_else(too_large)?;
         Ok(SlotLayout { inputs: placed, outputs, bytes })

@@ -267,6 +267,16 @@ impl Book {
         self.tasks.get(&id).is_some_and(Task::is_under_way)
     }
 
+    /// Who is to train now.
+    pub(super) fn training(&self) -> Option<TaskId> {
+        self.tasks.keys().copied().find(|&id| self.trains(id))
+    }
+
+    /// How long a step of it takes, as far as is known.
+    pub(super) fn step(&self, id: TaskId) -> Duration {
+        self.tasks.get(&id).map(|task| task.step).unwrap_or_default()
+    }
+
     /// Whether it is to train now.
     pub(super) fn trains(&self, id: TaskId) -> bool {
         self.tasks.get(&id).is_some_and(|task| matches!(task.phase, Phase::Training { .. }))
@@ -325,9 +335,7 @@ impl Book {
                 Some(InterruptionReason::Request)
             } else if task.is_paused || task.is_stopping {
                 Some(InterruptionReason::Command)
-            } else if !attached.is_empty()
-                || (has_had_its_turn && !is_closed && (between_steps || !is_training))
-            {
+            } else if !attached.is_empty() || (has_had_its_turn && is_training && between_steps) {
                 Some(InterruptionReason::Turn)
             } else {
                 None
@@ -506,7 +514,7 @@ impl Task {
                 }
             }
             TaskEvent::Held => {
-                // One that goes on already has been heard late.
+                // One that goes on already has been heard late, or the gate has opened again before the book has looked at it.
                 if let Phase::Holding { since } = self.phase {
                     // Holding, it stands still -> Held.
                     self.phase = Phase::Held { since };

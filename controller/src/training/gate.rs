@@ -32,8 +32,7 @@ pub(crate) struct Gate {
 
 const NOBODY: u64 = u64::MAX;
 
-/// Requests that follow each other sooner find the device free: a step that is begun between them is in their way, and would
-/// hardly be finished.
+/// Requests that follow each other sooner find the device free: what is computed between them is in their way.
 const LINGER: Duration = Duration::from_millis(5);
 
 impl Gate {
@@ -124,6 +123,13 @@ impl Gate {
         }
         if self.is_closed() {
             self.stop(false);
+        }
+    }
+
+    /// Lets the worker of a block go on that was told to stand still by requests that are over already: nobody may have noticed.
+    pub(super) fn let_on(&self, block: u64) {
+        if self.word(block).is_some_and(|word| control::is_hold(word.load(Ordering::SeqCst))) {
+            self.admit(block);
         }
     }
 
@@ -221,6 +227,12 @@ mod tests {
         gate.open();
         gate.close();
         assert!(control::is_hold(told(&gate)) && told(&gate) != first);
+        // Nobody has noticed any of that.
+        gate.let_on(control::BLOCK_BYTES);
+        assert!(control::is_hold(told(&gate)), "there are requests");
+        gate.open();
+        gate.let_on(control::BLOCK_BYTES);
+        assert_eq!(told(&gate), control::GO_ON);
     }
 
     #[test]
@@ -231,6 +243,7 @@ mod tests {
         gate.close();
         assert_eq!(told(&gate), control::END);
         gate.open();
+        gate.let_on(control::BLOCK_BYTES);
         gate.close();
         gate.interrupt();
         assert_eq!(told(&gate), control::END);

@@ -28,6 +28,9 @@ use crate::supervisor::Supervisor;
 /// operator takes.
 const YIELD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The same where it is not known how long a step takes.
+const FIRST_STEP_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// A task as the thread knows it.
 struct Record {
     name: String,
@@ -152,6 +155,12 @@ impl Host {
         let is_closed = self.note_device();
         let actions = self.book.set_closed(is_closed, self.now());
         self.perform(actions);
+        if let (false, Some(id)) = (is_closed, self.book.training())
+            && let Some(worker) = self.worker(id)
+        {
+            // The gate may have closed and opened again since the last look.
+            self.gate.let_on(worker.block);
+        }
         let used = |(&id, record): (&TaskId, &Record)| {
             record.worker.is_some() && !self.book.leaves_its_place_alone(id)
         };
@@ -247,11 +256,15 @@ impl Host {
                         record.last_yield_us = None;
                     }
                     self.gate.hold();
-                    self.set_deadline(id, Some(YIELD_TIMEOUT));
+                    self.set_deadline(id, Some(self.hold_timeout(id)));
                 }
                 TaskAction::Resume(id) => {
                     if let Some(worker) = self.worker(id) {
                         self.gate.admit(worker.block);
+                    }
+                    // One who has not said that he stands still shows by a step that he lives.
+                    if self.tasks.get(&id).is_some_and(|record| record.deadline.is_some()) {
+                        self.set_deadline(id, Some(self.hold_timeout(id)));
                     }
                 }
                 TaskAction::Interrupt(id) => {
@@ -310,6 +323,16 @@ impl Host {
         let states = self.tasks.values().filter_map(|record| record.state);
         let offset = states.map(|state| state.end()).max().unwrap_or(self.region.offset);
         Region { offset, bytes: self.region.end() - offset }
+    }
+
+    /// Time that a worker has to say anything once it is to stand still: it may be within an operator, or past the word before
+    /// it has seen it and within a step.
+    fn hold_timeout(&self, id: TaskId) -> Duration {
+        match self.book.step(id) {
+            // The first, which nobody knows.
+            Duration::ZERO => FIRST_STEP_TIMEOUT,
+            step => YIELD_TIMEOUT.max(step * 20),
+        }
     }
 
     fn worker(&self, id: TaskId) -> Option<&TaskWorker> {

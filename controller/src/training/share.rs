@@ -11,7 +11,7 @@ const LEAST_TURN: Duration = Duration::from_millis(100);
 /// What training is owed at most beyond a turn: requests wait for no longer than both.
 const MOST_OWED: Duration = Duration::from_secs(1);
 
-/// Steps that a turn has room for, the last of them thrown away at its end.
+/// Steps that a turn has room for, the last of them thrown away at its end where tasks do not stand still.
 const STEPS_A_TURN: f64 = 2.2;
 
 /// What there is on the device.

@@ -11,6 +11,9 @@ const MOST_BETWEEN_MARKS_US: f64 = 750.0;
 /// What an operator is taken for that was never timed.
 const UNKNOWN_US: f64 = 250.0;
 
+/// Operators that were timed before and take so many times as long are not believed.
+const MOST_SURPRISING: f64 = 20.0;
+
 /// Less than what the GPU's clock can tell.
 const SHORTEST_US: f64 = 0.1;
 
@@ -92,6 +95,11 @@ impl Account {
         // What is known of single operators keeps its proportions.
         let times = &mut self.times_us[work.first..end];
         let known_us: f64 = times.iter().sum();
+        // The GPU may have stood still without anybody having noticed.
+        let is_known = !times.contains(&UNKNOWN_US);
+        if is_known && took_us > MOST_SURPRISING * known_us {
+            return;
+        }
         for time in times {
             *time *= took_us.max(SHORTEST_US) / known_us;
         }
@@ -198,6 +206,17 @@ mod tests {
             gpu.account.launch();
         }
         assert!(gpu.account.wants_mark(BUDGET_US, 0.0) && gpu.account.is_full(BUDGET_US, 0.0));
+    }
+
+    #[test]
+    fn times_of_operators_that_were_held_up_are_not_believed() {
+        let mut gpu = Gpu::new(vec![10.0; 40]);
+        gpu.step();
+        gpu.step();
+        let known = gpu.account.times_us.clone();
+        gpu.times_us = vec![1e6; 40];
+        gpu.step();
+        assert_eq!(gpu.account.times_us[..30], known[..30]);
     }
 
     #[test]

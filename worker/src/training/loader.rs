@@ -49,7 +49,7 @@ impl Batch {
 
     fn await_copy(&self) -> Result<(), RunError> {
         let Some(moment) = &self.copied else { return Ok(()) };
-        // Long passed: at least a batch has been begun since.
+        // Passed most often: at least a batch has been begun since. Where little is computed for one, more is queued.
         while !moment
             .has_passed()
             .map_err(|error| RunError { class: FaultClass::Model, message: error.to_string() })?

@@ -1,7 +1,7 @@
 //! What is asked between the operators of a step: whether to go on.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use pswitch_protocol::{control, monotonic_ns};
 
@@ -41,12 +41,14 @@ impl Pace for AtomicU32 {
     }
 }
 
-/// Returns when the word says no more to stand still. `held` is called with each that does.
-pub(super) fn stand_still(stop: &AtomicU32, mut held: impl FnMut(u32)) {
+/// Returns when the word says no more to stand still, and how long it did. `held` is called with each that does.
+pub(super) fn stand_still(stop: &AtomicU32, mut held: impl FnMut(u32)) -> Duration {
+    let begun = Instant::now();
+    let mut stood = Duration::ZERO;
     loop {
         let told = stop.load(Ordering::Relaxed);
         if !control::is_hold(told) {
-            return;
+            return stood;
         }
         held(told);
         let mut pause = FIRST_LOOK;
@@ -54,25 +56,65 @@ pub(super) fn stand_still(stop: &AtomicU32, mut held: impl FnMut(u32)) {
             std::thread::sleep(pause);
             pause = (pause * 2).min(LAST_LOOK);
         }
+        stood = begun.elapsed();
     }
 }
 
-/// The same, which says when it stands still.
+/// The same, which says when it stands still, and for how long it did.
 pub(super) struct HostPace<'a> {
     pub(super) stop: &'a AtomicU32,
     pub(super) held: &'a Held<'a>,
+    pub(super) stood: &'a Stood,
 }
 
 /// Told when nothing computes any more, in nanoseconds of `CLOCK_MONOTONIC`.
 pub(super) type Held<'a> = dyn Fn(u64) + Sync + 'a;
 
+/// For how long steps stood still.
+#[derive(Debug, Default)]
+pub(super) struct Stood(AtomicU64);
+
+impl Stood {
+    pub(super) fn add(&self, time: Duration) {
+        self.0.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Since the last time that it was asked.
+    pub(super) fn take(&self) -> Duration {
+        Duration::from_nanos(self.0.swap(0, Ordering::Relaxed))
+    }
+}
+
 impl Pace for HostPace<'_> {
     fn stops(&self) -> bool {
         self.rests();
-        self.stop.stops()
+        self.stop.load(Ordering::Relaxed) == control::END
     }
 
     fn rests(&self) {
-        stand_still(self.stop, |_| (self.held)(monotonic_ns()));
+        self.stood.add(stand_still(self.stop, |_| (self.held)(monotonic_ns())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_time_that_a_step_stands_still_is_told_and_counted() {
+        let (stop, told, stood) = (AtomicU32::new(control::HOLD | 1), AtomicU32::new(0), Stood::default());
+        let held = |_| {
+            // Other requests have come before the first look.
+            let next =
+                if told.fetch_add(1, Ordering::Relaxed) == 0 { control::HOLD | 2 } else { control::GO_ON };
+            stop.store(next, Ordering::Relaxed);
+        };
+        let pace = HostPace { stop: &stop, held: &held, stood: &stood };
+        assert!(!pace.stops());
+        assert_eq!(told.load(Ordering::Relaxed), 2);
+        assert!(stood.take() > Duration::ZERO);
+        stop.store(control::END, Ordering::Relaxed);
+        assert!(pace.stops());
+        assert_eq!((told.load(Ordering::Relaxed), stood.take()), (2, Duration::ZERO));
     }
 }

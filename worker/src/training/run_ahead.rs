@@ -19,7 +19,7 @@ use pswitch_protocol::{control, monotonic_ns};
 
 use super::Pace;
 use super::account::Account;
-use super::pace::{Held, stand_still};
+use super::pace::{Held, Stood, stand_still};
 
 /// The steps that are timed: the first ones, and every so many after them. A time stamp costs the host as much as a mark.
 const TIMED_AT_FIRST: u64 = 4;
@@ -82,6 +82,7 @@ impl RunAhead {
         stop: &'a AtomicU32,
         Bounds { budget, way }: Bounds<'a>,
         held: &'a Held<'a>,
+        stood: &'a Stood,
     ) -> GpuPace<'a> {
         // All that was enqueued before is over, and nobody knows what came since.
         self.account.clear();
@@ -91,7 +92,7 @@ impl RunAhead {
         self.lag = Lag::default();
         let budget_us = (budget < Duration::from_secs(3600)).then_some(budget.as_secs_f64() * 1e6);
         let state = Mutex::new(State { ahead: self, stopped_ns: None, failure: None });
-        GpuPace { stream, stop, budget_us, way, held, state }
+        GpuPace { stream, stop, budget_us, way, held, stood, state }
     }
 
     /// Another step begins. Between the steps is the optimizer, which is no operator of either.
@@ -127,7 +128,8 @@ impl RunAhead {
         }
         let Some(moment) = self.marks.pop_front() else { return Ok(true) };
         let took_us = match (&moment, &self.passed) {
-            (Some(moment), Some(before)) => Some(moment.us_since(before)?),
+            // Both are passed, and a time that cannot be told is no reason to end.
+            (Some(moment), Some(before)) => moment.us_since(before).ok(),
             _ => None,
         };
         self.account.pass(took_us);
@@ -170,6 +172,7 @@ pub(crate) struct GpuPace<'a> {
     budget_us: Option<f64>,
     way: &'a GpuWay,
     held: &'a Held<'a>,
+    stood: &'a Stood,
     state: Mutex<State<'a>>,
 }
 
@@ -230,15 +233,16 @@ impl<'a> GpuPace<'a> {
 
     /// Launches nothing for as long as it is told to stand still, and says when the GPU does.
     fn stand_still(&self, ahead: &mut RunAhead) -> Result<(), DeviceError> {
-        if ahead.account.open.count > 0 {
+        // Without a bound nothing is counted, and a mark alone says when all is computed.
+        if ahead.account.open.count > 0 || self.budget_us.is_none() {
             ahead.mark(self.stream, self.way)?;
         }
         let mut failure = Ok(());
-        stand_still(self.stop, |told| {
+        self.stood.add(stand_still(self.stop, |told| {
             if failure.is_ok() {
                 failure = self.tell_when_still(ahead, told);
             }
-        });
+        }));
         failure?;
         // What comes next has waited: it tells nothing of how long it takes.
         ahead.spare.extend(ahead.passed.take());

@@ -15,7 +15,7 @@ use pswitch_protocol::{
 };
 use pswitch_train::{StateLayout, TaskConfig, TrainError, latest_checkpoint};
 
-use super::pace::{HostPace, Pace as _};
+use super::pace::{HostPace, Pace as _, Stood};
 use super::run_ahead::{Bounds, GpuPace, RunAhead};
 use super::task::{TaskStep, TrainingTask, Upload};
 use crate::arena::ExecutionArena;
@@ -130,6 +130,7 @@ impl ServedTask {
             // A channel that is broken is noticed with the next step.
             let _ = channel.send(&FromWorker::TaskHeld { at_ns }, &[]);
         };
+        let stood = Stood::default();
         let computer = match gpu {
             Some(stream) => {
                 let by_default = if holds { RUN_AHEAD_TO_HOLD } else { RUN_AHEAD_TO_END };
@@ -145,11 +146,11 @@ impl ServedTask {
                 };
                 let way = self.way.insert(way);
                 let bounds = Bounds { budget, way };
-                Computer::Gpu(stream, self.ahead.watch(stream, stop, bounds, &held))
+                Computer::Gpu(stream, self.ahead.watch(stream, stop, bounds, &held, &stood))
             }
-            None => Computer::Host(HostPace { stop, held: &held }),
+            None => Computer::Host(HostPace { stop, held: &held, stood: &stood }),
         };
-        let pause = self.kept.train(&computer, stop, &place, channel)?;
+        let pause = self.kept.train(&computer, stop, &stood, &place, channel)?;
         let stopped_ns = computer.end()?;
         Ok(match pause {
             TaskPause::Stopped { discarded_ns, .. } => TaskPause::Stopped { discarded_ns, at_ns: stopped_ns },
@@ -218,6 +219,7 @@ impl KeptTask {
         &mut self,
         computer: &Computer<'_>,
         stop: &AtomicU32,
+        stood: &Stood,
         place: &DeviceSlice,
         channel: &Channel,
     ) -> Result<TaskPause, WorkerError> {
@@ -225,6 +227,7 @@ impl KeptTask {
             if computer.stops(stop) {
                 return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: 0 });
             }
+            stood.take();
             let begun = Instant::now();
             let (end, stats) = computer.step(&mut self.task, place);
             // After an error autograd's engine may keep some of it; but then nothing of this task runs here any more.
@@ -241,7 +244,8 @@ impl KeptTask {
                     "a step has too little memory"
                 );
             }
-            let took_ns = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            let took = begun.elapsed().saturating_sub(stood.take());
+            let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
             match end {
                 Ok(TaskStep::Finished { step, loss, rate, samples }) => {
                     channel.send(

@@ -355,6 +355,35 @@ fn one_that_stands_still_for_requests_loses_nothing() {
 }
 
 #[test]
+fn a_turn_ends_between_steps_though_requests_were_there_for_longer() {
+    let mut world = World::with(&[1.0, 1.0], true);
+    let (one, other) = (TaskId(0), TaskId(1));
+    world.come_up(one);
+    world.come_up(other);
+    for _ in 0..4 {
+        world.advance(other, true);
+        world.advance(one, true);
+    }
+    for _ in 0..30 {
+        // Whoever is under way is held for longer than a turn, and then has time for a step.
+        world.close(true);
+        for id in [one, other] {
+            if world.workers[&id] == Worker::Holding {
+                world.advance(id, false);
+            }
+        }
+        world.at += TURN * 2;
+        world.close(false);
+        for id in [one, other] {
+            world.advance(id, world.workers[&id] == Worker::Training);
+        }
+    }
+    for id in [one, other] {
+        assert!(world.done[&id].0 > 3, "{id:?}: {:?}", world.done);
+    }
+}
+
+#[test]
 fn one_may_stand_still_before_the_book_has_looked_at_the_gate() {
     let mut world = World::with(&[1.0], true);
     let task = TaskId(0);

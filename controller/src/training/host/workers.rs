@@ -165,7 +165,10 @@ impl Host {
                 self.feed(id, TaskEvent::Saved { step, written });
             }
             FromWorker::TaskHeld { at_ns } => {
-                self.set_deadline(id, None);
+                // One who is to end by now still has to.
+                if self.book.could_end(id) {
+                    self.set_deadline(id, None);
+                }
                 self.note_yield(id, at_ns);
                 self.feed(id, TaskEvent::Held);
             }
