@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 const MARKS: f64 = 5.0;
 
 /// ... and no more than this: a GPU that is to stand still computes so long.
-const MOST_BETWEEN_MARKS_US: f64 = 750.0;
+const MOST_BETWEEN_MARKS_US: f64 = 500.0;
 
 /// What an operator is taken for that was never timed.
 const UNKNOWN_US: f64 = 250.0;
