@@ -9,11 +9,6 @@ use crate::{
     DeviceError, DeviceId, DeviceMemory, DeviceSlice, HostSlice, MemoryHandle, PinnedMemory, SharedMemory,
 };
 
-/// [`DeviceProperties::least_copy_bytes`] of a GPU. Of a copy of up to 16 KiB CUDA's driver makes work for the compute
-/// engine, which has one process at a time: beside another process it took 190 us when that paused between two graphs and
-/// 1.1 ms when it did not, where a copy of 96 KiB takes 13 us (H200, driver 580). Between 16 and 64 KiB it depends.
-pub const LEAST_COPY_BYTES: u64 = 96 << 10;
-
 /// What a device is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -24,7 +19,7 @@ pub struct DeviceProperties {
     pub name: String,
     /// All the memory that it has, in use or not.
     pub total_memory_bytes: u64,
-    /// Copies to it of fewer bytes may wait for whoever computes on it. At most [`LEAST_COPY_BYTES`].
+    /// Copies to it of fewer bytes may wait for whoever computes on it.
     pub least_copy_bytes: u64,
     /// What a GPU is beyond that.
     pub gpu: Option<GpuProperties>,

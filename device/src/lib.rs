@@ -60,8 +60,8 @@ mod shared_memory;
 
 pub use cuda::{GpuGraph, GpuMoment, GpuStream, GpuWay};
 pub use device::{
-    CopyStream, Device, DeviceProperties, Event, ExecutionStream, GpuProperties, LEAST_COPY_BYTES,
-    LinkThrottle, cuda_devices, open_device,
+    CopyStream, Device, DeviceProperties, Event, ExecutionStream, GpuProperties, LinkThrottle, cuda_devices,
+    open_device,
 };
 pub use error::DeviceError;
 pub use id::DeviceId;

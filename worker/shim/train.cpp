@@ -372,7 +372,6 @@ bool ps_trainer_apply(ps_trainer* trainer, double rate, double clip_norm, const 
     const at::NoGradGuard no_grad;
     const Rest rest{*watch};
     auto groups = groups_of(trainer->parameters);
-    rest();
     if (clip_norm > 0) clip(groups, clip_norm, rest);
     for (auto& group : groups) {
       if (trainer->optimizer.kind == PS_OPTIMIZER_SGD) {

@@ -35,8 +35,8 @@ const COMPARED: u64 = 20;
 ///
 /// The task runs from its start to its end, and once more while it is stopped again and again, at moments that do not depend
 /// on where it is: in the forward pass, in the backward pass, in the optimizer, between steps. In turn it is paused and told to
-/// go on, which throws its step away, and stands still for a request. With `--python`, the first losses are compared with those of PyTorch's own loop as well; that needs data from files that are
-/// not shuffled.
+/// go on, which throws its step away, and stands still for a request. With `--python`, the first losses are compared with
+/// those of PyTorch's own loop as well; that needs data from files that are not shuffled.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

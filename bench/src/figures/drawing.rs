@@ -122,8 +122,8 @@ impl Picture for Drawing {
     {
         let mut remark = self.remark.iter();
         sheet.head(&self.title, remark.next().map_or("", String::as_str))?;
-        let first = self.head_end() - (LEGEND_LINE + REMARK_LINE * i32::try_from(remark.len())?);
-        for (line, y) in remark.zip((first + REMARK_LINE..).step_by(REMARK_LINE.unsigned_abs() as usize)) {
+        let second = LEGEND - LEGEND_LINE + REMARK_LINE;
+        for (line, y) in remark.zip((second..).step_by(REMARK_LINE.unsigned_abs() as usize)) {
             sheet.text(line, (LEFT, y), Style::new(22).color(FAINT))?;
         }
         for (mechanism, (x, y)) in self.mechanisms.iter().zip(self.legend().0) {

@@ -284,8 +284,8 @@ impl Book {
 
     /// Whether it computes, as far as is known, and was not told to end its step.
     pub(super) fn could_end(&self, id: TaskId) -> bool {
-        let is_holding = |task: &Task| matches!(task.phase, Phase::Holding { .. });
-        self.trains(id) || self.tasks.get(&id).is_some_and(is_holding)
+        let could = |task: &Task| matches!(task.phase, Phase::Training { .. } | Phase::Holding { .. });
+        self.tasks.get(&id).is_some_and(could)
     }
 
     /// Whether it computes nothing since it was told to pause, or is to pause no more.

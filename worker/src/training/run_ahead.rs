@@ -96,12 +96,11 @@ impl RunAhead {
     }
 
     /// Another step begins. Between the steps is the optimizer, which is no operator of either.
-    fn begin(&mut self, way: &GpuWay) -> Result<(), DeviceError> {
-        while !self.marks.is_empty() && self.look(way)? {}
+    fn begin(&mut self, way: &GpuWay) {
+        self.catch_up(way);
         self.spare.extend(self.passed.take());
         self.account.begin();
         self.steps += 1;
-        Ok(())
     }
 
     fn mark(&mut self, stream: &GpuStream, way: &GpuWay) -> Result<(), DeviceError> {
@@ -119,25 +118,25 @@ impl RunAhead {
         Ok(())
     }
 
-    /// Whether the oldest mark was passed, which is noted then.
-    fn look(&mut self, way: &GpuWay) -> Result<bool, DeviceError> {
+    /// Notes the marks that the GPU has passed.
+    fn catch_up(&mut self, way: &GpuWay) {
         // Far fewer than half of all numbers are under way.
         let ahead = self.taken.wrapping_sub(way.reached());
-        if self.marks.len() <= usize::try_from(ahead).unwrap_or(usize::MAX) {
-            return Ok(self.marks.is_empty());
+        let ahead = usize::try_from(ahead).unwrap_or(usize::MAX);
+        while self.marks.len() > ahead
+            && let Some(moment) = self.marks.pop_front()
+        {
+            let took_us = match (&moment, &self.passed) {
+                // Both are passed, and a time that cannot be told is no reason to end.
+                (Some(moment), Some(before)) => moment.us_since(before).ok(),
+                _ => None,
+            };
+            self.account.pass(took_us);
+            self.spare.extend(std::mem::replace(&mut self.passed, moment));
+            if self.marks.is_empty() {
+                self.lag = Lag { us: self.account.open.estimate_us, at: Some(Instant::now()) };
+            }
         }
-        let Some(moment) = self.marks.pop_front() else { return Ok(true) };
-        let took_us = match (&moment, &self.passed) {
-            // Both are passed, and a time that cannot be told is no reason to end.
-            (Some(moment), Some(before)) => moment.us_since(before).ok(),
-            _ => None,
-        };
-        self.account.pass(took_us);
-        self.spare.extend(std::mem::replace(&mut self.passed, moment));
-        if self.marks.is_empty() {
-            self.lag = Lag { us: self.account.open.estimate_us, at: Some(Instant::now()) };
-        }
-        Ok(true)
     }
 
     /// How much of what follows the last mark is computed by now: what there was time for since the GPU had passed that.
@@ -159,9 +158,9 @@ impl RunAhead {
     }
 
     /// Whether nothing computes: the GPU has done all that is in front of a gate, and is not through.
-    fn stands_still(&mut self, way: &GpuWay) -> Result<bool, DeviceError> {
-        while !self.marks.is_empty() && self.look(way)? {}
-        Ok(self.marks.is_empty() || way.is_at_gate())
+    fn stands_still(&mut self, way: &GpuWay) -> bool {
+        self.catch_up(way);
+        self.marks.is_empty() || way.is_at_gate()
     }
 }
 
@@ -256,10 +255,10 @@ impl<'a> GpuPace<'a> {
         let mut check = Check::new(self.stream);
         while is_told() {
             check.due()?;
-            if ahead.stands_still(self.way)? {
+            if ahead.stands_still(self.way) {
                 let since_ns = monotonic_ns();
                 std::thread::sleep(SEEN_TWICE_AFTER);
-                if ahead.stands_still(self.way)? && is_told() {
+                if ahead.stands_still(self.way) && is_told() {
                     (self.held)(since_ns);
                     tracing::debug!(
                         step = ahead.steps,
@@ -286,7 +285,7 @@ impl<'a> GpuPace<'a> {
                 return Ok(false);
             }
             let Some(budget_us) = self.budget_us else { return Ok(true) };
-            while !ahead.marks.is_empty() && ahead.look(self.way)? {}
+            ahead.catch_up(self.way);
             let computed_us = ahead.computed_us();
             if ahead.account.wants_mark(budget_us, computed_us) {
                 ahead.mark(self.stream, self.way)?;
@@ -309,13 +308,12 @@ impl<'a> GpuPace<'a> {
             if self.is_told_to_end(ahead)? {
                 return Ok(false);
             }
+            ahead.catch_up(self.way);
             if ahead.marks.is_empty() {
                 return Ok(true);
             }
-            if !ahead.look(self.way)? {
-                check.due()?;
-                std::hint::spin_loop();
-            }
+            check.due()?;
+            std::hint::spin_loop();
         }
     }
 
@@ -339,9 +337,7 @@ impl<'a> GpuPace<'a> {
 
 impl Pace for GpuPace<'_> {
     fn begin(&self) {
-        let mut state = self.state();
-        let result = state.ahead.begin(self.way);
-        state.failure = state.failure.take().or(result.err());
+        self.state().ahead.begin(self.way);
     }
 
     fn stops(&self) -> bool {
