@@ -4,12 +4,13 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::branch::Branch;
 use super::context::{Context, RawStream, log_failure};
 use super::driver::{check, size, sys};
 use super::memory::CudaMemory;
 use super::pin::{PinnedWord, check_pinned};
 use super::properties::Gpu;
-use super::stream::{MOST_OPERATIONS, host_start, wait_op, write_op};
+use super::stream::{enqueue_batch, host_start, wait_op, write_op};
 use crate::memory::check_word;
 use crate::{DeviceAddress, DeviceError, DeviceId, DeviceSlice, ExecutionStream, HostSlice, doorbell};
 
@@ -23,6 +24,8 @@ pub struct GpuStream {
     id: DeviceId,
     stream: RawStream,
     done: PinnedWord,
+    /// The waits of a capture.
+    branch: Branch,
     is_capturing: AtomicBool,
 }
 
@@ -40,6 +43,7 @@ impl GpuStream {
             id,
             stream: RawStream::of_greatest_priority(&context)?,
             done: PinnedWord::new(&context)?,
+            branch: Branch::new(&context)?,
             is_capturing: AtomicBool::new(false),
         })
     }
@@ -57,19 +61,20 @@ impl GpuStream {
     /// Waits for `words` to ring, one after the other, and clears `cleared` then: as few operations as the driver allows for
     /// all of it, since each costs the GPU some microseconds. Poisoned words let it go on, too.
     ///
+    /// In a capture the words are waited for in a branch of the graph, beside the work ahead of the wait.
+    ///
     /// # Errors
     /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::Cuda`].
     pub fn wait_and_clear(&self, words: &[DeviceSlice], cleared: &[DeviceSlice]) -> Result<(), DeviceError> {
-        let mut operations = Vec::with_capacity(words.len() + cleared.len());
-        for word in words {
-            self.check_word(word)?;
-            operations.push(wait_op(word.address(), doorbell::RUNG));
+        words.iter().chain(cleared).try_for_each(|word| self.check_word(word))?;
+        let mut waits: Vec<_> = words.iter().map(|word| wait_op(word.address(), doorbell::RUNG)).collect();
+        let writes = cleared.iter().map(|word| write_op(word.address(), doorbell::CLEAR));
+        if self.is_capturing.load(Ordering::Relaxed) && !waits.is_empty() {
+            let _entered = self.stream.context().enter()?;
+            self.branch.wait(&self.stream, &mut std::mem::take(&mut waits))?;
         }
-        for word in cleared {
-            self.check_word(word)?;
-            operations.push(write_op(word.address(), doorbell::CLEAR));
-        }
-        self.enqueue(&mut operations)
+        waits.extend(writes);
+        self.enqueue(&mut waits)
     }
 
     fn check_word(&self, word: &DeviceSlice) -> Result<(), DeviceError> {
@@ -79,15 +84,8 @@ impl GpuStream {
 
     fn enqueue(&self, operations: &mut [sys::CUstreamBatchMemOpParams]) -> Result<(), DeviceError> {
         let _entered = self.stream.context().enter()?;
-        for operations in operations.chunks_mut(MOST_OPERATIONS) {
-            let count = u32::try_from(operations.len()).unwrap_or(u32::MAX);
-            // SAFETY: the array has that length; every address was checked to be a word of this context's memory, or is
-            // that of the pinned word, which lives as long as the stream.
-            let enqueued =
-                unsafe { sys::cuStreamBatchMemOp_v2(self.stream.raw(), count, operations.as_mut_ptr(), 0) };
-            check("cuStreamBatchMemOp", enqueued)?;
-        }
-        Ok(())
+        // Every address was checked to be a word of this context's memory, or is that of a pinned word.
+        enqueue_batch(&self.stream, operations)
     }
 
     /// Copies results to the host.
@@ -212,7 +210,7 @@ impl GpuStream {
         let begun = unsafe { sys::cuStreamBeginCapture_v2(self.stream.raw(), mode) };
         check("cuStreamBeginCapture", begun)?;
         self.is_capturing.store(true, Ordering::Relaxed);
-        Ok(())
+        self.branch.begin(&self.stream).inspect_err(|_| self.abandon_capture())
     }
 
     /// Ends a capture and makes a graph of it. Memory that was used in it must stay where it is for as long as the graph is

@@ -16,7 +16,7 @@ use crate::{CopyStream, DeviceAddress, DeviceError, DeviceId, DeviceSlice, Event
 const MOST_IN_USE: usize = 256;
 
 /// Writes, or waits, of one batch. The driver refuses batches of 256, and a longer one would be no faster.
-pub(super) const MOST_OPERATIONS: usize = 128;
+const MOST_OPERATIONS: usize = 128;
 
 /// A stream of copies and of the words that announce them.
 ///
@@ -134,7 +134,7 @@ impl CopyStream for CudaCopyStream {
         }
         {
             let _entered = self.stream.context().enter()?;
-            enqueue_writes(&self.stream, &mut writes)?;
+            enqueue_batch(&self.stream, &mut writes)?;
         }
         self.keep(words, None)
     }
@@ -156,18 +156,19 @@ pub(super) fn write_values(stream: &RawStream, words: &[DeviceSlice], value: u32
         return write_value(stream, word, value);
     }
     let mut writes: Vec<_> = words.iter().map(|word| write_op(word.address(), value)).collect();
-    enqueue_writes(stream, &mut writes)
+    enqueue_batch(stream, &mut writes)
 }
 
-/// Enqueues writes to words that were checked and are kept, in the context that was entered.
-fn enqueue_writes(
+/// Enqueues writes to words, and waits for them, in the context that was entered. The words were checked, and live until that
+/// is done.
+pub(super) fn enqueue_batch(
     stream: &RawStream,
-    writes: &mut [sys::CUstreamBatchMemOpParams],
+    operations: &mut [sys::CUstreamBatchMemOpParams],
 ) -> Result<(), DeviceError> {
-    for writes in writes.chunks_mut(MOST_OPERATIONS) {
-        let count = u32::try_from(writes.len()).unwrap_or(u32::MAX);
+    for operations in operations.chunks_mut(MOST_OPERATIONS) {
+        let count = u32::try_from(operations.len()).unwrap_or(u32::MAX);
         // SAFETY: the array has that length; the words were checked by the caller.
-        let enqueued = unsafe { sys::cuStreamBatchMemOp_v2(stream.raw(), count, writes.as_mut_ptr(), 0) };
+        let enqueued = unsafe { sys::cuStreamBatchMemOp_v2(stream.raw(), count, operations.as_mut_ptr(), 0) };
         check("cuStreamBatchMemOp", enqueued)?;
     }
     Ok(())

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::{result, sys};
 use pswitch_device::{
-    CopyStream, Device, DeviceError, DeviceId, DeviceSlice, ExecutionStream, GpuStream, GpuWay, HostSlice,
-    LinkThrottle, MemoryHandle, SharedMemory, cuda_devices, doorbell, open_device,
+    CopyStream, Device, DeviceAddress, DeviceError, DeviceId, DeviceSlice, ExecutionStream, GpuStream,
+    GpuWay, HostSlice, LinkThrottle, MemoryHandle, SharedMemory, cuda_devices, doorbell, open_device,
 };
 
 use crate::execution::Execution;
@@ -187,6 +187,54 @@ fn a_doorbell_can_be_waited_for_inside_a_graph() {
         copies.write_word(&bell, doorbell::RUNG).unwrap();
         execution.synchronize();
         assert_eq!(look(&mut *copies), [7; 8]);
+    }
+}
+
+#[test]
+fn waits_of_a_capture_come_ahead_of_what_follows_them_at_every_launch() {
+    let _execution = Execution::start();
+    let device = open();
+    let stream = GpuStream::open(device.properties().id).unwrap();
+    let (memory, bells) = (allocate(&*device, 24), allocate(&*device, 8));
+    let bell = |index: u64| bells.sub(4 * index, 4).unwrap();
+    let (ones, zeros) = (pinned(&*device, &[1; 24]), pinned(&*device, &[0; 24]));
+    let copy = |part: u64| {
+        let to = DeviceAddress(memory.address().0 + 8 * part);
+        // SAFETY: eight bytes of memory that lives until the graph is done.
+        unsafe { stream.copy_in(&ones.sub(8 * part, 8).unwrap(), to) }.unwrap();
+    };
+    stream.begin_capture().unwrap();
+    copy(0);
+    for part in [1, 2] {
+        stream.wait_and_clear(&[bell(part - 1)], &[]).unwrap();
+        copy(part);
+    }
+    let graph = stream.end_capture().unwrap();
+    let found = pinned(&*device, &[0xEE; 24]);
+    let mut copies = device.copy_stream("test").unwrap();
+    let look = |copies: &mut dyn CopyStream| {
+        copies.copy_out(&memory, &found).unwrap();
+        finish(copies);
+        let mut content = [0; 24];
+        found.read(0, &mut content).unwrap();
+        [content[0], content[8], content[16]]
+    };
+    // Each rings first in its turn; the second alone lets nothing on.
+    for order in [[0, 1], [1, 0]].into_iter().cycle().take(20) {
+        copies.clear_words(&bells).unwrap();
+        copies.copy_in(&zeros, &memory).unwrap();
+        finish(&mut *copies);
+        // SAFETY: the memory lives, and the launch before is over.
+        unsafe { graph.launch(&stream) }.unwrap();
+        std::thread::sleep(Duration::from_millis(1));
+        assert_eq!(look(&mut *copies), [1, 0, 0]);
+        copies.write_word(&bell(order[0]), doorbell::RUNG).unwrap();
+        finish(&mut *copies);
+        std::thread::sleep(Duration::from_millis(1));
+        assert_eq!(look(&mut *copies), if order[0] == 0 { [1, 1, 0] } else { [1, 0, 0] });
+        copies.write_word(&bell(order[1]), doorbell::RUNG).unwrap();
+        stream.synchronize().unwrap();
+        assert_eq!(look(&mut *copies), [1; 3]);
     }
 }
 
