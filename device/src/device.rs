@@ -189,6 +189,14 @@ pub trait CopyStream: Send + Debug {
     /// [`DeviceError::StreamEnded`], [`DeviceError::Cuda`].
     fn copy_out(&mut self, from: &DeviceSlice, to: &HostSlice) -> Result<(), DeviceError>;
 
+    /// Copies device memory to other memory of the device, at the speed of that and not of the link. Both ends must be equally
+    /// long and must not overlap; zero bytes cost nothing. A GPU's compute engine does it, which has one process at a time.
+    ///
+    /// # Errors
+    /// [`DeviceError::UnequalCopy`], [`DeviceError::OverlappingCopy`], [`DeviceError::ForeignMemory`],
+    /// [`DeviceError::StreamEnded`], [`DeviceError::Cuda`].
+    fn copy_within(&mut self, from: &DeviceSlice, to: &DeviceSlice) -> Result<(), DeviceError>;
+
     /// Stores a word of device memory after all copies before it are complete, and wakes who waits on it.
     ///
     /// # Errors

@@ -111,6 +111,16 @@ pub enum DeviceError {
         /// Length of the destination.
         to_bytes: u64,
     },
+    /// The two ends of a copy within a device overlap.
+    #[error("a copy of {bytes} bytes from offset {from_offset} to {to_offset}: its ends overlap")]
+    OverlappingCopy {
+        /// Where the source begins.
+        from_offset: u64,
+        /// Where the destination begins.
+        to_offset: u64,
+        /// Length of both.
+        bytes: u64,
+    },
     /// A file received as shared memory has another size than its sender said.
     #[error("a file of {found_bytes} bytes was received as shared memory of {expected_bytes} bytes")]
     WrongFileSize {

@@ -194,6 +194,16 @@ pub(crate) fn copy_length(from_bytes: u64, to_bytes: u64) -> Result<u64, DeviceE
     }
 }
 
+/// The length of a copy within a device, if both ends have the same and lie apart.
+pub(crate) fn copy_length_within(from: &DeviceSlice, to: &DeviceSlice) -> Result<u64, DeviceError> {
+    let bytes = copy_length(from.bytes(), to.bytes())?;
+    let (source, target) = (from.address().0, to.address().0);
+    if source.abs_diff(target) >= bytes {
+        return Ok(bytes);
+    }
+    Err(DeviceError::OverlappingCopy { from_offset: from.offset(), to_offset: to.offset(), bytes })
+}
+
 /// Refuses what is not four bytes at a multiple of four.
 pub(crate) fn check_word(slice: &DeviceSlice) -> Result<(), DeviceError> {
     if slice.bytes == 4 && slice.address().0.is_multiple_of(4) {

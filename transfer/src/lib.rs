@@ -118,6 +118,7 @@ engine.start(Transfer {
     input_doorbell: None,
     groups: vec![group(0)?, group(1)?],
     save: vec![],
+    set_aside: None,
 })?;
 
 // Whoever executes waits for doorbells, not for the engine.
@@ -151,7 +152,7 @@ pub use algorithm::Algorithm;
 pub use compare::{Compared, Comparison, compare};
 #[cfg(feature = "engine")]
 pub use engine::{
-    BringBack, CopyIn, CopyOut, Engine, GroupCopy, OnLanded, Transfer, TransferId, TransferReport,
+    BringBack, CopyIn, CopyOut, Engine, GroupCopy, OnLanded, SetAside, Transfer, TransferId, TransferReport,
 };
 pub use error::TransferError;
 pub use margin::plan_with_margin;

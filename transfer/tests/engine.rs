@@ -11,7 +11,7 @@ use pswitch_device::{
     open_device,
 };
 use pswitch_transfer::{
-    BringBack, CopyIn, CopyOut, Engine, GroupCopy, OnLanded, Transfer, TransferError, TransferId,
+    BringBack, CopyIn, CopyOut, Engine, GroupCopy, OnLanded, SetAside, Transfer, TransferError, TransferId,
     TransferReport,
 };
 
@@ -25,6 +25,7 @@ const KIB: u64 = 1024;
 enum Asked {
     In { offset: u64, bytes: u64 },
     Out { offset: u64, bytes: u64 },
+    Within { from: u64, to: u64, bytes: u64 },
     Word { offset: u64, value: u32 },
     Wait,
 }
@@ -137,6 +138,11 @@ impl CopyStream for SpyStream {
         self.stream.copy_out(from, to)
     }
 
+    fn copy_within(&mut self, from: &DeviceSlice, to: &DeviceSlice) -> Result<(), DeviceError> {
+        self.note(Asked::Within { from: from.offset(), to: to.offset(), bytes: to.bytes() })?;
+        self.stream.copy_within(from, to)
+    }
+
     fn write_word(&mut self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {
         self.note(Asked::Word { offset: word.offset(), value })?;
         self.stream.write_word(word, value)
@@ -226,7 +232,15 @@ fn patterns(offset: u64, bytes: u64) -> Vec<u8> {
 }
 
 fn transfer(id: u64, groups: Vec<GroupCopy>) -> Transfer {
-    Transfer { id: TransferId(id), clear: vec![], inputs: vec![], input_doorbell: None, groups, save: vec![] }
+    Transfer {
+        id: TransferId(id),
+        clear: vec![],
+        inputs: vec![],
+        input_doorbell: None,
+        groups,
+        save: vec![],
+        set_aside: None,
+    }
 }
 
 fn throttled(bytes_per_s: f64) -> LinkThrottle {
@@ -245,6 +259,7 @@ fn everything_is_enqueued_in_order_on_one_stream() {
             input_doorbell: Some(rig.word(8)),
             groups: vec![rig.group(0, 64 * KIB), rig.group(1, 64 * KIB)],
             save: vec![],
+            set_aside: None,
         })
         .unwrap();
     let (id, report) = rig.report();
@@ -331,6 +346,7 @@ fn inputs_alone_overtake_weights_under_way() {
             input_doorbell: Some(rig.word(40)),
             groups: vec![],
             save: vec![],
+            set_aside: None,
         })
         .unwrap();
     let (first, report) = rig.report();
@@ -443,6 +459,87 @@ fn state_makes_room_ahead_of_the_groups_and_comes_back() {
         assert!(rig.there(offset, bytes) == state.part(offset, bytes), "{offset}");
     }
     assert_eq!(rig.device.word(&rig.word(1)).unwrap(), doorbell::CLEAR);
+}
+
+/// Two groups over two states, which are set aside at 512 KiB.
+fn with_asides(rig: &Rig, state: &State, id: u64) -> Transfer {
+    let places = [(4 * KIB, 100), (60 * KIB, 8 * KIB)];
+    let save = places.map(|(offset, bytes)| state.save(rig, offset, bytes)).to_vec();
+    let memory = rig.copy(512 * KIB, SetAside::needed_bytes([100, 8 * KIB])).to;
+    let groups = (0..2).map(|index| rig.group(index, 64 * KIB)).collect();
+    let set_aside = Some(SetAside { id: TransferId(id + 1), memory, save });
+    Transfer { set_aside, ..transfer(id, groups) }
+}
+
+#[test]
+fn state_is_set_aside_ahead_of_the_groups_and_saved_behind_them() {
+    let rig = Rig::new(LinkThrottle::default());
+    let state = State::new(&rig);
+    rig.engine.start(with_asides(&rig, &state, 1)).unwrap();
+    // Over what is set aside, and elsewhere.
+    let over = GroupCopy { copy: rig.copy(512 * KIB, KIB), doorbell: rig.word(3) };
+    let beside = GroupCopy { copy: rig.copy(513 * KIB, KIB), doorbell: rig.word(4) };
+    rig.engine.start(transfer(3, vec![over, beside])).unwrap();
+    let mut reports: Vec<_> = (0..3).map(|_| rig.report()).collect();
+    reports.sort_by_key(|(id, _)| *id);
+    let bytes: Vec<u64> = reports.into_iter().map(|(_, report)| report.unwrap().bytes).collect();
+    assert_eq!(bytes, [128 * KIB, 8 * KIB + 100, 2 * KIB]);
+    state.assert_saved(4 * KIB, 100);
+    state.assert_saved(60 * KIB, 8 * KIB);
+    assert_eq!(rig.there(0, 128 * KIB), patterns(0, 128 * KIB));
+    assert_eq!(rig.there(512 * KIB, 2 * KIB), patterns(512 * KIB, 2 * KIB));
+
+    let asked = std::mem::take(&mut *rig.device.asked.lock().unwrap());
+    let of = |name: &str| -> Vec<Asked> {
+        asked.iter().filter(|(stream, _)| stream == name).map(|(_, it)| it.clone()).collect()
+    };
+    let moved = |from: u64, to: u64, bytes| Asked::Within { from: from * KIB, to, bytes };
+    let weights = of("weights");
+    let aside = [moved(4, 512 * KIB, 100), moved(60, 512 * KIB + 512, 8 * KIB)];
+    assert_eq!(weights[..2], aside);
+    assert!(weights[2..6].iter().all(|asked| matches!(asked, Asked::In { .. } | Asked::Word { .. })));
+    let out = |offset, bytes| Asked::Out { offset, bytes };
+    assert_eq!(of("state"), [Asked::Wait, out(512 * KIB, 100), out(512 * KIB + 512, 8 * KIB)]);
+}
+
+#[test]
+fn no_byte_of_state_that_is_set_aside_is_lost_by_a_failure_while_its_report_says_so() {
+    let rig = Rig::new(LinkThrottle::default());
+    let mut saved = 0;
+    // Two copies aside; copy, ring, twice; wait, two copies out.
+    for refused in 0..9 {
+        let state = State::new(&rig);
+        rig.device.until_refusal.store(refused, Ordering::Relaxed);
+        rig.engine.start(with_asides(&rig, &state, 1)).unwrap();
+        let mut reports = [rig.report(), rig.report()];
+        reports.sort_by_key(|(id, _)| *id);
+        let [(_, weights), (_, save)] = reports;
+        assert_eq!(weights.is_ok(), refused >= 6, "{refused}: {weights:?}");
+        rig.device.until_refusal.store(usize::MAX, Ordering::Relaxed);
+        if save.is_ok() {
+            saved += 1;
+            state.assert_saved(4 * KIB, 100);
+            state.assert_saved(60 * KIB, 8 * KIB);
+        } else if refused < 2 {
+            assert!(matches!(save, Err(TransferError::NotSetAside)), "{save:?}");
+            assert!(rig.there(60 * KIB, 8 * KIB) == state.part(60 * KIB, 8 * KIB));
+        }
+    }
+    assert_eq!(saved, 4);
+}
+
+#[test]
+fn state_is_set_aside_where_it_is_not_and_where_there_is_room() {
+    let rig = Rig::new(LinkThrottle::default());
+    let state = State::new(&rig);
+    let refused = |memory: CopyIn| {
+        let mut transfer = with_asides(&rig, &state, 1);
+        transfer.set_aside.as_mut().unwrap().memory = memory.to;
+        rig.engine.start(transfer).unwrap_err().to_string()
+    };
+    assert_eq!(refused(rig.copy(512 * KIB, 8 * KIB)), "the device cannot set state aside");
+    assert_eq!(refused(rig.copy(60 * KIB - 512, 64 * KIB)), "the device cannot set state aside");
+    assert!(rig.device.asked.lock().unwrap().is_empty());
 }
 
 #[test]

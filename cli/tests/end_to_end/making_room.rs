@@ -11,11 +11,20 @@ use crate::training::{
 
 /// Training has a part of the pool that the model lies in, from its first byte to its last.
 fn serve(fixture: &Fixture) -> Serve {
-    let fixtures = std::slice::from_ref(fixture);
-    Serve::new(Models::of(fixtures))
+    let homes_bytes = span_bytes(std::slice::from_ref(fixture), &fixture.name);
+    serve_with(fixture, homes_bytes, 1 << 20)
+}
+
+/// The model lies in the part of training, which is much longer: the state can be set aside.
+fn serve_with_memory_to_spare(fixture: &Fixture) -> Serve {
+    serve_with(fixture, 64 << 20, 64 << 20)
+}
+
+fn serve_with(fixture: &Fixture, homes_bytes: u64, training_bytes: u64) -> Serve {
+    Serve::new(Models::of(std::slice::from_ref(fixture)))
         .host(2)
-        .homes(span_bytes(fixtures, &fixture.name))
-        .flag("--training-size", "1MiB")
+        .homes(homes_bytes)
+        .flag("--training-size", training_bytes)
         .flags(&["--training-gives-way"])
 }
 
@@ -40,6 +49,15 @@ fn while_out(server: &Server, fixture: &Fixture, name: &str, something: impl FnO
 
 #[test]
 fn a_state_makes_room_and_comes_back_as_it_was() {
+    check_that_it_comes_back(serve);
+}
+
+#[test]
+fn a_state_that_is_set_aside_comes_back_as_it_was() {
+    check_that_it_comes_back(serve_with_memory_to_spare);
+}
+
+fn check_that_it_comes_back(serve: fn(&Fixture) -> Serve) {
     let (fixture, place) = (Fixture::load("bert-dynamic"), Place::new());
     let server = serve(&fixture).start();
     let (code, taken) = submit(&server.client, "moved", &place.task("moved", 4000));

@@ -32,7 +32,7 @@ use crate::error::ControllerError;
 use crate::scheduler::{Event, ExecutionId, RequestId, Scheduler, SchedulerOptions, WorkerId};
 use crate::service::ServiceError;
 use crate::supervisor::Supervisor;
-use crate::training::{Demand, Gate, Room, Share, TurnAction};
+use crate::training::{Demand, Gate, Room, Share, States, TurnAction};
 use home::HomedModel;
 pub(crate) use links::OutsideUse;
 use links::{Attachment, Links};
@@ -394,7 +394,9 @@ impl Driver {
                     self.transferred_bytes += report.bytes;
                     self.broken_transfers = 0;
                     self.room.iter().for_each(|room| room.note_transfer(transfer, true));
-                    self.feed(Event::TransferLanded { transfer });
+                    if !States::is_aside(transfer) {
+                        self.feed(Event::TransferLanded { transfer });
+                    }
                 }
                 Err(error) => {
                     self.room.iter().for_each(|room| room.note_transfer(transfer, false));
@@ -406,7 +408,9 @@ impl Driver {
                             self.supervisor.fail();
                         }
                     }
-                    self.feed(Event::TransferFailed { transfer, reason: error.to_string() });
+                    if !States::is_aside(transfer) {
+                        self.feed(Event::TransferFailed { transfer, reason: error.to_string() });
+                    }
                 }
             },
             Mail::Exited { worker, cause } => {

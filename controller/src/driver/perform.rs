@@ -14,7 +14,7 @@ use super::refusal::service_error;
 use super::{Driver, Finished, JobInput, JobTimes, ModelSpec, Running};
 use crate::scheduler::{Action, Event, ExecutionId, Load, Outcome, Rejection, RequestId, WorkerId};
 use crate::service::ServiceError;
-use crate::training::Room;
+use crate::training::{MadeRoom, Room};
 
 /// Inputs that take longer to cross a link than a worker to wake up.
 const LONG_INPUTS_BYTES: u64 = 1 << 20;
@@ -222,8 +222,11 @@ impl Driver {
         let Some(homed) = self.models.get(&model) else { return Ok(()) };
         transfer.groups.extend(homed.load(host_tables).cloned());
         if let Some(room) = &self.room {
-            let saved = room.states.make_room(transfer.id, homed.home.span);
-            transfer.save = saved.map_err(|error| error.to_string())?;
+            // No model lies there but this one, and no step is under way.
+            let unused = load.evicted.contains(&ModelId::TRAINING).then(|| self.pool.layout().training);
+            let made = room.states.make_room(transfer.id, homed.home.span, unused);
+            let MadeRoom { save, set_aside } = made.map_err(|error| error.to_string())?;
+            (transfer.save, transfer.set_aside) = (save, set_aside);
         }
         Ok(())
     }
@@ -349,5 +352,6 @@ fn transfer_of(id: TransferId) -> Transfer {
         input_doorbell: None,
         groups: Vec::new(),
         save: Vec::new(),
+        set_aside: None,
     }
 }

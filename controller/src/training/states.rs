@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pswitch_device::{DeviceError, DeviceMemory, DeviceSlice, HostSlice, PinnedMemory};
-use pswitch_mem_pool::Range;
-use pswitch_transfer::{CopyIn, CopyOut, TransferId};
+use pswitch_mem_pool::{Range, TENSOR_ALIGNMENT_BYTES};
+use pswitch_transfer::{CopyIn, CopyOut, SetAside, TransferId};
 
 use crate::service::Residence;
 
@@ -22,11 +22,31 @@ pub(crate) struct States {
 struct Account {
     /// By where they begin.
     states: BTreeMap<u64, State>,
-    /// What leaves its place by transfers that are not over.
-    leaving: BTreeMap<TransferId, Vec<Range>>,
+    /// What leaves its place, by the reports that are to come of it.
+    leaving: BTreeMap<TransferId, Leaving>,
+    /// The number of the next report of state that is set aside.
+    next_aside: u64,
     /// The transfer that brings all back.
     returning: Option<TransferId>,
 }
+
+/// Parts of states that make room.
+#[derive(Debug)]
+struct Leaving {
+    /// The transfer that they make room for.
+    transfer: TransferId,
+    parts: Vec<Range>,
+}
+
+/// How a transfer makes room: by copies to the host piece by piece, or by way of other memory of the pool.
+#[derive(Debug, Default)]
+pub(crate) struct MadeRoom {
+    pub(crate) save: Vec<CopyOut>,
+    pub(crate) set_aside: Option<SetAside>,
+}
+
+/// Reports of state that is set aside have numbers from here on, which transfers do not come to.
+const ASIDES: u64 = 1 << 63;
 
 #[derive(Debug)]
 struct State {
@@ -59,7 +79,8 @@ impl States {
     pub(super) fn view(&self, place: Range) -> (Residence, u64) {
         let account = self.account();
         let Some(state) = account.states.get(&place.offset) else { return (Residence::Resident, 0) };
-        let leaves = || account.leaving.values().flatten().any(|part| part.overlaps(&place));
+        let mut leaving = account.leaving.values().flat_map(|leaving| &leaving.parts);
+        let mut leaves = || leaving.any(|part| part.overlaps(&place));
         let residence = match state.out.is_empty() {
             true => Residence::Resident,
             false if account.returning.is_some() || leaves() => Residence::Moving,
@@ -68,8 +89,14 @@ impl States {
         (residence, state.made_room)
     }
 
-    /// What has to be saved before a transfer may write to a part of the pool.
-    pub(crate) fn make_room(&self, transfer: TransferId, part: Range) -> Result<Vec<CopyOut>, DeviceError> {
+    /// What has to be saved before a transfer may write to a part of the pool. It is set aside, if there is room for that in
+    /// what is `unused` until training comes back.
+    pub(crate) fn make_room(
+        &self,
+        transfer: TransferId,
+        part: Range,
+        unused: Option<Range>,
+    ) -> Result<MadeRoom, DeviceError> {
         let mut account = self.account();
         let there = account
             .states
@@ -77,18 +104,33 @@ impl States {
             .flat_map(|state| state.there(part).into_iter().map(move |it| (state, it)));
         let copies = there.map(|(state, it)| self.ends(state, it).map(|(from, to)| CopyOut { from, to }));
         let copies: Vec<CopyOut> = copies.collect::<Result<_, _>>()?;
-        let mut leaving = Vec::new();
+        if copies.is_empty() {
+            return Ok(MadeRoom::default());
+        }
+        let needed_bytes = SetAside::needed_bytes(copies.iter().map(|copy| copy.from.bytes()));
+        let taken = account.states.values().map(|state| state.place).chain([part]);
+        let aside = unused.map(|unused| longest_gap(unused, taken)).filter(|gap| gap.bytes >= needed_bytes);
+        let memory = aside.map(|gap| DeviceSlice::new(Arc::clone(&self.pool), gap.offset, needed_bytes));
+        let memory = memory.transpose()?;
+        let mut parts = Vec::new();
         for state in account.states.values_mut() {
-            let parts = state.there(part);
-            state.made_room += u64::from(!parts.is_empty());
-            state.out.extend(&parts);
+            let there = state.there(part);
+            state.made_room += u64::from(!there.is_empty());
+            state.out.extend(&there);
             state.out.sort_by_key(|out| out.offset);
-            leaving.extend(parts);
+            parts.extend(there);
         }
-        if !leaving.is_empty() {
-            account.leaving.insert(transfer, leaving);
-        }
-        Ok(copies)
+        let (report, made) = match memory {
+            None => (transfer, MadeRoom { save: copies, set_aside: None }),
+            Some(memory) => {
+                let id = TransferId(ASIDES | account.next_aside);
+                account.next_aside += 1;
+                let set_aside = Some(SetAside { id, memory, save: copies });
+                (id, MadeRoom { save: Vec::new(), set_aside })
+            }
+        };
+        account.leaving.insert(report, Leaving { transfer, parts });
+        Ok(made)
     }
 
     /// All that a transfer has to bring back.
@@ -109,7 +151,10 @@ impl States {
     pub(crate) fn refused(&self, transfer: TransferId) {
         let mut account = self.account();
         account.returning.take_if(|returning| *returning == transfer);
-        let stayed = account.leaving.remove(&transfer).unwrap_or_default();
+        let made_for_it = |leaving: &Leaving| leaving.transfer == transfer;
+        let report = account.leaving.iter().find_map(|(id, leaving)| made_for_it(leaving).then_some(*id));
+        let leaving = report.and_then(|report| account.leaving.remove(&report));
+        let stayed = leaving.map(|leaving| leaving.parts).unwrap_or_default();
         for state in account.states.values_mut() {
             let out = state.out.len();
             state.out.retain(|part| !stayed.contains(part));
@@ -117,7 +162,12 @@ impl States {
         }
     }
 
-    /// A transfer has landed; returns whether it moved a state.
+    /// Whether a report is of state that was set aside, and of no transfer.
+    pub(crate) fn is_aside(report: TransferId) -> bool {
+        report.0 >= ASIDES
+    }
+
+    /// A transfer has landed, or what was set aside; returns whether that moved a state.
     pub(crate) fn landed(&self, transfer: TransferId) -> bool {
         let mut account = self.account();
         let returned = account.returning.take_if(|returning| *returning == transfer).is_some();
@@ -127,12 +177,12 @@ impl States {
         account.leaving.remove(&transfer).is_some() || returned
     }
 
-    /// A transfer failed on its way. What it was to save may be lost, and is forgotten: the places are returned. What it was
+    /// A transfer failed on its way, or what was set aside. What it was to save may be lost, and is forgotten: the places are returned. What it was
     /// to bring back is on the host still.
     pub(crate) fn failed(&self, transfer: TransferId) -> Vec<Range> {
         let mut account = self.account();
         account.returning.take_if(|returning| *returning == transfer);
-        let lost = account.leaving.remove(&transfer).unwrap_or_default();
+        let lost = account.leaving.remove(&transfer).map(|leaving| leaving.parts).unwrap_or_default();
         let is_lost = |state: &State| lost.iter().any(|part| part.overlaps(&state.place));
         let places: Vec<Range> =
             account.states.values().filter(|state| is_lost(state)).map(|state| state.place).collect();
@@ -170,6 +220,24 @@ impl State {
     }
 }
 
+/// The longest part of a range where none of some others lies, from a whole tensor's place on.
+fn longest_gap(whole: Range, taken: impl Iterator<Item = Range>) -> Range {
+    let mut taken: Vec<Range> = taken.filter(|range| range.bytes > 0).collect();
+    taken.sort_by_key(|range| range.offset);
+    let mut from = whole.offset;
+    let mut longest = Range::new(whole.offset, 0);
+    let ends = taken.iter().map(|range| (range.offset, range.end())).chain([(whole.end(), whole.end())]);
+    for (begin, behind) in ends {
+        let at = from.next_multiple_of(TENSOR_ALIGNMENT_BYTES);
+        let bytes = begin.min(whole.end()).saturating_sub(at);
+        if bytes > longest.bytes {
+            longest = Range::new(at, bytes);
+        }
+        from = from.max(behind);
+    }
+    longest
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -201,8 +269,9 @@ mod tests {
 
         /// What is to be saved, as ranges of the pool.
         fn make_room(&self, transfer: u64, part: Range) -> Vec<Range> {
-            let copies = self.states.make_room(TransferId(transfer), part).unwrap();
-            copies.iter().map(|copy| Range::new(copy.from.offset(), copy.from.bytes())).collect()
+            let made = self.states.make_room(TransferId(transfer), part, None).unwrap();
+            assert!(made.set_aside.is_none());
+            made.save.iter().map(|copy| Range::new(copy.from.offset(), copy.from.bytes())).collect()
         }
 
         fn bring_back(&self, transfer: u64) -> Vec<Range> {
@@ -253,12 +322,50 @@ mod tests {
         assert_eq!(rig.make_room(4, Range::new(0, 64)), [Range::new(4, 12)]);
     }
 
+    #[test]
+    fn a_state_is_set_aside_where_there_is_room_and_has_a_report_of_its_own() {
+        let device = open_device(DeviceId::Host(0), LinkThrottle::default()).unwrap();
+        let states = States::new(device.allocate(16 << 10).unwrap());
+        let place = Range::new(512, 2048);
+        let memory = SharedMemory::create("state", place.bytes).unwrap();
+        states.add(place, device.pin(Arc::new(memory)).unwrap());
+        let whole = Range::new(0, 16 << 10);
+        // It does not fit into what model and state leave of the beginning.
+        let made = states.make_room(TransferId(1), Range::new(0, 1024), Some(Range::new(0, 3000))).unwrap();
+        assert!(made.set_aside.is_none() && made.save.len() == 1);
+        states.refused(TransferId(1));
+        let made = states.make_room(TransferId(2), Range::new(0, 1024), Some(whole)).unwrap();
+        let aside = made.set_aside.unwrap();
+        assert!(made.save.is_empty() && States::is_aside(aside.id) && !States::is_aside(TransferId(2)));
+        assert_eq!((aside.memory.offset(), aside.memory.bytes()), (2560, 512));
+        assert!(!states.landed(TransferId(2)));
+        assert_eq!(states.view(place), (Residence::Moving, 1));
+        assert!(states.landed(aside.id));
+        assert_eq!(states.view(place), (Residence::Host, 1));
+        let aside = states.make_room(TransferId(3), whole, Some(whole)).unwrap();
+        assert!(aside.set_aside.is_none() && aside.save.len() == 1, "there is no room beside the model");
+        assert!(states.landed(TransferId(3)));
+        states.bring_back(TransferId(4)).unwrap();
+        states.landed(TransferId(4));
+        let aside =
+            states.make_room(TransferId(5), Range::new(512, 512), Some(whole)).unwrap().set_aside.unwrap();
+        states.refused(TransferId(5));
+        assert_eq!(states.view(place).0, Residence::Resident);
+        let again =
+            states.make_room(TransferId(6), Range::new(512, 512), Some(whole)).unwrap().set_aside.unwrap();
+        assert_ne!(aside.id, again.id);
+        assert_eq!(states.failed(TransferId(6)), []);
+        assert_eq!(states.failed(again.id), [place]);
+    }
+
     /// Two states and whatever comes over them, moved by a real engine: they are what they were when all is back.
     #[test]
     fn no_byte_changes_on_the_way_out_and_back() {
         const BYTES: u64 = 64 << 10;
+        // Behind the states.
+        const UNUSED: Range = Range::new(BYTES, 32 << 10);
         let device = open_device(DeviceId::Host(0), LinkThrottle::default()).unwrap();
-        let pool = device.allocate(BYTES + 4).unwrap();
+        let pool = device.allocate(UNUSED.end() + 4).unwrap();
         let memory = |bytes| device.pin(Arc::new(SharedMemory::create("test", bytes).unwrap())).unwrap();
         let [before, weights, after] = [0; 3].map(|_| memory(BYTES));
         let content: Vec<u8> = (0..BYTES).map(|at| u8::try_from(at * 31 % 251).unwrap()).collect();
@@ -283,12 +390,21 @@ mod tests {
             {
                 let id = TransferId(transfer);
                 let copy = CopyIn { from: here(&weights, offset, bytes), to: there(offset, bytes) };
-                let groups = vec![GroupCopy { copy, doorbell: there(BYTES, 4) }];
-                let save = states.make_room(id, Range::new(offset, bytes)).unwrap();
-                let (clear, inputs) = (vec![], vec![]);
-                engine.start(Transfer { id, clear, inputs, input_doorbell: None, groups, save }).unwrap();
-                assert_eq!(landed.recv().unwrap(), (id, true));
-                assert!(states.landed(id));
+                let groups = vec![GroupCopy { copy, doorbell: there(UNUSED.end(), 4) }];
+                let part = Range::new(offset, bytes);
+                let unused = (round % 2 == 1).then_some(UNUSED);
+                let MadeRoom { save, set_aside } = states.make_room(id, part, unused).unwrap();
+                assert_eq!((save.is_empty(), set_aside.is_none()), (round % 2 == 1, round % 2 == 0));
+                let reports = 1 + usize::from(set_aside.is_some());
+                let (clear, inputs, input_doorbell) = (vec![], vec![], None);
+                let all = Transfer { id, clear, inputs, input_doorbell, groups, save, set_aside };
+                engine.start(all).unwrap();
+                let moved = (0..reports).filter(|_| {
+                    let (id, has_landed) = landed.recv().unwrap();
+                    assert!(has_landed);
+                    states.landed(id)
+                });
+                assert_eq!(moved.count(), 1);
             }
             let id = TransferId(round * 10 + 9);
             let copies = states.bring_back(id).unwrap();

@@ -84,6 +84,27 @@ pub fn many_small_copies_arrive_in_order(fixture: &Fixture) {
     assert_eq!(fixture.get(&whole(&memory)), expected);
 }
 
+/// Copies within the device come in the order of the stream, between those from and to the host.
+pub fn what_is_set_aside_within_the_device_is_there_before_it_is_overwritten(fixture: &Fixture) {
+    const BYTES: u64 = 300_001;
+    let memory = fixture.allocate(2 * BYTES + 5);
+    let (here, aside) = (slice(&memory, 1, BYTES), slice(&memory, BYTES + 3, BYTES));
+    let [old, new] = [11, 12].map(|seed| pattern(seed, 300_001));
+    let target = fixture.pinned(&vec![0xEE; 300_001]);
+    let mut stream = fixture.stream();
+    for _ in 0..3 {
+        done(stream.copy_in(&fixture.pinned(&old), &here));
+        done(stream.copy_within(&here, &aside));
+        done(stream.copy_in(&fixture.pinned(&new), &here));
+        done(stream.copy_out(&aside, &target));
+    }
+    done(done(stream.record()).wait(soon()));
+    let mut found = vec![0; 300_001];
+    done(target.read(0, &mut found));
+    assert!(found == old && fixture.get(&here) == new && fixture.get(&aside) == old);
+    assert_eq!(fixture.get(&slice(&memory, BYTES + 1, 2)), [0; 2]);
+}
+
 /// Empty copies are allowed everywhere, also at the very end.
 pub fn copies_of_nothing_do_nothing(fixture: &Fixture) {
     let memory = fixture.allocate(64);
@@ -93,6 +114,7 @@ pub fn copies_of_nothing_do_nothing(fixture: &Fixture) {
         let nothing = done(host.sub(offset, 0));
         done(stream.copy_in(&nothing, &slice(&memory, offset, 0)));
         done(stream.copy_out(&slice(&memory, offset, 0), &nothing));
+        done(stream.copy_within(&slice(&memory, offset, 0), &slice(&memory, offset, 0)));
     }
     done(done(stream.record()).wait(soon()));
     assert_eq!(fixture.get(&whole(&memory)), [0; 64]);

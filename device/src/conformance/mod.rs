@@ -55,6 +55,7 @@ macro_rules! conformance_suite {
             memory_begins_with_zeros,
             copies_at_odd_places_and_of_odd_sizes_arrive,
             many_small_copies_arrive_in_order,
+            what_is_set_aside_within_the_device_is_there_before_it_is_overwritten,
             lent_memory_is_copied,
             copies_of_nothing_do_nothing,
             copies_keep_their_memory_alive,

@@ -29,7 +29,7 @@ pub fn ranges_outside_are_refused(fixture: &Fixture) {
     refused(part.sub(50, 151));
 }
 
-/// A copy's two ends are equally long.
+/// A copy's two ends are equally long, and apart if both are the device's.
 pub fn unequal_copies_are_refused(fixture: &Fixture) {
     let memory = fixture.allocate(1_000);
     let host = fixture.pinned(&[0; 1_000]);
@@ -38,6 +38,10 @@ pub fn unequal_copies_are_refused(fixture: &Fixture) {
     let unequal = |from_bytes, to_bytes| DeviceError::UnequalCopy { from_bytes, to_bytes };
     assert_eq!(refused(stream.copy_in(&host, &short)), unequal(1_000, 999));
     assert_eq!(refused(stream.copy_out(&short, &host)), unequal(999, 1_000));
+    assert_eq!(refused(stream.copy_within(&slice(&memory, 0, 10), &slice(&memory, 20, 11))), unequal(10, 11));
+    let overlapping = DeviceError::OverlappingCopy { from_offset: 100, to_offset: 109, bytes: 10 };
+    assert_eq!(refused(stream.copy_within(&slice(&memory, 100, 10), &slice(&memory, 109, 10))), overlapping);
+    done(stream.copy_within(&slice(&memory, 100, 10), &slice(&memory, 90, 10)));
     // A refusal leaves the stream usable.
     done(stream.copy_in(&host, &whole(&memory)));
     done(done(stream.record()).wait(soon()));
@@ -73,6 +77,9 @@ pub fn foreign_memory_is_refused(fixture: &Fixture) {
     let expected = DeviceError::ForeignMemory { device, memory: DeviceId::Host(u32::MAX) };
     assert_eq!(refused(stream.copy_in(&host, &foreign)), expected);
     assert_eq!(refused(stream.copy_out(&foreign, &host)), expected);
+    let own = fixture.allocate(4);
+    assert_eq!(refused(stream.copy_within(&whole(&own), &foreign)), expected);
+    assert_eq!(refused(stream.copy_within(&foreign, &whole(&own))), expected);
     assert_eq!(refused(stream.write_word(&foreign, 1)), expected);
     assert_eq!(refused(fixture.device.set_word(&foreign, 1)), expected);
     assert_eq!(refused(fixture.device.word(&foreign)), expected);

@@ -9,7 +9,7 @@ use super::driver::{check, size, sys};
 use super::event::{CudaEvent, InUse, Timeline};
 use super::memory::CudaMemory;
 use super::pin::check_pinned;
-use crate::memory::{check_word, check_words, copy_length};
+use crate::memory::{check_word, check_words, copy_length, copy_length_within};
 use crate::{CopyStream, DeviceAddress, DeviceError, DeviceId, DeviceSlice, Event, HostSlice, doorbell};
 
 /// With so much in use and nothing recorded behind it, the stream records a point itself, to let go of it in time.
@@ -106,6 +106,24 @@ impl CopyStream for CudaCopyStream {
             check("cuMemcpyDtoHAsync", enqueued)?;
         }
         self.keep(from, Some(to))
+    }
+
+    fn copy_within(&mut self, from: &DeviceSlice, to: &DeviceSlice) -> Result<(), DeviceError> {
+        let bytes = copy_length_within(from, to)?;
+        CudaMemory::behind(self.device, from)?;
+        CudaMemory::behind(self.device, to)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        {
+            let _entered = self.stream.context().enter()?;
+            let (source, target, raw) = (from.address().0, to.address().0, self.stream.raw());
+            // SAFETY: as in `copy_in`.
+            let enqueued = unsafe { sys::cuMemcpyDtoDAsync_v2(target, source, size(bytes), raw) };
+            check("cuMemcpyDtoDAsync", enqueued)?;
+        }
+        self.keep(from, None)?;
+        self.keep(to, None)
     }
 
     /// The driver fences the writes: what the stream did before is visible to whoever sees the words.

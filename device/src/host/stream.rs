@@ -10,7 +10,7 @@ use crate::clock::{make_timers_exact, sleep_until};
 use crate::host::event::HostEvent;
 use crate::host::link::Link;
 use crate::host::{HostWord, shared_memory};
-use crate::memory::{check_words, copy_length};
+use crate::memory::{check_words, copy_length, copy_length_within};
 use crate::{
     CopyStream, DeviceError, DeviceId, DeviceSlice, Event, HostSlice, SharedMemory, doorbell, futex,
 };
@@ -36,6 +36,12 @@ enum Operation {
         bytes: u64,
         link: Arc<Link>,
         enqueued_at: Instant,
+    },
+    /// From one place of the device's memory to another.
+    CopyWithin {
+        from: Place,
+        to: Place,
+        bytes: u64,
     },
     Word {
         word: HostWord,
@@ -101,6 +107,12 @@ impl CopyStream for HostCopyStream {
         self.enqueue(Operation::Copy { from, to, bytes, link, enqueued_at: Instant::now() })
     }
 
+    fn copy_within(&mut self, from: &DeviceSlice, to: &DeviceSlice) -> Result<(), DeviceError> {
+        let bytes = copy_length_within(from, to)?;
+        let (from, to) = (self.device_place(from)?, self.device_place(to)?);
+        self.enqueue(Operation::CopyWithin { from, to, bytes })
+    }
+
     fn write_word(&mut self, word: &DeviceSlice, value: u32) -> Result<(), DeviceError> {
         let word = HostWord::new(self.device, word)?;
         self.enqueue(Operation::Word { word, value })
@@ -151,6 +163,8 @@ impl Worker {
                 Operation::Copy { from, to, bytes, link, enqueued_at } => {
                     self.copy(&from, &to, bytes, &link, enqueued_at);
                 }
+                // It does not cross the link.
+                Operation::CopyWithin { from, to, bytes } => copy_piece(&from, &to, 0, bytes),
                 Operation::Word { word, value } => futex::store_and_wake(word.atomic(), value),
                 Operation::Event(event) => event.complete(),
                 Operation::Wait(event) => self.ended_at = self.ended_at.max(Some(event.await_completion())),

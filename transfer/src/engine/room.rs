@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pswitch_device::{CopyStream, DeviceError, Event};
 
 use super::lane::Lane;
-use super::{COPY_IN, COPY_OUT, CopyIn, CopyOut, cannot};
+use super::{COPY_IN, COPY_OUT, CopyIn, CopyOut, MAKE_ROOM, cannot};
 use crate::TransferError;
 
 /// Copies of state are this long: a newcomer is late by one, and what else crosses the link comes between two.
@@ -101,8 +101,6 @@ impl<'a> Room<'a> {
     }
 }
 
-const MAKE_ROOM: &str = "wait for state to make room";
-
 /// Copies state back, in pieces.
 pub(super) fn bring_back(stream: &mut dyn CopyStream, copy: &CopyIn) -> Result<(), DeviceError> {
     cut(copy.to.bytes()).try_for_each(|(offset, bytes)| {
@@ -112,7 +110,7 @@ pub(super) fn bring_back(stream: &mut dyn CopyStream, copy: &CopyIn) -> Result<(
 }
 
 /// Offsets and lengths of the pieces of so many bytes.
-fn cut(bytes: u64) -> impl Iterator<Item = (u64, u64)> {
+pub(super) fn cut(bytes: u64) -> impl Iterator<Item = (u64, u64)> {
     let pieces = bytes.div_ceil(PIECE_BYTES);
     (0..pieces).map(move |piece| {
         let offset = piece * PIECE_BYTES;
