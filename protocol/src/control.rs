@@ -32,3 +32,16 @@ pub const OUTSIDE_KIB: u64 = 8;
 
 /// Offset in the block of the number of graphs that the worker has captured since it began. Wraps around.
 pub const GRAPHS: u64 = 12;
+
+/// Offsets in the block of a worker that trains on a GPU: the numbers of the gates that its stream has come to and gone
+/// through last, as the GPU writes them. While they differ it stands still. Without gates the second is not written.
+pub const REACHED: u64 = 16;
+/// See [`REACHED`].
+pub const PASSED: u64 = 20;
+
+/// Offset in the block of the word by which an execution that is [held back](crate::Execute::held_back) is let go: 1 then, and
+/// 0 before. The controller alone writes it.
+pub const LET_GO: u64 = 24;
+
+/// All words of a block, to be wiped before it is somebody else's.
+pub const WORDS: [u64; 7] = [STOP, ALLOCATIONS, OUTSIDE_KIB, GRAPHS, REACHED, PASSED, LET_GO];

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Raised with every change of a message; both ends come from one build, so only equal versions talk.
-pub const PROTOCOL_VERSION: u16 = 5;
+pub const PROTOCOL_VERSION: u16 = 6;
 
 /// Bytes in a mapping that both processes know; which mapping the field's name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,6 +142,8 @@ pub struct Execute {
     pub arena: Region,
     /// Whether all of the weights are in their home: then no group is waited for.
     pub resident: bool,
+    /// Whether a GPU computes nothing of it before [`LET_GO`](crate::control::LET_GO) says so: training is on its way to a gate.
+    pub held_back: bool,
     /// Whether tables are read from the host store while the weights are on their way; otherwise they are waited for.
     pub host_tables: bool,
     /// Place in the slot memory for the outputs.

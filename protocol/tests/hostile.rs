@@ -30,6 +30,7 @@ fn execute(inputs: usize) -> ToWorker {
         input_doorbell: 64,
         arena: Region { offset: 1 << 30, bytes: 1 << 30 },
         resident: false,
+        held_back: false,
         host_tables: true,
         outputs: Region { offset: 0, bytes: 32_000 },
         profile: None,

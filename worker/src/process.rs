@@ -146,7 +146,7 @@ impl Worker {
             tch::set_num_threads(i32::try_from(attach.device.threads).unwrap_or(i32::MAX));
         }
         let control = Arc::new(SharedMemory::from_fd(control, attach.control_bytes)?);
-        for offset in [control::STOP, control::ALLOCATIONS, control::OUTSIDE_KIB, control::GRAPHS] {
+        for offset in control::WORDS {
             control.word(attach.control + offset)?;
         }
         let shared = Shared {

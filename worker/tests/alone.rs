@@ -118,6 +118,7 @@ fn weights_that_lie_nowhere_are_not_run() {
         input_doorbell: ARENA.offset,
         arena: ARENA,
         resident: true,
+        held_back: false,
         host_tables: false,
         outputs: Region { offset: 0, bytes: SLOTS_BYTES },
         profile: None,

@@ -274,6 +274,7 @@ impl Desk {
             input_doorbell: division.doorbell.offset,
             arena: region(division.activations),
             resident,
+            held_back: false,
             host_tables: false,
             outputs: Region { offset: begin + offset, bytes: OUTPUTS_BYTES },
             profile: None,

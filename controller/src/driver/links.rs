@@ -115,7 +115,7 @@ impl Links {
         let taken: BTreeSet<u64> = self.links.values().map(|link| link.control).collect();
         let mut blocks = (0..CONTROL_BLOCKS).map(|block| block * control::BLOCK_BYTES);
         let block = blocks.find(|block| !taken.contains(block)).expect("a device has at most 64 workers");
-        for offset in [control::STOP, control::ALLOCATIONS, control::OUTSIDE_KIB, control::GRAPHS] {
+        for offset in control::WORDS {
             self.word(block, offset).store(0, Ordering::Relaxed);
         }
         block
@@ -188,6 +188,12 @@ impl Links {
     pub(super) fn set_stop(&self, worker: WorkerId, stop: bool) {
         let Some(link) = self.links.get(&worker) else { return };
         self.word(link.control, control::STOP).store(u32::from(stop), Ordering::Relaxed);
+    }
+
+    /// Lets the execution of a worker go that is held back, or has the next one wait for that.
+    pub(super) fn set_let_go(&self, worker: WorkerId, let_go: bool) {
+        let Some(link) = self.links.get(&worker) else { return };
+        self.word(link.control, control::LET_GO).store(u32::from(let_go), Ordering::SeqCst);
     }
 }
 

@@ -5,6 +5,7 @@
 //! request: [`Mail::Submit`] -> [`Action::Execute`] -> one message to a worker and one transfer -> the worker's
 //! answer -> [`Action::Reply`].
 
+mod held_back;
 mod home;
 mod inputs;
 mod links;
@@ -33,6 +34,7 @@ use crate::scheduler::{Event, ExecutionId, RequestId, Scheduler, SchedulerOption
 use crate::service::ServiceError;
 use crate::supervisor::Supervisor;
 use crate::training::{Demand, Gate, Room, Share, States, TurnAction};
+use held_back::HeldBack;
 use home::HomedModel;
 pub(crate) use links::OutsideUse;
 use links::{Attachment, Links};
@@ -161,6 +163,8 @@ struct Driver {
     removing: HashMap<ModelId, oneshot::Sender<()>>,
     jobs: HashMap<RequestId, Job>,
     running: HashMap<ExecutionId, Running>,
+    /// Executions that wait until training stands still.
+    held_back: HashMap<ExecutionId, HeldBack>,
     /// Input doorbells that an execution may have left rung or poisoned.
     unclear_inputs: Vec<bool>,
     /// Events that actions brought about, not yet handled.
@@ -247,6 +251,7 @@ impl Driver {
             removing: HashMap::new(),
             jobs: HashMap::new(),
             running: HashMap::new(),
+            held_back: HashMap::new(),
             pending: VecDeque::new(),
             draining: None,
             worker_restarts: 0,
@@ -290,6 +295,7 @@ impl Driver {
             while let Ok(mail) = self.receiver.try_recv() {
                 self.take(mail);
             }
+            self.let_go();
             self.tick();
             self.take_turns();
             self.publish();
@@ -327,7 +333,8 @@ impl Driver {
         let deadline = self.next_deadline();
         let spin_until = begun + self.attachment.spin;
         let spin_until = deadline.map_or(spin_until, |deadline| deadline.min(spin_until));
-        while Instant::now() < spin_until {
+        while Instant::now() < spin_until || !self.held_back.is_empty() {
+            self.let_go();
             self.poll.poll(events, Some(Duration::ZERO))?;
             if !events.is_empty() {
                 return Ok(());

@@ -98,6 +98,7 @@ impl Driver {
             self.unclear_inputs[dispatch.arena.0 as usize] = false;
         }
         self.links.set_stop(dispatch.worker, false);
+        self.hold_back(dispatch.execution, dispatch.worker);
         let (execution, transfer) = (dispatch.execution, dispatch.transfer);
         match self.prepare(dispatch) {
             Ok((message, prepared)) => {
@@ -197,6 +198,7 @@ impl Driver {
             input_doorbell: input_doorbell.offset(),
             arena: Region { offset: division.activations.offset, bytes: division.activations.bytes },
             resident: self.scheduler.ledger().state(dispatch.model) == Ok(Residency::Resident),
+            held_back: self.held_back.contains_key(&dispatch.execution),
             host_tables,
             outputs: in_slot(job.outputs),
             profile: job.profile.map(in_slot),

@@ -153,6 +153,17 @@ impl Gate {
         true
     }
 
+    /// Whether requests need not wait for whoever trains: nobody does, or it is told to end, or its GPU has come to a gate
+    /// and stands still.
+    pub(crate) fn stands_still(&self) -> bool {
+        let block = self.current.load(Ordering::SeqCst);
+        if !self.holds || block == NOBODY {
+            return true;
+        }
+        let word = |offset| self.control.word(block + offset).map(|word| word.load(Ordering::SeqCst)).ok();
+        word(control::STOP) == Some(control::END) || word(control::REACHED) != word(control::PASSED)
+    }
+
     /// Has whoever trains end.
     pub(super) fn interrupt(&self) {
         if let Some(word) = self.word(self.current.load(Ordering::SeqCst)) {
@@ -188,6 +199,27 @@ mod tests {
         let waker = Arc::new(Waker::new(poll.registry(), Token(0)).unwrap());
         let page = SharedMemory::create("pswitch-test", 2 * control::BLOCK_BYTES).unwrap();
         (Gate::new(page, waker, holds), poll)
+    }
+
+    #[test]
+    fn whoever_trains_stands_still_between_coming_to_a_gate_and_going_through() {
+        for holds in [true, false] {
+            let (gate, _poll) = gate(holds);
+            let write = |offset, number| {
+                gate.control.word(control::BLOCK_BYTES + offset).unwrap().store(number, Ordering::SeqCst);
+            };
+            assert!(gate.stands_still(), "nobody trains");
+            gate.admit(control::BLOCK_BYTES);
+            assert_eq!(gate.stands_still(), !holds, "there are no gates");
+            write(control::REACHED, 7);
+            assert!(gate.stands_still());
+            write(control::PASSED, 7);
+            assert_eq!(gate.stands_still(), !holds);
+            gate.interrupt();
+            assert!(gate.stands_still(), "gates are open for one who is to end");
+            gate.vacate();
+            assert!(gate.stands_still());
+        }
     }
 
     fn told(gate: &Gate) -> u32 {

@@ -2,13 +2,14 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use pswitch_device::SharedMemory;
 use pswitch_mem_pool::Range;
 use pswitch_protocol::{
-    Attach, Channel, DeviceSpec, FromWorker, PrepareTask, Region, ToWorker, WorkerMemory,
+    Attach, Channel, DeviceSpec, FromWorker, PrepareTask, Region, ToWorker, WorkerMemory, control,
 };
 use pswitch_train::TaskConfig;
 
@@ -38,6 +39,13 @@ impl Attachment {
         let (pool, pool_descriptors) = parts.pool.export()?.into_parts();
         let device = DeviceSpec { id: parts.device.properties().id.to_string(), threads: parts.threads };
         Ok(Self { device, pool, pool_descriptors, slots: Arc::clone(&parts.slots), control })
+    }
+
+    /// Wipes a block of the control page, before somebody else has it.
+    pub(super) fn wipe(&self, block: u64) {
+        for word in control::WORDS.into_iter().filter_map(|offset| self.control.word(block + offset).ok()) {
+            word.store(0, Ordering::SeqCst);
+        }
     }
 
     /// Forks a worker and tells it what to attach to. The error is a line.

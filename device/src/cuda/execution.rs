@@ -77,6 +77,15 @@ impl GpuStream {
         self.enqueue(&mut waits)
     }
 
+    /// Computes nothing more before a word of pinned memory is 1.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotPinned`] if it is not pinned for this GPU, [`DeviceError::NotAWord`], [`DeviceError::Cuda`].
+    pub fn hold_back(&self, word: &HostSlice) -> Result<(), DeviceError> {
+        check_pinned_word(self.id, word)?;
+        self.enqueue(&mut [wait_op(word.address(), doorbell::RUNG)])
+    }
+
     fn check_word(&self, word: &DeviceSlice) -> Result<(), DeviceError> {
         CudaMemory::behind(self.id, word)?;
         check_word(word)
@@ -153,10 +162,11 @@ impl GpuStream {
     /// # Errors
     /// [`DeviceError::Cuda`].
     pub fn pass(&self, way: &GpuWay, number: u32) -> Result<(), DeviceError> {
-        let reached = write_op(way.reached.address(), number);
-        let Some(word) = &way.gate else { return self.enqueue(&mut [reached]) };
+        let reached = write_op(way.words.reached.address(), number);
+        let Some(gate) = &way.words.gate else { return self.enqueue(&mut [reached]) };
+        let passed = write_op(way.words.passed.address(), number);
         // At least zero: the top bit is not set.
-        self.enqueue(&mut [reached, wait_op(word.address(), 0), write_op(way.passed.address(), number)])
+        self.enqueue(&mut [reached, wait_op(gate.address(), 0), passed])
     }
 
     /// Announces to this process that the stream got here: [`is_done`](Self::is_done) is true then.
@@ -242,39 +252,57 @@ impl GpuStream {
 
 /// How far a stream has come, by the numbers of the points that it was told to [pass](GpuStream::pass), and a gate at each of
 /// them: closed for as long as the top bit of a word of shared memory is set. Whoever writes the word has the GPU stand still,
-/// without a call or a thread that has to wake up.
+/// without a call or a thread that has to wake up; and whoever looks at the others sees whether it does.
 #[derive(Debug)]
 pub struct GpuWay {
-    reached: PinnedWord,
-    passed: PinnedWord,
-    gate: Option<HostSlice>,
+    words: WayWords,
+}
+
+/// The words of a [way](GpuWay), of pinned memory.
+#[derive(Debug, Clone)]
+pub struct WayWords {
+    /// The number of the point that the stream came to last. The GPU writes it, ahead of the gate there.
+    pub reached: HostSlice,
+    /// The number of the point that it went on from last. The GPU writes it if there are gates.
+    pub passed: HostSlice,
+    /// What closes the gates, if there are any.
+    pub gate: Option<HostSlice>,
 }
 
 impl GpuWay {
-    /// A way whose gates a word closes; without one it has none.
+    /// A way from where the words are.
     ///
     /// # Errors
-    /// [`DeviceError::NotPinned`] if the word is not pinned for this GPU, [`DeviceError::NotAWord`], [`DeviceError::Cuda`].
-    pub fn new(stream: &GpuStream, gate: Option<HostSlice>) -> Result<Self, DeviceError> {
-        if let Some(word) = &gate {
-            check_pinned(stream.id, word)?;
-            if word.bytes() != 4 || !word.offset().is_multiple_of(4) {
-                return Err(DeviceError::NotAWord { offset: word.offset(), bytes: word.bytes() });
-            }
-        }
-        let context = stream.stream.context();
-        Ok(Self { reached: PinnedWord::new(context)?, passed: PinnedWord::new(context)?, gate })
+    /// [`DeviceError::NotPinned`] if one is not pinned for this GPU, [`DeviceError::NotAWord`].
+    pub fn new(stream: &GpuStream, words: WayWords) -> Result<Self, DeviceError> {
+        let WayWords { reached, passed, gate } = &words;
+        [reached, passed].into_iter().chain(gate).try_for_each(|word| check_pinned_word(stream.id, word))?;
+        Ok(Self { words })
     }
 
-    /// The number of the point that the stream came to last; 0 before the first. A look at memory.
+    /// The number of the point that the stream came to last. A look at memory.
     pub fn reached(&self) -> u32 {
-        self.reached.load()
+        load(&self.words.reached)
     }
 
     /// Whether the stream stood at a gate, or was on its way through.
     pub fn is_at_gate(&self) -> bool {
-        self.gate.is_some() && self.reached.load() != self.passed.load()
+        self.words.gate.is_some() && load(&self.words.reached) != load(&self.words.passed)
     }
+}
+
+/// What the GPU has written.
+fn load(word: &HostSlice) -> u32 {
+    let memory = word.memory().memory();
+    memory.word(word.offset()).map_or(0, |word| word.load(Ordering::Acquire))
+}
+
+fn check_pinned_word(id: DeviceId, word: &HostSlice) -> Result<(), DeviceError> {
+    check_pinned(id, word)?;
+    if word.bytes() == 4 && word.offset().is_multiple_of(4) {
+        return Ok(());
+    }
+    Err(DeviceError::NotAWord { offset: word.offset(), bytes: word.bytes() })
 }
 
 /// A point in time on the GPU, taken by [`GpuStream::mark`].

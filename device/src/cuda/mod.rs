@@ -29,7 +29,7 @@ use crate::{
     MemoryHandle, PinnedMemory, SharedMemory, doorbell,
 };
 
-pub use self::execution::{GpuGraph, GpuMoment, GpuStream, GpuWay};
+pub use self::execution::{GpuGraph, GpuMoment, GpuStream, GpuWay, WayWords};
 
 /// A GPU.
 #[derive(Debug)]

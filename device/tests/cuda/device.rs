@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use cudarc::driver::{result, sys};
 use pswitch_device::{
     CopyStream, Device, DeviceAddress, DeviceError, DeviceId, DeviceSlice, ExecutionStream, GpuStream,
-    GpuWay, HostSlice, LinkThrottle, MemoryHandle, SharedMemory, cuda_devices, doorbell, open_device,
+    GpuWay, HostSlice, LinkThrottle, MemoryHandle, SharedMemory, WayWords, cuda_devices, doorbell,
+    open_device,
 };
 
 use crate::execution::Execution;
@@ -245,8 +246,9 @@ fn a_gate_holds_a_stream_until_its_word_opens_it() {
     let memory = SharedMemory::create("pswitch-test", 4096).unwrap();
     let pinned = device.pin(Arc::new(memory)).unwrap();
     let set = |value: u32| pinned.memory().word(64).unwrap().store(value, Ordering::SeqCst);
-    let word = HostSlice::new(pinned.clone(), 64, 4).unwrap();
-    let way = GpuWay::new(&stream, Some(word)).unwrap();
+    let word = |offset| HostSlice::new(pinned.clone(), offset, 4).unwrap();
+    let words = |gate, reached| WayWords { reached: word(reached), passed: word(reached + 4), gate };
+    let way = GpuWay::new(&stream, words(Some(word(64)), 128)).unwrap();
     let go = |number: u32| {
         stream.expect();
         stream.pass(&way, number).unwrap();
@@ -268,16 +270,43 @@ fn a_gate_holds_a_stream_until_its_word_opens_it() {
     assert_eq!((way.reached(), way.is_at_gate(), stream.is_done()), (3, false, true));
     // Without a gate nothing holds it up.
     set(1 << 31);
-    let free = GpuWay::new(&stream, None).unwrap();
+    let free = GpuWay::new(&stream, words(None, 192)).unwrap();
     stream.pass(&free, 7).unwrap();
     stream.synchronize().unwrap();
     assert_eq!((free.reached(), free.is_at_gate()), (7, false));
     let unaligned = HostSlice::new(pinned.clone(), 66, 4).unwrap();
-    assert!(matches!(GpuWay::new(&stream, Some(unaligned)), Err(DeviceError::NotAWord { .. })));
+    let refused = GpuWay::new(&stream, words(Some(unaligned.clone()), 128));
+    assert!(matches!(refused, Err(DeviceError::NotAWord { .. })));
+    assert!(matches!(stream.hold_back(&unaligned), Err(DeviceError::NotAWord { .. })));
     let host = open_device(DeviceId::Host(0), LinkThrottle::default()).unwrap();
     let foreign = host.pin(Arc::clone(pinned.memory())).unwrap();
     let foreign = HostSlice::new(foreign, 64, 4).unwrap();
-    assert!(matches!(GpuWay::new(&stream, Some(foreign)), Err(DeviceError::NotPinned { .. })));
+    let refused = GpuWay::new(&stream, words(Some(foreign.clone()), 128));
+    assert!(matches!(refused, Err(DeviceError::NotPinned { .. })));
+    assert!(matches!(stream.hold_back(&foreign), Err(DeviceError::NotPinned { .. })));
+}
+
+#[test]
+fn what_is_held_back_goes_on_when_its_word_says_so() {
+    let device = open();
+    let stream = GpuStream::open(device.properties().id).unwrap();
+    let memory = SharedMemory::create("pswitch-test", 4096).unwrap();
+    let word = HostSlice::new(device.pin(Arc::new(memory)).unwrap(), 8, 4).unwrap();
+    let set = |value: u32| word.memory().memory().word(8).unwrap().store(value, Ordering::SeqCst);
+    for wait in [0, 20] {
+        set(0);
+        stream.expect();
+        stream.hold_back(&word).unwrap();
+        stream.announce().unwrap();
+        std::thread::sleep(Duration::from_millis(wait));
+        assert!(!stream.is_done());
+        set(1);
+        stream.synchronize().unwrap();
+        assert!(stream.is_done());
+        // Let go already.
+        stream.hold_back(&word).unwrap();
+        stream.synchronize().unwrap();
+    }
 }
 
 #[test]

@@ -167,6 +167,7 @@ mod tests {
             input_doorbell: 4096,
             arena: Region { offset: 512, bytes: 3584 },
             resident: true,
+            held_back: false,
             host_tables: false,
             outputs: Region { offset: 0, bytes: 64 },
             profile: None,

@@ -47,6 +47,8 @@ pub(crate) struct CudaExecutor {
     ordinal: u32,
     stream: GpuStream,
     slots: PinnedMemory,
+    /// The word by which an execution that is held back is let go.
+    let_go: HostSlice,
     /// When the first layer of the last execution began, and when its outputs were there.
     first: GpuMoment,
     last: GpuMoment,
@@ -62,9 +64,11 @@ impl CudaExecutor {
         ExecutionArena::lie_in(shared.pool.address(), shared.pool.bytes());
         libtorch.attach(ordinal, &stream, note_outside)?;
         let slots = shared.device.pin(Arc::clone(&shared.slots))?;
+        let words = shared.device.pin(Arc::clone(&shared.control))?;
+        let let_go = HostSlice::new(words, shared.block + control::LET_GO, 4)?;
         let (first, last) = (GpuMoment::new(&stream)?, GpuMoment::new(&stream)?);
         let models = HashMap::new();
-        let executor = Self { libtorch, ordinal, stream, slots, first, last, models, captured: 0 };
+        let executor = Self { libtorch, ordinal, stream, slots, let_go, first, last, models, captured: 0 };
         executor.tell(shared)?;
         Ok(executor)
     }
@@ -342,6 +346,9 @@ impl CudaExecutor {
         let words = [inputs, first_waits].concat();
         // A doorbell for inputs is rung for one execution: whoever has waited for it clears it.
         self.stream.wait_and_clear(&words, inputs)?;
+        if work.order.held_back {
+            self.stream.hold_back(&self.let_go)?;
+        }
         self.stream.mark(&self.first)
     }
 

@@ -236,10 +236,10 @@ impl<'a> GpuPace<'a> {
         if ahead.account.open.count > 0 || self.budget_us.is_none() {
             ahead.mark(self.stream, self.way)?;
         }
-        let mut failure = Ok(());
+        let (mut failure, mut last) = (Ok(()), None);
         self.stood.add(stand_still(self.stop, |told| {
             if failure.is_ok() {
-                failure = self.tell_when_still(ahead, told);
+                failure = self.tell_when_still(ahead, told, &mut last);
             }
         }));
         failure?;
@@ -248,17 +248,26 @@ impl<'a> GpuPace<'a> {
         Ok(())
     }
 
-    /// Tells when nothing computes any more, or returns when the stop word has changed.
-    fn tell_when_still(&self, ahead: &mut RunAhead, told: u32) -> Result<(), DeviceError> {
+    /// Tells when nothing computes any more, or returns when the stop word has changed. `last` is where the GPU stood still
+    /// last, and since when: if it is there still, it has not gone on in between.
+    fn tell_when_still(
+        &self,
+        ahead: &mut RunAhead,
+        told: u32,
+        last: &mut Option<(u32, u64)>,
+    ) -> Result<(), DeviceError> {
         let is_told = || self.stop.load(Ordering::Relaxed) == told;
         let noticed_ns = monotonic_ns();
         let mut check = Check::new(self.stream);
         while is_told() {
             check.due()?;
             if ahead.stands_still(self.way) {
-                let since_ns = monotonic_ns();
+                let now_ns = monotonic_ns();
                 std::thread::sleep(SEEN_TWICE_AFTER);
                 if ahead.stands_still(self.way) && is_told() {
+                    let there = self.way.reached();
+                    let since_ns = last.filter(|(at, _)| *at == there).map_or(now_ns, |(_, since)| since);
+                    *last = Some((there, since_ns));
                     (self.held)(since_ns);
                     tracing::debug!(
                         step = ahead.steps,

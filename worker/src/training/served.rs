@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use pswitch_device::{DeviceAddress, DeviceSlice, GpuStream, GpuWay, HostSlice, SharedMemory};
+use pswitch_device::{DeviceAddress, DeviceSlice, GpuStream, GpuWay, HostSlice, SharedMemory, WayWords};
 use pswitch_mem_pool::ArenaStats;
 use pswitch_model::{Archive, StorageId};
 use pswitch_protocol::{
@@ -123,8 +123,7 @@ impl ServedTask {
         gpu: Option<&GpuStream>,
         channel: &Channel,
     ) -> Result<TaskPause, WorkerError> {
-        let stop_offset = shared.block + control::STOP;
-        let stop = shared.control.word(stop_offset)?;
+        let stop = shared.control.word(shared.block + control::STOP)?;
         let place = shared.slice(arena)?;
         let held = |at_ns| {
             // A channel that is broken is noticed with the next step.
@@ -138,11 +137,14 @@ impl ServedTask {
                 let way = match self.way.take() {
                     Some(way) => way,
                     // Where every operator is waited for, a gate would hold up nothing.
-                    None if holds && !budget.is_zero() => {
+                    None => {
                         let control = shared.device.pin(Arc::clone(&shared.control))?;
-                        GpuWay::new(stream, Some(HostSlice::new(control, stop_offset, 4)?))?
+                        let word = |offset| HostSlice::new(control.clone(), shared.block + offset, 4);
+                        let gates = holds && !budget.is_zero();
+                        let gate = gates.then(|| word(control::STOP)).transpose()?;
+                        let (reached, passed) = (word(control::REACHED)?, word(control::PASSED)?);
+                        GpuWay::new(stream, WayWords { reached, passed, gate })?
                     }
-                    None => GpuWay::new(stream, None)?,
                 };
                 let way = self.way.insert(way);
                 let bounds = Bounds { budget, way };

@@ -405,6 +405,7 @@ impl Desk {
             input_doorbell: division.doorbell.offset,
             arena: Region { offset: division.activations.offset, bytes: division.activations.bytes },
             resident: arrival == Arrival::Resident,
+            held_back: false,
             host_tables: arrival == Arrival::HostTables,
             outputs: OUTPUTS,
             profile,

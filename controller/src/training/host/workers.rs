@@ -27,6 +27,7 @@ impl Host {
         let Some(record) = self.tasks.get_mut(&id) else { return };
         let mut blocks = (0..MOST_TASKS).map(|block| block * control::BLOCK_BYTES);
         let block = blocks.find(|block| !taken.contains(block)).unwrap_or(0);
+        self.attachment.wipe(block);
         let mailbox = self.mailbox.clone();
         let lost = Box::new(move |worker, loss| {
             let cause = match loss {
