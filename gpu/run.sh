@@ -176,7 +176,8 @@ step_stops() {
 }
 
 step_train() {
-    bench train --task "$training/train.yaml" --model "$models/resnet152" --training-size $training_size \
+    # A minute of seconds in turn.
+    bench train --task "$training/train.yaml" --model "$models/resnet152" --training-size $training_size --turns 30 \
         --python "$python"
 }
 

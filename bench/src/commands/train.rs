@@ -36,15 +36,18 @@ const UNBOUNDED_US: u64 = 1 << 40;
 /// How often tasks with and without a bound take turns: a GPU that has been at it for a while is slower.
 const TURNS: u32 = 4;
 
+/// In the first of so many turns the task and the requests are alone for a second as well.
+const ALONE_EVERY: u32 = 3;
+
 /// Requests that are waited for in this time did not have to stop the task.
 const UNNOTICED: Duration = Duration::from_millis(200);
 
 /// Requests beside a training task: what either costs the other.
 ///
 /// In turn: the task alone; requests alone, the task being paused; requests at random moments of its steps, each after it
-/// has gone on; and seconds of back-to-back requests between seconds without any. The pool has room for the model or for
-/// another of the same archive, so that requests are cold where the other was asked before. The task stands still for a
-/// request, within a step, and goes on from there. On a GPU also what it costs to keep the work that is queued short: steps a
+/// has gone on; and seconds of back-to-back requests between seconds without any, against seconds of either alone in the midst
+/// of them. The pool has room for the model or for another of the same archive, so that requests are cold where the other was
+/// asked before. The task stands still for a request, within a step, and goes on from there. On a GPU also what it costs to keep the work that is queued short: steps a
 /// second without a bound, in turn with it, and with every operator waited for.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -65,9 +68,12 @@ pub(crate) struct Train {
     /// Requests alone, and as many beside the task.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(10..))]
     requests: u32,
-    /// Seconds that the task is alone, and seconds of requests between as many without.
+    /// Seconds that the task is alone.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..))]
     seconds: u64,
+    /// Seconds of requests, each before one without.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    turns: u32,
     /// A Python with torch: PyTorch's own loop over the same task is measured as well.
     #[arg(long, value_name = "PROGRAM")]
     python: Option<PathBuf>,
@@ -85,10 +91,38 @@ struct Found {
     beside: Latencies,
     yields: Summary,
     each_yield_ms: Vec<f64>,
-    alone_requests_per_s: f64,
-    mixed_requests_per_s: f64,
-    mixed_steps_per_s: f64,
+    turns: Turns,
     last: TaskStatus,
+}
+
+/// Seconds of requests between seconds without, and others of either alone among them: rates, one a second.
+#[derive(Debug, Default)]
+struct Turns {
+    alone_requests: Counted,
+    mixed_requests: Counted,
+    alone_steps: Counted,
+    mixed_steps: Counted,
+}
+
+/// How often something happened in some time.
+#[derive(Debug, Default)]
+struct Counted {
+    count: u64,
+    time: Duration,
+}
+
+impl Counted {
+    fn add(&mut self, (count, time): (u64, Duration)) {
+        self.count += count;
+        self.time += time;
+    }
+
+    fn per_s(&self) -> f64 {
+        // Some thousands.
+        #[allow(clippy::cast_precision_loss)]
+        let count = self.count as f64;
+        count / self.time.as_secs_f64()
+    }
 }
 
 /// Steps a second with a bound on what is queued, and without one.
@@ -171,10 +205,14 @@ impl Train {
         row("the same, p99 ms", "-".to_owned(), ms(found.yields.p99));
         row(
             "requests a second, in their seconds",
-            ms(found.alone_requests_per_s),
-            ms(found.mixed_requests_per_s),
+            ms(found.turns.alone_requests.per_s()),
+            ms(found.turns.mixed_requests.per_s()),
         );
-        row("steps a second, in its seconds", ms(found.alone_steps_per_s), ms(found.mixed_steps_per_s));
+        row(
+            "steps a second, in its seconds",
+            ms(found.turns.alone_steps.per_s()),
+            ms(found.turns.mixed_steps.per_s()),
+        );
         let mut rates = Table::new(["steps a second", ""]);
         let mut goals = Vec::new();
         rates.push(["as served".to_owned(), ms(found.alone_steps_per_s)]);
@@ -210,13 +248,13 @@ impl Train {
                 "requests a second in their seconds, of those alone",
                 97.0,
                 "%",
-                found.mixed_requests_per_s / found.alone_requests_per_s * 100.0,
+                found.turns.mixed_requests.per_s() / found.turns.alone_requests.per_s() * 100.0,
             ),
             Goal::at_least(
                 "steps a second in its seconds, of those alone",
                 95.0,
                 "%",
-                found.mixed_steps_per_s / found.alone_steps_per_s * 100.0,
+                found.turns.mixed_steps.per_s() / found.turns.alone_steps.per_s() * 100.0,
             ),
         ]);
         let results = json!({
@@ -230,9 +268,11 @@ impl Train {
             "unbounded_steps_per_s": found.bounded.as_ref().map(|it| it.without),
             "synchronous_steps_per_s": found.synchronous_steps_per_s,
             "pytorch": pytorch,
-            "mixed_steps_per_s": found.mixed_steps_per_s,
-            "alone_requests_per_s": found.alone_requests_per_s,
-            "mixed_requests_per_s": found.mixed_requests_per_s,
+            "turns": self.turns,
+            "turns_alone_steps_per_s": found.turns.alone_steps.per_s(),
+            "mixed_steps_per_s": found.turns.mixed_steps.per_s(),
+            "alone_requests_per_s": found.turns.alone_requests.per_s(),
+            "mixed_requests_per_s": found.turns.mixed_requests.per_s(),
             "idle_ms": found.idle.ready,
             "idle_cold_ms": found.idle.cold,
             "beside_ms": found.beside.ready,
@@ -307,8 +347,6 @@ impl Train {
             progress.step();
         }
         drop(progress);
-        let (alone_requests, alone_time) = ask_for(bench, &mut callers.model, Duration::from_secs(2))?;
-
         task.tell(TaskCommand::Resume)?;
         let (mut beside, mut yields) = ([Samples::default(), Samples::default()], Samples::default());
         let mut random = Random::new(1);
@@ -335,23 +373,9 @@ impl Train {
         }
         drop(progress);
 
-        progress::say(format_args!("in turn, {} s each ...", self.seconds));
-        let (mut requests, mut steps, mut training) = (0, 0, Duration::ZERO);
-        let mut asking = Duration::ZERO;
-        for _ in 0..self.seconds {
-            let (answered, time) = ask_for(bench, &mut callers.model, Duration::from_secs(1))?;
-            requests += answered;
-            asking += time;
-            let (from, begun) = (task.status()?.progress.steps_done, Instant::now());
-            thread::sleep(Duration::from_secs(1));
-            steps += task.status()?.progress.steps_done - from;
-            training += begun.elapsed();
-        }
+        let turns = self.take_turns(bench, &mut callers.model, &task)?;
         let last = task.status()?;
         task.tell(TaskCommand::Stop)?;
-        // Counts of some thousands.
-        #[allow(clippy::cast_precision_loss)]
-        let rate = |count: u64, time: Duration| count as f64 / time.as_secs_f64();
         Ok(Found {
             alone_steps_per_s,
             bounded,
@@ -360,11 +384,35 @@ impl Train {
             beside: latencies(&beside)?,
             yields: yields.summary().context("no request came while the task computed")?,
             each_yield_ms: yields.values().to_vec(),
-            alone_requests_per_s: rate(alone_requests, alone_time),
-            mixed_requests_per_s: rate(requests, asking),
-            mixed_steps_per_s: rate(steps, training),
+            turns,
             last,
         })
+    }
+
+    /// Seconds of requests between seconds without, as often as there are turns. Machines change while they are measured: in the
+    /// first of every so many turns either is alone for a second as well.
+    fn take_turns(&self, bench: &Bench, caller: &mut Caller, task: &Trained<'_>) -> anyhow::Result<Turns> {
+        const SECOND: Duration = Duration::from_secs(1);
+        let steps = || -> anyhow::Result<(u64, Duration)> {
+            let (from, begun) = (task.status()?.progress.steps_done, Instant::now());
+            thread::sleep(SECOND);
+            Ok((task.status()?.progress.steps_done - from, begun.elapsed()))
+        };
+        let mut turns = Turns::default();
+        let progress = Progress::new("seconds of either in turn", self.turns as usize);
+        for turn in 0..self.turns {
+            turns.mixed_requests.add(ask_for(bench, caller, SECOND)?);
+            turns.mixed_steps.add(steps()?);
+            if turn.is_multiple_of(ALONE_EVERY) {
+                turns.alone_steps.add(steps()?);
+                task.tell(TaskCommand::Pause)?;
+                turns.alone_requests.add(ask_for(bench, caller, SECOND)?);
+                task.tell(TaskCommand::Resume)?;
+                task.await_state(TaskState::Training)?;
+            }
+            progress.step();
+        }
+        Ok(turns)
     }
 }
 
