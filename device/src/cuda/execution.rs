@@ -162,11 +162,26 @@ impl GpuStream {
     /// # Errors
     /// [`DeviceError::Cuda`].
     pub fn pass(&self, way: &GpuWay, number: u32) -> Result<(), DeviceError> {
-        let reached = write_op(way.words.reached.address(), number);
-        let Some(gate) = &way.words.gate else { return self.enqueue(&mut [reached]) };
-        let passed = write_op(way.words.passed.address(), number);
-        // At least zero: the top bit is not set.
-        self.enqueue(&mut [reached, wait_op(gate.address(), 0), passed])
+        let mut all = vec![way.arrival(number)];
+        all.extend(way.departure(number).into_iter().flatten());
+        self.enqueue(&mut all)
+    }
+
+    /// The first half of [`pass`](Self::pass): what is enqueued between the halves is done in front of the gate, where the stream
+    /// is said to stand still. For what computes nothing.
+    ///
+    /// # Errors
+    /// [`DeviceError::Cuda`].
+    pub fn arrive(&self, way: &GpuWay, number: u32) -> Result<(), DeviceError> {
+        self.enqueue(&mut [way.arrival(number)])
+    }
+
+    /// The other half.
+    ///
+    /// # Errors
+    /// [`DeviceError::Cuda`].
+    pub fn depart(&self, way: &GpuWay, number: u32) -> Result<(), DeviceError> {
+        way.departure(number).map_or(Ok(()), |mut operations| self.enqueue(&mut operations))
     }
 
     /// Announces to this process that the stream got here: [`is_done`](Self::is_done) is true then.
@@ -278,6 +293,16 @@ impl GpuWay {
         let WayWords { reached, passed, gate } = &words;
         [reached, passed].into_iter().chain(gate).try_for_each(|word| check_pinned_word(stream.id, word))?;
         Ok(Self { words })
+    }
+
+    fn arrival(&self, number: u32) -> sys::CUstreamBatchMemOpParams {
+        write_op(self.words.reached.address(), number)
+    }
+
+    fn departure(&self, number: u32) -> Option<[sys::CUstreamBatchMemOpParams; 2]> {
+        let gate = self.words.gate.as_ref()?;
+        // At least zero: the top bit is not set.
+        Some([wait_op(gate.address(), 0), write_op(self.words.passed.address(), number)])
     }
 
     /// The number of the point that the stream came to last. A look at memory.

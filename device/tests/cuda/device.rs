@@ -268,6 +268,19 @@ fn a_gate_holds_a_stream_until_its_word_opens_it() {
     set(0);
     stream.synchronize().unwrap();
     assert_eq!((way.reached(), way.is_at_gate(), stream.is_done()), (3, false, true));
+    // In front of one, at work on what computes nothing.
+    set(1 << 31);
+    stream.arrive(&way, 4).unwrap();
+    stream.synchronize().unwrap();
+    assert_eq!((way.reached(), way.is_at_gate()), (4, true));
+    stream.expect();
+    stream.depart(&way, 4).unwrap();
+    stream.announce().unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(!stream.is_done() && way.is_at_gate());
+    set(0);
+    stream.synchronize().unwrap();
+    assert!(stream.is_done() && !way.is_at_gate());
     // Without a gate nothing holds it up.
     set(1 << 31);
     let free = GpuWay::new(&stream, words(None, 192)).unwrap();

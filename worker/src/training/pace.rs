@@ -23,6 +23,11 @@ pub trait Pace: Sync {
     /// Where it cannot end.
     fn rests(&self);
 
+    /// Ahead of something that moves data and computes nothing, and behind it.
+    fn arrives(&self) {}
+    /// See [`arrives`](Self::arrives).
+    fn departs(&self) {}
+
     /// Returns when all that was launched is computed, or with true if the step is to end instead.
     fn finishes(&self) -> bool {
         self.stops()

@@ -104,18 +104,41 @@ impl RunAhead {
     }
 
     fn mark(&mut self, stream: &GpuStream, way: &GpuWay) -> Result<(), DeviceError> {
-        let moment = if self.is_timed() {
-            let moment = self.spare.pop().map_or_else(|| GpuMoment::new(stream), Ok)?;
-            stream.mark(&moment)?;
-            Some(moment)
-        } else {
-            None
-        };
+        let moment = self.moment(stream)?;
         self.marks.push_back(moment);
         self.taken = self.taken.wrapping_add(1);
         stream.pass(way, self.taken)?;
         self.account.mark();
         Ok(())
+    }
+
+    /// As [`mark`](Self::mark), with something in front of the gate that computes nothing.
+    fn arrive(&mut self, stream: &GpuStream, way: &GpuWay) -> Result<(), DeviceError> {
+        self.marks.push_back(None);
+        self.taken = self.taken.wrapping_add(1);
+        stream.arrive(way, self.taken)?;
+        self.account.mark();
+        Ok(())
+    }
+
+    fn depart(&mut self, stream: &GpuStream, way: &GpuWay) -> Result<(), DeviceError> {
+        stream.depart(way, self.taken)?;
+        let moment = self.moment(stream)?;
+        match self.marks.back_mut() {
+            Some(mark) => *mark = moment,
+            None => self.spare.extend(moment.and_then(|moment| self.passed.replace(moment))),
+        }
+        Ok(())
+    }
+
+    /// The time when the stream gets here, in a step that is timed.
+    fn moment(&mut self, stream: &GpuStream) -> Result<Option<GpuMoment>, DeviceError> {
+        if !self.is_timed() {
+            return Ok(None);
+        }
+        let moment = self.spare.pop().map_or_else(|| GpuMoment::new(stream), Ok)?;
+        stream.mark(&moment)?;
+        Ok(Some(moment))
     }
 
     /// Notes the marks that the GPU has passed.
@@ -362,6 +385,20 @@ impl Pace for GpuPace<'_> {
         let marked = bound.map_or(Ok(()), |_| state.ahead.mark(self.stream, self.way));
         // What cannot end goes on, though it is told to.
         state.failure = marked.and_then(|()| self.is_told_to_end(state.ahead)).err();
+    }
+
+    fn arrives(&self) {
+        let mut state = self.state();
+        if state.failure.is_none() && self.budget_us.is_some() {
+            state.failure = state.ahead.arrive(self.stream, self.way).err();
+        }
+    }
+
+    fn departs(&self) {
+        let mut state = self.state();
+        if state.failure.is_none() && self.budget_us.is_some() {
+            state.failure = state.ahead.depart(self.stream, self.way).err();
+        }
     }
 
     fn finishes(&self) -> bool {

@@ -163,7 +163,12 @@ impl TrainingTask {
                 let batch = loader.take(step * u64::from(micro_batches) + u64::from(index))?;
                 samples += batch.rows;
                 let base = match upload {
-                    Some(upload) => upload.copy(batch, layout)?,
+                    Some(upload) => {
+                        pace.arrives();
+                        let copied = upload.copy(batch, layout);
+                        pace.departs();
+                        copied?
+                    }
                     None => DeviceAddress(batch.memory().memory().as_ptr().expose_provenance() as u64),
                 };
                 let places = layout.places(batch.rows);
