@@ -21,6 +21,8 @@ pub struct DeviceProperties {
     pub total_memory_bytes: u64,
     /// Copies to it of fewer bytes may wait for whoever computes on it.
     pub least_copy_bytes: u64,
+    /// Fewer bytes are set aside no faster within it than by way of the host.
+    pub least_copy_within_bytes: u64,
     /// What a GPU is beyond that.
     pub gpu: Option<GpuProperties>,
 }

@@ -104,7 +104,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             input_doorbell: None,
             groups: groups.clone(),
             save: vec![],
-            set_aside: None,
+            set_aside: vec![],
         })?;
         println!("{algorithm}: {} groups", groups.len());
         let took = compute(device.as_ref(), &groups, &prediction, begun)?;

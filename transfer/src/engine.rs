@@ -1,6 +1,5 @@
 //! The engine: streams plans over a device.
 
-mod aside;
 mod lane;
 mod room;
 mod transfer;
@@ -10,10 +9,9 @@ use std::sync::Arc;
 use pswitch_device::{CopyStream, Device, DeviceError, DeviceSlice, doorbell};
 
 use crate::TransferError;
-use aside::Asides;
 use lane::{Lane, Reporter};
 use room::Room;
-pub use transfer::{BringBack, CopyIn, CopyOut, GroupCopy, SetAside, Transfer, TransferId, TransferReport};
+pub use transfer::{BringBack, CopyIn, CopyOut, CopyWithin, GroupCopy, Transfer, TransferId, TransferReport};
 
 /// Told about every transfer, once, when it has landed or failed.
 pub type OnLanded = Box<dyn Fn(TransferId, Result<TransferReport, TransferError>) + Send>;
@@ -24,7 +22,7 @@ pub type OnLanded = Box<dyn Fn(TransferId, Result<TransferReport, TransferError>
 /// the weights of another transfer under way, and for state that makes room for weights or comes back. Within a stream all is
 /// done in order. Between streams there is none, but that weights wait for the state in their place to be saved: piece by
 /// piece, while those ahead of them come in, since the link is full duplex. Where there is memory to [set it
-/// aside](SetAside), they wait for that alone.
+/// aside](Transfer::set_aside), they wait for that alone.
 ///
 /// A call checks, enqueues everything and returns; it never waits for the device. May be shared between threads.
 ///
@@ -45,7 +43,6 @@ pub struct Engine {
     weights: Lane,
     inputs: Lane,
     state: Lane,
-    asides: Asides,
 }
 
 impl Engine {
@@ -57,7 +54,7 @@ impl Engine {
         let reporter = Arc::new(Reporter::new(on_landed));
         let lane = |name| Lane::open(device.as_ref(), name, Arc::clone(&reporter));
         let (weights, inputs, state) = (lane("weights")?, lane("inputs")?, lane("state")?);
-        Ok(Self { device, weights, inputs, state, asides: Asides::default() })
+        Ok(Self { device, weights, inputs, state })
     }
 
     /// Enqueues a transfer: copies the inputs, rings theirs, then copies group after group and rings for each; doorbells to
@@ -83,11 +80,7 @@ impl Engine {
             let saved = self.check_copy(from.bytes(), to.bytes(), from).map_err(cannot(COPY_OUT))?;
             bytes = bytes.saturating_add(saved);
         }
-        if let Some(SetAside { memory, save, .. }) = &set_aside {
-            let slices = save.iter().map(|copy| &copy.from).chain([memory]);
-            slices.into_iter().try_for_each(|slice| self.check_device(slice)).map_err(cannot(SET_ASIDE))?;
-        }
-        set_aside.iter().try_for_each(SetAside::check).map_err(cannot(SET_ASIDE))?;
+        self.check_within(&set_aside)?;
         self.check_clear(&clear)?;
         for word in input_doorbell.iter().chain(groups.iter().map(|group| &group.doorbell)) {
             self.check_word(word).map_err(cannot(WRITE_WORD))?;
@@ -99,14 +92,12 @@ impl Engine {
         lane.run(id, bytes, |stream| {
             let sent = send_inputs(stream, &inputs, input_doorbell.as_ref());
             meanwhile();
-            let aside = set_aside.iter().try_for_each(|what| self.asides.set_aside(what, stream));
-            let is_aside = aside.is_ok();
-            let sent = sent.and(aside).and_then(|()| {
+            let sent = sent.and_then(|()| {
+                room::set_aside(stream, &set_aside, &self.state)?;
                 if groups.is_empty() {
                     clear_words(stream, &clear)?;
                 }
                 for (index, GroupCopy { copy, doorbell: word }) in groups.iter().enumerate() {
-                    self.asides.await_those_in(&copy.to, stream)?;
                     room.copy_in(stream, copy)?;
                     if index == clear_at {
                         clear_words(stream, &clear)?;
@@ -116,10 +107,6 @@ impl Engine {
                 Ok(())
             });
             let saved = room.finish(stream, sent.is_ok());
-            if let Some(what) = &set_aside {
-                let landed = stream.record().map_err(cannot(MAKE_ROOM));
-                self.asides.save(what, &self.state, landed, is_aside);
-            }
             sent.and(saved)
         });
         Ok(())
@@ -131,10 +118,14 @@ impl Engine {
     /// # Errors
     /// As [`start`](Engine::start).
     pub fn bring_back(&self, back: BringBack) -> Result<(), TransferError> {
-        let BringBack { id, clear, copies } = back;
+        let BringBack { id, clear, within, copies } = back;
         let bytes = self.check_in(copies.iter())?;
+        self.check_within(&within)?;
         self.check_clear(&clear)?;
         self.state.run(id, bytes, |stream| {
+            let mut back = within.iter();
+            back.try_for_each(|copy| stream.copy_within(&copy.from, &copy.to))
+                .map_err(cannot(COPY_WITHIN))?;
             copies.iter().try_for_each(|copy| room::bring_back(stream, copy)).map_err(cannot(COPY_IN))?;
             clear_words(stream, &clear)
         });
@@ -149,6 +140,14 @@ impl Engine {
             bytes = bytes.saturating_add(checked);
         }
         Ok(bytes)
+    }
+
+    fn check_within(&self, copies: &[CopyWithin]) -> Result<(), TransferError> {
+        let check = |CopyWithin { from, to }: &CopyWithin| {
+            self.check_device(from)?;
+            self.check_copy(from.bytes(), to.bytes(), to)
+        };
+        copies.iter().try_for_each(|copy| check(copy).map(|_| ())).map_err(cannot(COPY_WITHIN))
     }
 
     fn check_clear(&self, clear: &[DeviceSlice]) -> Result<(), TransferError> {
@@ -189,7 +188,7 @@ impl Engine {
 /// What the device is asked for, as errors say it.
 const COPY_IN: &str = "copy to the device";
 const COPY_OUT: &str = "copy from the device";
-const SET_ASIDE: &str = "set state aside";
+const COPY_WITHIN: &str = "copy within the device";
 const MAKE_ROOM: &str = "wait for state to make room";
 const WRITE_WORD: &str = "write a doorbell";
 const CLEAR: &str = "clear doorbells";

@@ -89,10 +89,6 @@ pub enum TransferError {
         #[source]
         source: std::io::Error,
     },
-    /// A transfer failed before the state in its place was set aside.
-    #[cfg(feature = "engine")]
-    #[error("the state was not set aside: the transfer that it was to make room for failed before")]
-    NotSetAside,
     /// The device refused an operation or failed at it.
     #[cfg(feature = "engine")]
     #[error("the device cannot {what}")]

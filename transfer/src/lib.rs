@@ -118,7 +118,7 @@ engine.start(Transfer {
     input_doorbell: None,
     groups: vec![group(0)?, group(1)?],
     save: vec![],
-    set_aside: None,
+    set_aside: vec![],
 })?;
 
 // Whoever executes waits for doorbells, not for the engine.
@@ -152,7 +152,7 @@ pub use algorithm::Algorithm;
 pub use compare::{Compared, Comparison, compare};
 #[cfg(feature = "engine")]
 pub use engine::{
-    BringBack, CopyIn, CopyOut, Engine, GroupCopy, OnLanded, SetAside, Transfer, TransferId, TransferReport,
+    BringBack, CopyIn, CopyOut, CopyWithin, Engine, GroupCopy, OnLanded, Transfer, TransferId, TransferReport,
 };
 pub use error::TransferError;
 pub use margin::plan_with_margin;

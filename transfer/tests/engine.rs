@@ -11,7 +11,7 @@ use pswitch_device::{
     open_device,
 };
 use pswitch_transfer::{
-    BringBack, CopyIn, CopyOut, Engine, GroupCopy, OnLanded, SetAside, Transfer, TransferError, TransferId,
+    BringBack, CopyIn, CopyOut, CopyWithin, Engine, GroupCopy, OnLanded, Transfer, TransferError, TransferId,
     TransferReport,
 };
 
@@ -239,7 +239,7 @@ fn transfer(id: u64, groups: Vec<GroupCopy>) -> Transfer {
         input_doorbell: None,
         groups,
         save: vec![],
-        set_aside: None,
+        set_aside: vec![],
     }
 }
 
@@ -259,7 +259,7 @@ fn everything_is_enqueued_in_order_on_one_stream() {
             input_doorbell: Some(rig.word(8)),
             groups: vec![rig.group(0, 64 * KIB), rig.group(1, 64 * KIB)],
             save: vec![],
-            set_aside: None,
+            set_aside: vec![],
         })
         .unwrap();
     let (id, report) = rig.report();
@@ -346,7 +346,7 @@ fn inputs_alone_overtake_weights_under_way() {
             input_doorbell: Some(rig.word(40)),
             groups: vec![],
             save: vec![],
-            set_aside: None,
+            set_aside: vec![],
         })
         .unwrap();
     let (first, report) = rig.report();
@@ -452,7 +452,9 @@ fn state_makes_room_ahead_of_the_groups_and_comes_back() {
 
     rig.device.set_word(&rig.word(1), doorbell::RUNG).unwrap();
     let copies = places.map(|(offset, bytes)| state.bring_back(&rig, offset, bytes)).to_vec();
-    rig.engine.bring_back(BringBack { id: TransferId(2), clear: vec![rig.word(1)], copies }).unwrap();
+    rig.engine
+        .bring_back(BringBack { id: TransferId(2), clear: vec![rig.word(1)], within: vec![], copies })
+        .unwrap();
     let (id, report) = rig.report();
     assert_eq!((id, report.unwrap().bytes), (TransferId(2), 38 * KIB));
     for (offset, bytes) in places {
@@ -461,85 +463,66 @@ fn state_makes_room_ahead_of_the_groups_and_comes_back() {
     assert_eq!(rig.device.word(&rig.word(1)).unwrap(), doorbell::CLEAR);
 }
 
-/// Two groups over two states, which are set aside at 512 KiB.
-fn with_asides(rig: &Rig, state: &State, id: u64) -> Transfer {
-    let places = [(4 * KIB, 100), (60 * KIB, 8 * KIB)];
-    let save = places.map(|(offset, bytes)| state.save(rig, offset, bytes)).to_vec();
-    let memory = rig.copy(512 * KIB, SetAside::needed_bytes([100, 8 * KIB])).to;
+/// Two groups over two states, which are set aside at 512 and 700 KiB.
+fn with_asides(rig: &Rig, id: u64) -> Transfer {
+    let aside = |from: u64, to: u64, bytes| {
+        let there = |offset| DeviceSlice::new(rig.pool.clone(), offset, bytes).unwrap();
+        CopyWithin { from: there(from * KIB), to: there(to * KIB) }
+    };
+    let set_aside = vec![aside(4, 512, 100), aside(60, 700, 8 * KIB)];
     let groups = (0..2).map(|index| rig.group(index, 64 * KIB)).collect();
-    let set_aside = Some(SetAside { id: TransferId(id + 1), memory, save });
     Transfer { set_aside, ..transfer(id, groups) }
 }
 
 #[test]
-fn state_is_set_aside_ahead_of_the_groups_and_saved_behind_them() {
+fn state_is_set_aside_ahead_of_the_groups_and_comes_back_from_there_or_is_saved() {
     let rig = Rig::new(LinkThrottle::default());
     let state = State::new(&rig);
-    rig.engine.start(with_asides(&rig, &state, 1)).unwrap();
-    // Over what is set aside, and elsewhere.
+    let aside = with_asides(&rig, 1).set_aside;
+    rig.engine.start(with_asides(&rig, 1)).unwrap();
+    // Over one of both where it is set aside, at once.
+    let saved = CopyOut { to: state.save(&rig, 4 * KIB, 100).to, from: aside[0].to.clone() };
     let over = GroupCopy { copy: rig.copy(512 * KIB, KIB), doorbell: rig.word(3) };
-    let beside = GroupCopy { copy: rig.copy(513 * KIB, KIB), doorbell: rig.word(4) };
-    rig.engine.start(transfer(3, vec![over, beside])).unwrap();
-    let mut reports: Vec<_> = (0..3).map(|_| rig.report()).collect();
-    reports.sort_by_key(|(id, _)| *id);
-    let bytes: Vec<u64> = reports.into_iter().map(|(_, report)| report.unwrap().bytes).collect();
-    assert_eq!(bytes, [128 * KIB, 8 * KIB + 100, 2 * KIB]);
+    rig.engine.start(Transfer { save: vec![saved], ..transfer(2, vec![over]) }).unwrap();
+    for expected in [(1, 128 * KIB), (2, KIB + 100)] {
+        let (id, report) = rig.report();
+        assert_eq!((id.0, report.unwrap().bytes), expected);
+    }
     state.assert_saved(4 * KIB, 100);
-    state.assert_saved(60 * KIB, 8 * KIB);
     assert_eq!(rig.there(0, 128 * KIB), patterns(0, 128 * KIB));
-    assert_eq!(rig.there(512 * KIB, 2 * KIB), patterns(512 * KIB, 2 * KIB));
-
+    assert!(rig.there(700 * KIB, 8 * KIB) == state.part(60 * KIB, 8 * KIB));
     let asked = std::mem::take(&mut *rig.device.asked.lock().unwrap());
     let of = |name: &str| -> Vec<Asked> {
         asked.iter().filter(|(stream, _)| stream == name).map(|(_, it)| it.clone()).collect()
     };
-    let moved = |from: u64, to: u64, bytes| Asked::Within { from: from * KIB, to, bytes };
-    let weights = of("weights");
-    let aside = [moved(4, 512 * KIB, 100), moved(60, 512 * KIB + 512, 8 * KIB)];
-    assert_eq!(weights[..2], aside);
-    assert!(weights[2..6].iter().all(|asked| matches!(asked, Asked::In { .. } | Asked::Word { .. })));
-    let out = |offset, bytes| Asked::Out { offset, bytes };
-    assert_eq!(of("state"), [Asked::Wait, out(512 * KIB, 100), out(512 * KIB + 512, 8 * KIB)]);
+    let moved = |from: u64, to: u64, bytes| Asked::Within { from: from * KIB, to: to * KIB, bytes };
+    assert_eq!(of("weights")[..2], [moved(4, 512, 100), moved(60, 700, 8 * KIB)]);
+    assert_eq!(of("state"), [Asked::Wait, Asked::Out { offset: 512 * KIB, bytes: 100 }]);
+
+    let within = vec![CopyWithin { from: aside[1].to.clone(), to: aside[1].from.clone() }];
+    let copies = vec![state.bring_back(&rig, 4 * KIB, 100)];
+    rig.engine.bring_back(BringBack { id: TransferId(3), clear: vec![], within, copies }).unwrap();
+    rig.report().1.unwrap();
+    for (offset, bytes) in [(4 * KIB, 100), (60 * KIB, 8 * KIB)] {
+        assert!(rig.there(offset, bytes) == state.part(offset, bytes), "{offset}");
+    }
 }
 
 #[test]
-fn no_byte_of_state_that_is_set_aside_is_lost_by_a_failure_while_its_report_says_so() {
+fn no_byte_of_state_that_is_set_aside_is_lost_by_a_failure() {
     let rig = Rig::new(LinkThrottle::default());
-    let mut saved = 0;
-    // Two copies aside; copy, ring, twice; wait, two copies out.
-    for refused in 0..9 {
+    // Two copies aside, the other stream's wait; copy, ring, twice.
+    for refused in 0..7 {
         let state = State::new(&rig);
         rig.device.until_refusal.store(refused, Ordering::Relaxed);
-        rig.engine.start(with_asides(&rig, &state, 1)).unwrap();
-        let mut reports = [rig.report(), rig.report()];
-        reports.sort_by_key(|(id, _)| *id);
-        let [(_, weights), (_, save)] = reports;
-        assert_eq!(weights.is_ok(), refused >= 6, "{refused}: {weights:?}");
+        rig.engine.start(with_asides(&rig, 1)).unwrap();
+        rig.report().1.unwrap_err();
         rig.device.until_refusal.store(usize::MAX, Ordering::Relaxed);
-        if save.is_ok() {
-            saved += 1;
-            state.assert_saved(4 * KIB, 100);
-            state.assert_saved(60 * KIB, 8 * KIB);
-        } else if refused < 2 {
-            assert!(matches!(save, Err(TransferError::NotSetAside)), "{save:?}");
-            assert!(rig.there(60 * KIB, 8 * KIB) == state.part(60 * KIB, 8 * KIB));
+        for (offset, aside, bytes) in [(4 * KIB, 512 * KIB, 100), (60 * KIB, 700 * KIB, 8 * KIB)] {
+            let is_there = |place| rig.there(place, bytes) == state.part(offset, bytes);
+            assert!(is_there(offset) || is_there(aside), "{refused}: {offset}");
         }
     }
-    assert_eq!(saved, 4);
-}
-
-#[test]
-fn state_is_set_aside_where_it_is_not_and_where_there_is_room() {
-    let rig = Rig::new(LinkThrottle::default());
-    let state = State::new(&rig);
-    let refused = |memory: CopyIn| {
-        let mut transfer = with_asides(&rig, &state, 1);
-        transfer.set_aside.as_mut().unwrap().memory = memory.to;
-        rig.engine.start(transfer).unwrap_err().to_string()
-    };
-    assert_eq!(refused(rig.copy(512 * KIB, 8 * KIB)), "the device cannot set state aside");
-    assert_eq!(refused(rig.copy(60 * KIB - 512, 64 * KIB)), "the device cannot set state aside");
-    assert!(rig.device.asked.lock().unwrap().is_empty());
 }
 
 #[test]

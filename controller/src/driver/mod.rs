@@ -33,7 +33,7 @@ use crate::error::ControllerError;
 use crate::scheduler::{Event, ExecutionId, RequestId, Scheduler, SchedulerOptions, WorkerId};
 use crate::service::ServiceError;
 use crate::supervisor::Supervisor;
-use crate::training::{Demand, Gate, Room, Share, States, TurnAction};
+use crate::training::{Demand, Gate, Room, Share, TurnAction};
 use held_back::HeldBack;
 use home::HomedModel;
 pub(crate) use links::OutsideUse;
@@ -401,9 +401,7 @@ impl Driver {
                     self.transferred_bytes += report.bytes;
                     self.broken_transfers = 0;
                     self.room.iter().for_each(|room| room.note_transfer(transfer, true));
-                    if !States::is_aside(transfer) {
-                        self.feed(Event::TransferLanded { transfer });
-                    }
+                    self.feed(Event::TransferLanded { transfer });
                 }
                 Err(error) => {
                     self.room.iter().for_each(|room| room.note_transfer(transfer, false));
@@ -415,9 +413,7 @@ impl Driver {
                             self.supervisor.fail();
                         }
                     }
-                    if !States::is_aside(transfer) {
-                        self.feed(Event::TransferFailed { transfer, reason: error.to_string() });
-                    }
+                    self.feed(Event::TransferFailed { transfer, reason: error.to_string() });
                 }
             },
             Mail::Exited { worker, cause } => {

@@ -7,14 +7,14 @@ use pswitch_mem_pool::{ArenaDivision, ArenaId, ModelId, Residency};
 use pswitch_protocol::{
     Execute, ExecutionFault, FaultClass, InputValue, PlacedTensor, Region, ToWorker, monotonic_ns,
 };
-use pswitch_transfer::{BringBack, CopyIn, Transfer, TransferId};
+use pswitch_transfer::{CopyIn, Transfer, TransferId};
 
 use super::inputs::{InputCopy, joined};
 use super::refusal::service_error;
 use super::{Driver, Finished, JobInput, JobTimes, ModelSpec, Running};
 use crate::scheduler::{Action, Event, ExecutionId, Load, Outcome, Rejection, RequestId, WorkerId};
 use crate::service::ServiceError;
-use crate::training::{MadeRoom, Room};
+use crate::training::{MadeRoom, Room, Unused};
 
 /// Inputs that take longer to cross a link than a worker to wake up.
 const LONG_INPUTS_BYTES: u64 = 1 << 20;
@@ -225,7 +225,10 @@ impl Driver {
         transfer.groups.extend(homed.load(host_tables).cloned());
         if let Some(room) = &self.room {
             // No model lies there but this one, and no step is under way.
-            let unused = load.evicted.contains(&ModelId::TRAINING).then(|| self.pool.layout().training);
+            let unused = load.evicted.contains(&ModelId::TRAINING).then(|| Unused {
+                range: self.pool.layout().training,
+                least_bytes: self.device.properties().least_copy_within_bytes,
+            });
             let made = room.states.make_room(transfer.id, homed.home.span, unused);
             let MadeRoom { save, set_aside } = made.map_err(|error| error.to_string())?;
             (transfer.save, transfer.set_aside) = (save, set_aside);
@@ -236,8 +239,8 @@ impl Driver {
     /// Starts the way back of all states that made room.
     fn bring_back(&self, id: TransferId, load: &Load) -> Result<(), String> {
         let room = self.room.as_ref().ok_or("nothing gives way here")?;
-        let copies = room.states.bring_back(id).map_err(|error| error.to_string())?;
-        let back = BringBack { id, clear: self.used_doorbells(&load.evicted), copies };
+        let clear = self.used_doorbells(&load.evicted);
+        let back = room.states.bring_back(id, clear).map_err(|error| error.to_string())?;
         self.engine.bring_back(back).map_err(|error| error.to_string())
     }
 
@@ -354,6 +357,6 @@ fn transfer_of(id: TransferId) -> Transfer {
         input_doorbell: None,
         groups: Vec::new(),
         save: Vec::new(),
-        set_aside: None,
+        set_aside: Vec::new(),
     }
 }

@@ -44,8 +44,10 @@ pub struct TaskStatus {
 pub enum Residence {
     /// In its place in the pool.
     Resident,
-    /// On its way to the host or back.
+    /// On its way to the host or elsewhere in the pool, or back.
     Moving,
+    /// Elsewhere in the pool, all of it or a part: a model lies in its place, or did.
+    Aside,
     /// On the host, all of it or a part: a model lies in its place, or did.
     Host,
 }
@@ -57,6 +59,7 @@ impl Residence {
         match self {
             Self::Resident => "resident",
             Self::Moving => "moving",
+            Self::Aside => "aside",
             Self::Host => "host",
         }
     }

@@ -34,7 +34,7 @@ pub(crate) use gate::Gate;
 use host::Host;
 use places::Places;
 pub(crate) use share::{Demand, Share, TurnAction};
-pub(crate) use states::{MadeRoom, States};
+pub(crate) use states::{MadeRoom, States, Unused};
 use worker::{Attachment, MAIL};
 
 /// Tasks that a device may have that are not over: blocks of the control page.

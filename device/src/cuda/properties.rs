@@ -11,6 +11,10 @@ use crate::{DeviceError, DeviceId, DeviceProperties, GpuProperties};
 /// where a copy of 96 KiB takes 13 us (H200, driver 580). Between 16 and 64 KiB it depends.
 const LEAST_COPY_BYTES: u64 = 96 << 10;
 
+/// A copy within the memory is work for the compute engine as well, which takes 0.2 ms to come from another process (H200, driver
+/// 580). By then the link has moved 11 MB; with the waits of both its directions for each other, some 50 MB are as fast by either.
+const LEAST_COPY_WITHIN_BYTES: u64 = 64 << 20;
+
 /// What this backend goes by.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Gpu {
@@ -89,6 +93,7 @@ impl Gpu {
             name,
             total_memory_bytes,
             least_copy_bytes: LEAST_COPY_BYTES,
+            least_copy_within_bytes: LEAST_COPY_WITHIN_BYTES,
             gpu: Some(gpu),
         })
     }

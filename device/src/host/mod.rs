@@ -36,6 +36,7 @@ impl HostDevice {
             name: processor_name(),
             total_memory_bytes: physical_memory_bytes(),
             least_copy_bytes: 0,
+            least_copy_within_bytes: 0,
             gpu: None,
         };
         let inward = Arc::new(Link::new(throttle)?);

@@ -79,14 +79,13 @@ impl Lane {
         enqueue(self.queue.lock().unwrap_or_else(PoisonError::into_inner).stream.as_mut())
     }
 
-    /// Lets `enqueue` fill the stream, and has what it did reported once it is done. Never blocks on the device. Returns the
-    /// point behind all of it, if the stream took that.
+    /// Lets `enqueue` fill the stream, and has what it did reported once it is done. Never blocks on the device.
     pub(super) fn run(
         &self,
         id: TransferId,
         bytes: u64,
         enqueue: impl FnOnce(&mut dyn CopyStream) -> Result<(), TransferError>,
-    ) -> Option<Arc<dyn Event>> {
+    ) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let enqueued_at = Instant::now();
         let mut failure = enqueue(queue.stream.as_mut()).err();
@@ -97,7 +96,7 @@ impl Lane {
                 None
             }
         };
-        let pending = Pending { id, bytes, enqueued_at, end: end.clone(), failure };
+        let pending = Pending { id, bytes, enqueued_at, end, failure };
         tracing::debug!(transfer = id.0, bytes, "enqueued");
         let sent = match &queue.pending {
             Some(sender) => sender.send(pending),
@@ -108,7 +107,6 @@ impl Lane {
             drop(queue);
             self.reporter.report(pending);
         }
-        end
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pswitch_device::{CopyStream, DeviceError, Event};
 
 use super::lane::Lane;
-use super::{COPY_IN, COPY_OUT, CopyIn, CopyOut, MAKE_ROOM, cannot};
+use super::{COPY_IN, COPY_OUT, COPY_WITHIN, CopyIn, CopyOut, CopyWithin, MAKE_ROOM, cannot};
 use crate::TransferError;
 
 /// Copies of state are this long: a newcomer is late by one, and what else crosses the link comes between two.
@@ -101,6 +101,23 @@ impl<'a> Room<'a> {
     }
 }
 
+/// Sets state aside, ahead of all that comes on the stream, and of all that comes by `lane`, which may save it from there.
+pub(super) fn set_aside(
+    stream: &mut dyn CopyStream,
+    copies: &[CopyWithin],
+    lane: &Lane,
+) -> Result<(), TransferError> {
+    if copies.is_empty() {
+        return Ok(());
+    }
+    copies
+        .iter()
+        .try_for_each(|copy| stream.copy_within(&copy.from, &copy.to))
+        .map_err(cannot(COPY_WITHIN))?;
+    let aside = stream.record().map_err(cannot(MAKE_ROOM))?;
+    lane.enqueue(|stream| stream.wait_event(&aside)).map_err(cannot(MAKE_ROOM))
+}
+
 /// Copies state back, in pieces.
 pub(super) fn bring_back(stream: &mut dyn CopyStream, copy: &CopyIn) -> Result<(), DeviceError> {
     cut(copy.to.bytes()).try_for_each(|(offset, bytes)| {
@@ -110,7 +127,7 @@ pub(super) fn bring_back(stream: &mut dyn CopyStream, copy: &CopyIn) -> Result<(
 }
 
 /// Offsets and lengths of the pieces of so many bytes.
-pub(super) fn cut(bytes: u64) -> impl Iterator<Item = (u64, u64)> {
+fn cut(bytes: u64) -> impl Iterator<Item = (u64, u64)> {
     let pieces = bytes.div_ceil(PIECE_BYTES);
     (0..pieces).map(move |piece| {
         let offset = piece * PIECE_BYTES;

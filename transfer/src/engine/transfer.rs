@@ -31,6 +31,15 @@ pub struct CopyOut {
     pub to: HostSlice,
 }
 
+/// Bytes on their way to another place of the device. Both ends are equally long.
+#[derive(Debug, Clone)]
+pub struct CopyWithin {
+    /// Where they are.
+    pub from: DeviceSlice,
+    /// Where they go.
+    pub to: DeviceSlice,
+}
+
 /// A group of a plan: its bytes, and the doorbell that says that they have landed.
 #[derive(Debug, Clone)]
 pub struct GroupCopy {
@@ -58,33 +67,21 @@ pub struct Transfer {
     /// State that makes room: what of it lies where a group goes is on the host before the group is copied over it, and all of
     /// it when the transfer has landed. No two overlap.
     pub save: Vec<CopyOut>,
-    /// State that makes room by way of other memory of the device.
-    pub set_aside: Option<SetAside>,
+    /// State that makes room within the device: it is copied before the first group is. The weights are late by what the memory of
+    /// the device takes, and not by what the link does. No two ends overlap.
+    pub set_aside: Vec<CopyWithin>,
 }
 
-/// State that is copied to other memory of the device before anything is copied over it, and from there to the host when the
-/// weights have landed: these are late by what the memory of the device takes, and not by what the link does.
-///
-/// Transfers that are started later may write to the memory: they wait until the state is on the host.
-#[derive(Debug, Clone)]
-pub struct SetAside {
-    /// The name of a report of its own, which comes when all of it is on the host, or may be lost.
-    pub id: TransferId,
-    /// Memory that nobody but the engine uses until then, nor what its state makes room for: as much of it as
-    /// [`needed_bytes`](Self::needed_bytes) says.
-    pub memory: DeviceSlice,
-    /// What makes room, and where it goes in the end. No two overlap.
-    pub save: Vec<CopyOut>,
-}
-
-/// State that was saved and comes back to the device.
+/// State that was saved, or set aside, and comes back to its place.
 #[derive(Debug, Clone)]
 pub struct BringBack {
     /// Its name in the report.
     pub id: TransferId,
     /// As in a [`Transfer`].
     pub clear: Vec<DeviceSlice>,
-    /// What to copy, in order.
+    /// What was set aside. It comes first.
+    pub within: Vec<CopyWithin>,
+    /// What was saved, in order.
     pub copies: Vec<CopyIn>,
 }
 

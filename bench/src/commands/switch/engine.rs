@@ -128,7 +128,7 @@ impl Lane {
             input_doorbell: None,
             groups,
             save: vec![],
-            set_aside: None,
+            set_aside: vec![],
         })?;
         let report = self.landed.recv_timeout(PATIENCE);
         let report = report.with_context(|| format!("a transfer of {bytes} bytes does not end"))??;
