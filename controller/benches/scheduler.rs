@@ -9,7 +9,7 @@ use std::error::Error;
 use std::time::{Duration, Instant};
 
 use pswitch_controller::scheduler::{
-    Action, Event, ModelLimits, Outcome, RequestId, Scheduler, SchedulerOptions, WorkerId,
+    Action, Event, Homes, ModelLimits, Outcome, RequestId, Scheduler, SchedulerOptions, WorkerId,
 };
 use pswitch_mem_pool::{Ledger, ModelId, PoolError, PoolLayout};
 
@@ -47,6 +47,7 @@ fn measure(models: u32, waiting: u32, fit: u32) -> Result<Vec<Duration>, PoolErr
         stop_grace: Duration::from_secs(2),
         attempts: 2,
         prefetch: true,
+        homes: Homes::Fixed,
     };
     // Half a span more than fits: what does not fit side by side lies over others.
     let pool_bytes = u64::from(fit) * SPAN_BYTES + SPAN_BYTES / 2 + SPAN_BYTES;

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::error::ControllerError;
 use crate::repository::ModelName;
-use crate::scheduler::SchedulerOptions;
+use crate::scheduler::{Homes, SchedulerOptions};
 use crate::yaml;
 
 pub(crate) mod fields;
@@ -56,6 +56,9 @@ pub struct Config {
     /// Default: `optimal`.
     #[serde(deserialize_with = "fields::algorithm")]
     pub plan: Algorithm,
+    /// By what models get their places in a pool that has no room for all: `fixed`, each has one for good, which costs nothing;
+    /// or `least-recently-used`, as an allocator gives them, which is for measuring what that costs. Default: `fixed`.
+    pub homes: Homes,
     /// Whether layer times are kept in `NAME/profiles`, so that the next start need not take them. A folder that cannot
     /// be written to keeps none. Default: `true`.
     pub profile_cache: bool,
@@ -229,6 +232,7 @@ impl Default for Config {
             slot_memory_size: ByteSize::from_mib(1024),
             limits: LimitsConfig::default(),
             plan: Algorithm::Optimal,
+            homes: Homes::Fixed,
             profile_cache: true,
             pin_weights: true,
             training: TrainingConfig::default(),
@@ -499,9 +503,9 @@ impl LinkConfig {
 }
 
 impl LimitsConfig {
-    /// The part that the scheduler keeps to.
+    /// The part that the scheduler keeps to, with what it has to know beside.
     #[must_use]
-    pub fn scheduler_options(&self) -> SchedulerOptions {
+    pub fn scheduler_options(&self, homes: Homes) -> SchedulerOptions {
         SchedulerOptions {
             max_consecutive: self.max_consecutive,
             max_wait: self.max_wait,
@@ -510,6 +514,7 @@ impl LimitsConfig {
             stop_grace: self.stop_grace,
             attempts: self.attempts,
             prefetch: self.prefetch,
+            homes,
         }
     }
 }

@@ -20,6 +20,12 @@
 //! The next request goes to the worker that finished last: it is awake. What cannot run yet is prefetched, one model
 //! at a time, the oldest request's first, where the place is neither held nor wanted by requests that wait.
 //!
+//! # Places
+//!
+//! By [`Homes`] a model that moves in goes to its own home, or to a place that it is given anew: `places.rs`. In that case a
+//! request that has no room keeps back all that would have to move in, and whoever lies where it is to go. Only the model of
+//! the oldest request that cannot run is prefetched.
+//!
 //! # Training
 //!
 //! Where training's part of the pool gives way to models, it is one more span to the switcher: [`Event::TrainingAsks`] has it
@@ -38,6 +44,7 @@ mod check;
 mod handle;
 mod heads;
 mod messages;
+mod places;
 mod policy;
 mod records;
 mod switcher;
@@ -51,7 +58,8 @@ use pswitch_mem_pool::{Home, Ledger, ModelId, PoolError};
 
 use heads::Heads;
 pub use messages::{
-    Action, Event, ExecutionId, Load, ModelLimits, Outcome, Rejection, RequestId, SchedulerOptions, WorkerId,
+    Action, Event, ExecutionId, Homes, Load, ModelLimits, Outcome, Rejection, RequestId, SchedulerOptions,
+    WorkerId,
 };
 use policy::Turn;
 use records::{Claim, Execution, Model, Request};
@@ -66,7 +74,7 @@ use workers::Workers;
 /// use std::time::{Duration, Instant};
 ///
 /// use pswitch_controller::scheduler::{
-///     Action, Event, ModelLimits, Outcome, RequestId, Scheduler, SchedulerOptions, WorkerId,
+///     Action, Event, Homes, ModelLimits, Outcome, RequestId, Scheduler, SchedulerOptions, WorkerId,
 /// };
 /// use pswitch_mem_pool::{Ledger, ModelId, PoolLayout};
 ///
@@ -78,6 +86,7 @@ use workers::Workers;
 ///     stop_grace: Duration::from_secs(2),
 ///     attempts: 2,
 ///     prefetch: true,
+///     homes: Homes::Fixed,
 /// };
 /// let layout = PoolLayout::new(64 << 20, 1, 8 << 20)?;
 /// let mut scheduler = Scheduler::new(Ledger::new(&layout), options);
@@ -126,8 +135,8 @@ impl Scheduler {
     #[must_use]
     pub fn new(ledger: Ledger, options: SchedulerOptions) -> Self {
         Self {
+            switcher: Switcher::new(ledger, options.homes),
             options,
-            switcher: Switcher::new(ledger),
             models: BTreeMap::new(),
             unfit: BTreeMap::new(),
             heads: Heads::default(),
@@ -183,6 +192,7 @@ impl Scheduler {
         let mut actions = Vec::new();
         self.apply(event, now, &mut actions);
         self.expire(now, &mut actions);
+        self.send_home(&mut actions);
         self.dispatch(now, &mut actions);
         actions
     }

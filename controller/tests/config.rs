@@ -115,6 +115,10 @@ fn mistakes_are_told_with_their_place_and_what_is_allowed() {
             "expected one of optimal, paper, per-layer, whole, sequential, equal-N at line 1 column 7",
         ),
         (
+            "homes: rented",
+            "unknown variant `rented`, expected `fixed` or `least-recently-used` at line 1 column 8",
+        ),
+        (
             "profile_cache: often",
             "profile_cache: invalid type: string \"often\", expected a boolean at line 1 column 16",
         ),

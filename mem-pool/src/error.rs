@@ -78,6 +78,22 @@ pub enum PoolError {
         /// What was given.
         alignment: u64,
     },
+    /// A place that does not begin where one may.
+    #[error(
+        "{at} is no place to begin at: it must be a multiple of {alignment} bytes from the begin of the homes"
+    )]
+    Misaligned {
+        /// The offset given.
+        at: u64,
+        /// What its distance from the begin of the homes must be a multiple of.
+        alignment: u64,
+    },
+    /// What has one place for good was to have another.
+    #[error("the place of {model} is fixed")]
+    FixedPlace {
+        /// Whose.
+        model: ModelId,
+    },
     /// Something is freed that was not allocated, or twice.
     #[error("nothing is allocated at {at:#x}")]
     NotAllocated {

@@ -1,7 +1,8 @@
 //! Unified device memory: one pool, allocated once, and an account of every byte in it.
 //!
 //! A [`PoolLayout`] divides a pool into doorbell words, homes, arenas and a part for training. Each model's span (its
-//! weights, one contiguous range) has a fixed home; homes overlap when not all models fit. The [`Ledger`] decides who is in the pool: a model
+//! weights, one contiguous range) has a home of its own; homes overlap when not all models fit. A model that is on the host
+//! can be given another, as an allocator would that evicts what was used longest ago ([`Ledger::find_room`]). The [`Ledger`] decides who is in the pool: a model
 //! that moves in evicts what lies in its place, unless that is leased or moving itself. An execution holds a [`Lease`] on
 //! a span and on an arena, from which an [`Arena`] allocates its activations. A [`HostStore`] keeps every span in pinned
 //! host memory. [`TrainingMemory`] divides the part for training among tasks.

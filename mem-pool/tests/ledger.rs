@@ -22,7 +22,7 @@ fn layout_with_training(homes_bytes: u64, training_bytes: u64) -> PoolLayout {
     layout(homes_bytes).with_training_in_homes(training_bytes).unwrap()
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 enum Step {
     Place {
         model: ModelId,
@@ -30,6 +30,11 @@ enum Step {
         doorbells: u32,
     },
     Remove(ModelId),
+    /// To this offset of the pool, of which some are no places.
+    Rehome(ModelId, u64),
+    /// To where there is room if these are evicted.
+    FindRoom(ModelId, Vec<ModelId>),
+    DropOut(ModelId),
     BeginMove(ModelId),
     FinishMove(ModelId),
     FailMove(ModelId),
@@ -48,6 +53,10 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (model(), 0_u64..6_000, 0_u32..7)
             .prop_map(|(model, span_bytes, doorbells)| Step::Place { model, span_bytes, doorbells }),
         1 => model().prop_map(Step::Remove),
+        2 => (model(), 0_u64..24, 0_u64..2).prop_map(|(model, at, off)| Step::Rehome(model, at * 512 + off * 100)),
+        4 => (model(), prop::collection::vec(model(), 0..4))
+            .prop_map(|(model, victims)| Step::FindRoom(model, victims)),
+        1 => model().prop_map(Step::DropOut),
         6 => model().prop_map(Step::BeginMove),
         5 => model().prop_map(Step::FinishMove),
         1 => model().prop_map(Step::FailMove),
@@ -124,6 +133,50 @@ fn take(ledger: &mut Ledger, expected: &mut Expected, step: Step) -> Result<(), 
             prop_assert_eq!(done.is_ok(), may);
             if may {
                 expected.models.remove(&model);
+            }
+            done.err()
+        }
+        Step::Rehome(model, offset) => {
+            let done = ledger.rehome(model, offset);
+            let homes_end = 512 + before.homes_bytes;
+            let fits = expected.models.get(&model).is_some_and(|(home, _)| {
+                offset >= 512 && offset + home.span.bytes <= homes_end && offset.is_multiple_of(512)
+            });
+            let may = expected.state(model) == Some(Host) && model != ModelId::TRAINING && fits;
+            prop_assert_eq!(done.is_ok(), may, "{:?}", done);
+            if may {
+                expected.models.get_mut(&model).unwrap().0.span.offset = offset;
+            }
+            done.err()
+        }
+        Step::FindRoom(model, victims) => match ledger.find_room(model, &victims) {
+            Ok(Some(span)) => {
+                let homes = Range::new(512, before.homes_bytes);
+                prop_assert!(homes.contains(&span) && span.offset.is_multiple_of(512));
+                prop_assert_eq!(span.bytes, expected.models[&model].0.span.bytes);
+                for (other, (home, state)) in &expected.models {
+                    let stays = *other != model && *state != Host && !victims.contains(other);
+                    prop_assert!(!stays || !home.span.overlaps(&span), "{other} stays and is in the way");
+                }
+                if expected.state(model) == Some(Host) && model != ModelId::TRAINING {
+                    prop_assert_eq!(ledger.rehome(model, span.offset), Ok(()));
+                    expected.models.get_mut(&model).unwrap().0.span = span;
+                }
+                None
+            }
+            Ok(None) => None,
+            Err(error) => {
+                let known = |id: &ModelId| expected.models.contains_key(id);
+                prop_assert!(!known(&model) || !victims.iter().all(known));
+                Some(error)
+            }
+        },
+        Step::DropOut(model) => {
+            let done = ledger.drop_out(model);
+            let may = expected.state(model) == Some(Resident) && !expected.is_leased(model);
+            prop_assert_eq!(done.is_ok(), may);
+            if may {
+                expected.set(model, Host);
             }
             done.err()
         }
@@ -320,6 +373,43 @@ fn a_newcomer_evicts_what_lies_in_its_place_and_nothing_else() {
     assert_eq!(resident(&mut ledger, c), [a]);
     assert_eq!(ledger.state(b), Ok(Residency::Resident));
     assert_eq!(resident(&mut ledger, a), [c]);
+}
+
+#[test]
+fn a_model_on_the_host_can_be_given_another_place() {
+    let mut ledger = Ledger::new(&layout_with_training(6 * 512, 512));
+    let [a, b, c] = [0, 1, 2].map(ModelId);
+    for model in [a, b, c] {
+        ledger.place(model, 1000, 1).unwrap();
+    }
+    let own = ledger.home(c).unwrap();
+    // Behind training lie a and b; for c there is no room beside them.
+    assert_eq!(own.span, Range::new(2560, 1000));
+    resident(&mut ledger, a);
+    resident(&mut ledger, b);
+    assert_eq!(ledger.find_room(c, &[]), Ok(None));
+    assert_eq!(ledger.find_room(c, &[b, a]), Ok(Some(Range::new(2048, 1000))));
+    ledger.rehome(c, 2048).unwrap();
+    assert_eq!(resident(&mut ledger, c), [b]);
+    assert_eq!(ledger.home(c), Ok(Home { span: Range::new(2048, 1000), ..own }));
+    assert_eq!(ledger.own_place(c), Ok(own.span));
+    ledger.check().unwrap();
+
+    let refusals = [(a, 512), (b, 4096), (b, 600), (ModelId::TRAINING, 512)].map(|(model, offset)| {
+        if model == ModelId::TRAINING {
+            ledger.drop_out(model).unwrap();
+        }
+        ledger.rehome(model, offset).unwrap_err().to_string()
+    });
+    assert_eq!(
+        refusals,
+        [
+            "model 0 cannot be given another place: its state is resident, it must be host",
+            "1000 bytes at offset 4096 are outside the 3072 bytes of the homes",
+            "600 is no place to begin at: it must be a multiple of 512 bytes from the begin of the homes",
+            "the place of training is fixed",
+        ]
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Raised with every change of a message; both ends come from one build, so only equal versions talk.
-pub const PROTOCOL_VERSION: u16 = 6;
+pub const PROTOCOL_VERSION: u16 = 7;
 
 /// Bytes in a mapping that both processes know; which mapping the field's name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,9 +70,9 @@ pub struct LoadModel {
     pub path: String,
     /// Digest of the archive that the controller has read: the file must not have changed since.
     pub digest: u64,
-    /// Home of the span in the pool.
+    /// Home of the span in the pool: where an execution finds it, unless it is [told otherwise](Execute::home).
     pub span: Region,
-    /// Doorbells of the home in the pool, one 4-byte word a group.
+    /// Doorbells of the model in the pool, one 4-byte word a group.
     pub doorbells: Region,
     /// Storages of the program that may be read from the host store, ascending.
     pub tables: Vec<u32>,
@@ -138,6 +138,8 @@ pub struct Execute {
     pub inputs: Vec<InputValue>,
     /// Word in the pool that is rung when the inputs have landed; the worker clears it.
     pub input_doorbell: u64,
+    /// Where the span begins in the pool. The model may have been built over another place; doorbells are where they were.
+    pub home: u64,
     /// Place in the pool for all that the execution allocates.
     pub arena: Region,
     /// Whether all of the weights are in their home: then no group is waited for.

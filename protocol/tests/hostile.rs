@@ -28,6 +28,7 @@ fn execute(inputs: usize) -> ToWorker {
             inputs
         ],
         input_doorbell: 64,
+        home: 4096,
         arena: Region { offset: 1 << 30, bytes: 1 << 30 },
         resident: false,
         held_back: false,

@@ -249,6 +249,10 @@ void ps_values_guard(ps_values* values, const void* begin, size_t bytes) {
   }
 }
 
+void ps_values_unguard(ps_values* values) {
+  values->guarded.clear();
+}
+
 int32_t ps_values_kind(const ps_values* values, uint32_t id) {
   const auto& value = values->entries[id];
   if (value.isNone()) return PS_KIND_NONE;

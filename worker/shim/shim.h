@@ -53,6 +53,8 @@ bool ps_values_set_view(ps_values* values, uint32_t id, void* data, int8_t dtype
 void ps_values_share(ps_values* values, uint32_t from, uint32_t to);
 // No call may write into these bytes from now on.
 void ps_values_guard(ps_values* values, const void* begin, size_t bytes);
+// Calls may write everywhere again.
+void ps_values_unguard(ps_values* values);
 void ps_values_set_int(ps_values* values, uint32_t id, int64_t value);
 void ps_values_set_float(ps_values* values, uint32_t id, double value);
 void ps_values_set_bool(ps_values* values, uint32_t id, bool value);

@@ -130,6 +130,16 @@ impl Weights {
         })
     }
 
+    /// The home over which the model was built.
+    pub(crate) fn home(&self) -> Region {
+        self.home
+    }
+
+    /// All that some node uses, with their places in the span.
+    pub(crate) fn used(&self) -> impl Iterator<Item = (u64, &Weight)> {
+        self.used.iter().map(|(place, weight)| (*place, weight))
+    }
+
     /// A part of the span in the copy that the worker keeps.
     fn kept(&self, part: Region) -> Result<HostSlice, WorkerError> {
         let none = || WorkerError::Order("to bring weights of which the worker has no copy".to_owned());

@@ -1,6 +1,7 @@
 //! A program made ready to run: every operator found, every argument in place, every weight a view of the span.
 
 mod builder;
+mod places;
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -214,52 +215,6 @@ impl Executable {
             inputs.iter().chain(&outputs).copied().filter(|value| !weights.contains(value)).collect();
         let tables_on_host = Some(false);
         Ok(Self { values, steps, inputs, outputs, transient, tables, tables_on_host, tied, device })
-    }
-
-    /// Whether there are weights that can be read from the host.
-    pub(crate) fn has_tables(&self) -> bool {
-        !self.tables.is_empty()
-    }
-
-    /// Says where the next runs read those weights from that can be read from the host.
-    ///
-    /// # Errors
-    /// If libtorch refuses the view.
-    pub(crate) fn read_tables(&mut self, from_host: bool) -> Result<(), RunError> {
-        if self.tables_on_host == Some(from_host) {
-            return Ok(());
-        }
-        self.tables_on_host = None;
-        for Table { weight, home, host } in &self.tables {
-            let address = if from_host { *host } else { *home };
-            // SAFETY: whoever built the executable promised that both stay mapped.
-            unsafe { self.values.set_view(weight.value, address, &view_of(weight), self.device) }
-                .map_err(|raised| fault("a table", raised))?;
-        }
-        self.tables_on_host = Some(from_host);
-        Ok(())
-    }
-
-    /// Has weights lie elsewhere from now on. There they are not guarded against operators that would write to them.
-    ///
-    /// # Safety
-    /// As [`build`](Self::build), for the new addresses.
-    ///
-    /// # Errors
-    /// If libtorch refuses a view.
-    pub(crate) unsafe fn move_weights<'a>(
-        &mut self,
-        weights: impl Iterator<Item = (&'a Weight, DeviceAddress)>,
-    ) -> Result<(), RunError> {
-        for (weight, address) in weights {
-            // SAFETY: the caller's promise.
-            unsafe { self.values.set_view(weight.value, address, &view_of(weight), self.device) }
-                .map_err(|raised| fault("a weight", raised))?;
-        }
-        for &(first, tied) in &self.tied {
-            self.values.share(first, tied);
-        }
-        Ok(())
     }
 
     /// Runs the program. On the CPU the outputs are there when it returns; on a GPU their computation is enqueued.

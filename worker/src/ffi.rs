@@ -41,6 +41,7 @@ unsafe extern "C" {
     pub(crate) fn ps_values_delete(values: *mut RawValues);
     pub(crate) fn ps_values_clear(values: *mut RawValues, ids: *const u32, count: usize);
     pub(crate) fn ps_values_guard(values: *mut RawValues, begin: *const c_void, bytes: usize);
+    pub(crate) fn ps_values_unguard(values: *mut RawValues);
     pub(crate) fn ps_values_kind(values: *const RawValues, id: u32) -> i32;
     pub(crate) fn ps_values_set_view(
         values: *mut RawValues,

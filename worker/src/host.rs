@@ -19,6 +19,9 @@ pub(crate) fn run(
     model: &mut Model,
     work: &Work<'_>,
 ) -> Result<Result<Executed, RunError>, WorkerError> {
+    if let Err(error) = model.lie_at(work.order.home, shared) {
+        return Ok(Err(error));
+    }
     let groups = if work.order.resident { Vec::new() } else { model.groups(shared, false)? };
     let mut watch = ExecutionWatch {
         device: &*shared.device,

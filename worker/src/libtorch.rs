@@ -137,6 +137,12 @@ impl Values {
         unsafe { ffi::ps_values_guard(self.raw, begin, bytes) }
     }
 
+    /// Refuses no call any more for where it would write.
+    pub(crate) fn protect_nothing(&mut self) {
+        // SAFETY: the handle is live.
+        unsafe { ffi::ps_values_unguard(self.raw) }
+    }
+
     /// Makes an entry a tensor over memory that stays somebody else's.
     ///
     /// # Safety

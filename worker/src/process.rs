@@ -239,6 +239,7 @@ impl Worker {
             _host_span: host_span,
             examples,
             weights,
+            lies_at: Some(load.span.offset),
         })
     }
 

@@ -55,6 +55,8 @@ pub(crate) struct Model {
     pub(crate) examples: Vec<Example>,
     /// Where the weights lie, and where else.
     pub(crate) weights: Weights,
+    /// Where in the pool the executable looks for them; unknown if a change failed midway.
+    pub(crate) lies_at: Option<u64>,
 }
 
 /// An input as the program was exported with.
@@ -65,6 +67,23 @@ pub(crate) enum Example {
 }
 
 impl Model {
+    /// Has the executable look for the weights at that offset of the pool.
+    pub(crate) fn lie_at(&mut self, home: u64, shared: &Shared) -> Result<(), RunError> {
+        if self.lies_at == Some(home) {
+            return Ok(());
+        }
+        let span = Region { offset: home, bytes: self.weights.home().bytes };
+        let fault = |error: DeviceError| RunError { class: FaultClass::Model, message: error.to_string() };
+        let base = shared.slice(span).map_err(fault)?.address();
+        self.lies_at = None;
+        let weights = self.weights.used().map(|(place, weight)| (weight, DeviceAddress(base.0 + place)));
+        // SAFETY: the addresses lie inside of a place for the span in the pool, which is mapped for as long as the worker
+        // lives; an execution waits for the weights at their doorbells.
+        unsafe { self.executable.move_span(weights) }?;
+        self.lies_at = Some(home);
+        Ok(())
+    }
+
     /// For everything that an execution waits for the node before which it does, ascending, and its doorbell. Tables that
     /// are read from the host are not among them.
     pub(crate) fn groups(
@@ -99,6 +118,7 @@ impl<'a> Work<'a> {
     pub(crate) fn new(order: &'a Execute, model: &Model, shared: &Shared) -> Result<Self, WorkerError> {
         let inputs =
             order.inputs.iter().map(|input| placed_input(shared, input)).collect::<Result<_, _>>()?;
+        shared.slice(Region { offset: order.home, bytes: model.weights.home().bytes })?;
         if let Some(profile) = order.profile
             && profile.bytes < 4 * (model.executable.nodes() as u64 + 1)
         {

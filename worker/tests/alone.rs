@@ -116,6 +116,7 @@ fn weights_that_lie_nowhere_are_not_run() {
         model: 0,
         inputs: Vec::new(),
         input_doorbell: ARENA.offset,
+        home: SPAN.offset,
         arena: ARENA,
         resident: true,
         held_back: false,

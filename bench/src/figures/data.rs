@@ -85,7 +85,8 @@ pub(crate) struct Cycle {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Load {
-    /// `pswitch`, or `load-on-demand`: a model comes as a whole when its request's turn has come, and nothing is pipelined.
+    /// `pswitch`, or `load-on-demand`: a model comes as a whole when its request's turn has come, nothing is pipelined, and
+    /// what was used longest ago makes room.
     pub(crate) mechanism: String,
     /// `poisson` or `bursty`.
     pub(crate) arrivals: String,

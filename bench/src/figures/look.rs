@@ -72,6 +72,7 @@ pub(super) fn name(mechanism: &str) -> String {
         "no-ipc" => "no IPC optimization".to_owned(),
         "no-pinned" => "no pinned memory".to_owned(),
         "managed" => "CUDA managed memory".to_owned(),
+        "load-on-demand" => "load on demand, LRU eviction".to_owned(),
         other => match other.strip_prefix("pytorch-") {
             Some("stop-and-start") => "PyTorch: stop-and-start".to_owned(),
             Some(row) => format!("PyTorch: {}", row.replace('-', " ")),

@@ -272,6 +272,7 @@ impl Desk {
             model: MODEL,
             inputs: values,
             input_doorbell: division.doorbell.offset,
+            home: self.room.span.offset,
             arena: region(division.activations),
             resident,
             held_back: false,

@@ -116,6 +116,23 @@ fn figure_9_has_one_process_and_two() {
     check_bars("figure9", &["pswitch", "one-process", "two-processes"], &[]);
 }
 
+#[test]
+fn figure_10_serves_both_ways_from_one_server() {
+    let mut bench = Bench::figure("figure10");
+    // Three models, and room for one and a half.
+    bench.command.args(["--copies", "3", "--oversubscription", "2", "--load", "0.6", "--seconds", "4"]);
+    let ended = run(&mut bench.command);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert_says(&ended.stdout, &["wrong outputs: 0 (asked: at most 0): met"]);
+    let results = bench.results("figure10");
+    let expected = ["pswitch", "load-on-demand", "pswitch", "load-on-demand"];
+    assert_eq!(names(&results, "loads"), expected, "{}", ended.stderr);
+    let poisson = results["loads"].as_array().unwrap().iter().filter(|load| load["arrivals"] == "poisson");
+    for load in poisson {
+        assert!(load["switches"].as_u64().unwrap() > 0, "{load}");
+    }
+}
+
 /// A measurement that is under way.
 struct Running {
     child: Child,

@@ -9,6 +9,7 @@ mod commands;
 mod faults;
 mod figures;
 mod making_room;
+mod places;
 mod plan_groups;
 mod profiles;
 mod refusals;

@@ -7,11 +7,14 @@ use pswitch_transfer::{Algorithm, CopyIn, GroupCopy, Plan};
 
 use super::mail::{HostTables, ModelSpec};
 
-/// A model in its home: what moves it, group by group, and where it is announced.
+/// A model with its place in the pool: what moves it there, group by group, and where it is announced.
 #[derive(Debug)]
 pub(super) struct HomedModel {
     pub(super) spec: Arc<ModelSpec>,
+    /// The home of its own, over which workers build it.
     pub(super) home: Home,
+    /// Where its span lies, or goes with the transfer under way. Kept between two loads.
+    pub(super) place: Range,
     /// Tables that may be read from the host store, and the span there for whoever reads it.
     host_tables: HostTables,
     pub(super) host_span: PinnedMemory,
@@ -44,6 +47,7 @@ impl HomedModel {
             host_span: store.memory(spec.id)?,
             spec,
             home,
+            place: home.span,
             host_tables,
             groups: Vec::new(),
             table_groups: Vec::new(),
@@ -69,6 +73,26 @@ impl HomedModel {
         Ok(())
     }
 
+    /// Has the span go to that place from the next load on.
+    pub(super) fn lie_at(&mut self, place: Range, pool: &Pool) -> Result<(), PoolError> {
+        if self.place == place {
+            return Ok(());
+        }
+        let moved = |groups: &[GroupCopy]| {
+            let to = |group: &GroupCopy| {
+                Range::new(place.offset + group.copy.from.offset(), group.copy.to.bytes())
+            };
+            let moved = groups.iter().map(|group| {
+                let copy = CopyIn { to: pool.slice(to(group))?, from: group.copy.from.clone() };
+                Ok(GroupCopy { copy, doorbell: group.doorbell.clone() })
+            });
+            moved.collect::<Result<Vec<_>, PoolError>>()
+        };
+        (self.groups, self.table_groups) = (moved(&self.groups)?, moved(&self.table_groups)?);
+        self.place = place;
+        Ok(())
+    }
+
     /// Whether an execution with inputs of so many bytes reads tables from the host store while weights are on their way.
     pub(super) fn reads_host_tables(&self, input_bytes: u64) -> bool {
         !self.host_tables.tables.is_empty() && input_bytes <= self.host_tables.most_input_bytes
@@ -79,7 +103,7 @@ impl HomedModel {
         self.host_tables.tables.iter().map(|table| table.storage.0).collect()
     }
 
-    /// The copies of a load. Tables come last, when nobody waits for them: the next executions find them in their home.
+    /// The copies of a load. Tables come last, when nobody waits for them: the next executions find them in their place.
     /// Whoever does wait needs them early.
     pub(super) fn load(&self, host_tables: bool) -> impl Iterator<Item = &GroupCopy> {
         let (first, last) =
@@ -102,7 +126,7 @@ impl HomedModel {
         let mut copies = Vec::with_capacity(parts.len() + tables.len());
         for (index, Part { range, .. }) in (0..).zip(parts.iter().chain(&tables)) {
             let doorbell = pool.doorbell(&self.home, index)?;
-            let to = pool.slice(Range::new(self.home.span.offset + range.offset, range.bytes))?;
+            let to = pool.slice(Range::new(self.place.offset + range.offset, range.bytes))?;
             let from = store.slice(self.spec.id, *range)?;
             copies.push(GroupCopy { copy: CopyIn { from, to }, doorbell });
         }

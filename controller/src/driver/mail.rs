@@ -11,7 +11,7 @@ use pswitch_transfer::{Plan, TransferError, TransferId, TransferReport};
 use tokio::sync::oneshot;
 
 use super::OutsideUse;
-use crate::scheduler::{ModelLimits, RequestId, WorkerId};
+use crate::scheduler::{Homes, ModelLimits, RequestId, WorkerId};
 use crate::service::ServiceError;
 use crate::slots::Slot;
 
@@ -139,6 +139,8 @@ pub(crate) enum Mail {
     },
     /// Whether weights move ahead of their turn from now on.
     Prefetch(bool),
+    /// By what models get their places from now on.
+    Homes(Homes),
     /// Refuse what waits for a model, finish what runs, then forget it.
     Remove {
         model: ModelId,

@@ -388,6 +388,7 @@ impl Driver {
                 }
             }
             Mail::Prefetch(prefetch) => self.scheduler.set_prefetch(prefetch),
+            Mail::Homes(homes) => self.feed(Event::Homes { homes }),
             Mail::Remove { model, done } => {
                 if self.models.contains_key(&model) {
                     self.removing.insert(model, done);

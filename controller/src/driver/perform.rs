@@ -40,7 +40,8 @@ impl Driver {
             Action::Prefetch { transfer, model, load } => {
                 let mut prefetch = transfer_of(transfer);
                 // For whoever comes: most requests read tables from the host.
-                let loaded = self.load(&mut prefetch, model, &load, true);
+                let loaded =
+                    self.lay(model, &load).and_then(|()| self.load(&mut prefetch, model, &load, true));
                 let start = || self.engine.start(prefetch).map_err(|error| error.to_string());
                 if let Err(reason) = loaded.and_then(|()| start()) {
                     self.refuse_transfer(transfer, reason);
@@ -100,7 +101,8 @@ impl Driver {
         self.links.set_stop(dispatch.worker, false);
         self.hold_back(dispatch.execution, dispatch.worker);
         let (execution, transfer) = (dispatch.execution, dispatch.transfer);
-        match self.prepare(dispatch) {
+        let laid = dispatch.load.as_ref().map_or(Ok(()), |load| self.lay(dispatch.model, load));
+        match laid.and_then(|()| self.prepare(dispatch)) {
             Ok((message, prepared)) => {
                 let prepared_ns = monotonic_ns();
                 let send = || match self.links.get(dispatch.worker) {
@@ -185,8 +187,8 @@ impl Driver {
             let to = self.pool.slice(copy.to).map_err(|error| text(&error))?;
             transfer.inputs.push(CopyIn { from, to });
         }
-        let homed = self.models.get(&dispatch.model);
-        let host_tables = homed.is_some_and(|homed| homed.reads_host_tables(job.tensor_bytes().sum()));
+        let homed = self.models.get(&dispatch.model).ok_or("the model is gone")?;
+        let host_tables = homed.reads_host_tables(job.tensor_bytes().sum());
         let in_slot = |range: pswitch_mem_pool::Range| Region {
             offset: job.slot.offset_bytes() + range.offset,
             bytes: range.bytes,
@@ -196,6 +198,7 @@ impl Driver {
             model: dispatch.model.0,
             inputs,
             input_doorbell: input_doorbell.offset(),
+            home: homed.place.offset,
             arena: Region { offset: division.activations.offset, bytes: division.activations.bytes },
             resident: self.scheduler.ledger().state(dispatch.model) == Ok(Residency::Resident),
             held_back: self.held_back.contains_key(&dispatch.execution),
@@ -210,6 +213,12 @@ impl Driver {
             self.load(&mut transfer, dispatch.model, load, host_tables)?;
         }
         Ok((message, transfer))
+    }
+
+    /// Has a model's weights go where a load says.
+    fn lay(&mut self, model: ModelId, load: &Load) -> Result<(), String> {
+        let Some(homed) = self.models.get_mut(&model) else { return Ok(()) };
+        homed.lie_at(load.place, &self.pool).map_err(|error| error.to_string())
     }
 
     /// Adds a model's weights to a transfer, and the state that they come in the place of.
@@ -229,7 +238,7 @@ impl Driver {
                 range: self.pool.layout().training,
                 least_bytes: self.device.properties().least_copy_within_bytes,
             });
-            let made = room.states.make_room(transfer.id, homed.home.span, unused);
+            let made = room.states.make_room(transfer.id, homed.place, unused);
             let MadeRoom { save, set_aside } = made.map_err(|error| error.to_string())?;
             (transfer.save, transfer.set_aside) = (save, set_aside);
         }

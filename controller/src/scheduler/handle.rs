@@ -47,6 +47,7 @@ impl Scheduler {
             }
             Event::Hold => self.held = true,
             Event::Release => self.held = false,
+            Event::Homes { homes } => self.switcher.set_homes(homes),
             Event::Draining => self.draining = true,
             Event::Tick => {}
         }
@@ -356,6 +357,13 @@ impl Scheduler {
         }
     }
 
+    /// Has those that lie in another place than their own leave it, where homes are fixed and nobody uses them.
+    pub(super) fn send_home(&mut self, actions: &mut Vec<Action>) {
+        for dropped in self.switcher.send_home(actions) {
+            self.relist(dropped);
+        }
+    }
+
     /// Begins whatever can begin.
     pub(super) fn dispatch(&mut self, now: Instant, actions: &mut Vec<Action>) {
         while self.waiting > 0
@@ -367,8 +375,8 @@ impl Scheduler {
         {
             actions.push(action);
         }
-        if let Some(model) = self.pick_prefetch()
-            && let Some((transfer, load)) = self.switcher.prefetch(model)
+        if let Some((model, place)) = self.pick_prefetch()
+            && let Some((transfer, load)) = self.switcher.prefetch(model, place)
         {
             self.relist_load(model, Some(&load));
             actions.push(Action::Prefetch { transfer, model, load });

@@ -1,9 +1,10 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use pswitch_mem_pool::{ArenaId, ModelId};
+use pswitch_mem_pool::{ArenaId, ModelId, Range};
 use pswitch_protocol::{Executed, ExecutionFault, FaultClass};
 use pswitch_transfer::TransferId;
+use serde::Deserialize;
 
 /// A request, numbered by the driver; no two that are unanswered have the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,6 +36,18 @@ impl fmt::Display for ExecutionId {
     }
 }
 
+/// By what models get their places in the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Homes {
+    /// Each has one, for good; who comes in evicts what lies there.
+    #[default]
+    Fixed,
+    /// As an allocator gives them: who comes in gets a place where there is a gap, and for that those are evicted that were
+    /// used longest ago. What lies elsewhere stays where it is.
+    LeastRecentlyUsed,
+}
+
 /// What the scheduler keeps to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchedulerOptions {
@@ -52,6 +65,8 @@ pub struct SchedulerOptions {
     pub attempts: u32,
     /// Whether weights move for requests that wait, as long as they are in nobody's way.
     pub prefetch: bool,
+    /// By what models get their places in the pool.
+    pub homes: Homes,
 }
 
 /// What one model keeps to where it differs from [`SchedulerOptions`].
@@ -144,6 +159,12 @@ pub enum Event {
     Hold,
     /// Executions may begin again.
     Release,
+    /// Models get their places by other rules from now on. Under [`Homes::Fixed`] those that lie in another place than their
+    /// own are dropped from the pool when nobody uses them.
+    Homes {
+        /// The rules.
+        homes: Homes,
+    },
     /// The server is to end: what is new is refused, what was accepted is finished.
     Draining,
     /// Time has passed: [`Scheduler::next_deadline`](super::Scheduler::next_deadline) asks for it.
@@ -224,7 +245,8 @@ pub enum Action {
         /// The execution.
         execution: ExecutionId,
     },
-    /// Clear the doorbells of these models at once: a transfer that was to do it failed, and nobody waits there now.
+    /// Clear the doorbells of these models at once, where nobody waits now: a transfer that was to do it failed, or they were
+    /// dropped from the pool for nobody who came in their place.
     Clear {
         /// The models, none of them in the pool.
         models: Vec<ModelId>,
@@ -256,6 +278,8 @@ pub enum Action {
 /// Weights that move into the pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Load {
+    /// Where they go: the place of the span in the pool from now on, until the next load.
+    pub place: Range,
     /// Models, or training, that were in the pool where the new one goes. The transfer clears their doorbells before its last one rings.
     pub evicted: Vec<ModelId>,
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use pswitch_mem_pool::ModelId;
+use pswitch_mem_pool::{ModelId, Range};
 
 use super::Scheduler;
 use super::heads::Head;
@@ -62,7 +62,7 @@ impl Scheduler {
     }
 
     fn can_begin(&self, model: ModelId) -> bool {
-        self.switcher.is_present(model) || self.switcher.has_room(model, |_| false)
+        self.switcher.is_present(model) || self.switcher.room(model, |_| false).is_some()
     }
 
     /// Keeps count of turns, when the request at that place in the order of all has been taken from its queue.
@@ -78,10 +78,10 @@ impl Scheduler {
         };
     }
 
-    /// The model whose weights should move although none of its requests can begin: the oldest whose place is neither
-    /// held nor wanted by requests that wait, and not in the way of the oldest of all. One at a time: what is urgent
+    /// The model whose weights should move although none of its requests can begin, and where to: the oldest whose place is
+    /// neither held nor wanted by requests that wait, and not in the way of the oldest of all. One at a time: what is urgent
     /// would queue behind them on the link.
-    pub(super) fn pick_prefetch(&self) -> Option<ModelId> {
+    pub(super) fn pick_prefetch(&self) -> Option<(ModelId, Range)> {
         if !self.options.prefetch || self.switcher.is_loading() {
             return None;
         }
@@ -93,9 +93,9 @@ impl Scheduler {
             !in_its_way(head.model)
                 && !self.switcher.overlap(first, head.model)
                 && self.models.get(&head.model).is_some_and(|model| !model.prefetch_failed)
-                && self.switcher.has_room(head.model, wanted)
         };
-        self.heads.absent().take(PREFETCH_CANDIDATES).find(fetchable).map(|head| head.model)
+        let mut candidates = self.heads.absent().take(PREFETCH_CANDIDATES).filter(fetchable);
+        candidates.find_map(|head| Some((head.model, self.switcher.room(head.model, wanted)?)))
     }
 
     /// Lists the head of a model whose queue or presence has changed.

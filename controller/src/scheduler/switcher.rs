@@ -1,9 +1,9 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use pswitch_mem_pool::{ArenaId, Home, Lease, Ledger, ModelId, PoolError, Residency};
+use pswitch_mem_pool::{ArenaId, Home, Lease, Ledger, ModelId, PoolError, Range, Residency};
 use pswitch_transfer::TransferId;
 
-use super::messages::{Action, ExecutionId, Load};
+use super::messages::{Action, ExecutionId, Homes, Load};
 
 /// States of a model's span; finer than the ledger's, to which `Poisoned` is `Moving`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,22 +27,30 @@ pub(super) enum SpanState {
 }
 
 #[derive(Debug)]
-struct Span {
-    state: SpanState,
-    leases: u32,
-    /// Models whose homes overlap with this one's.
-    overlapping: Vec<ModelId>,
+pub(super) struct Span {
+    pub(super) state: SpanState,
+    pub(super) leases: u32,
+    /// Models whose own homes overlap with this one's.
+    pub(super) overlapping: Vec<ModelId>,
+    /// Its place in the order in which models are used; the highest is the latest.
+    pub(super) last_use: u64,
     loads: u64,
-    evictions: u64,
+    pub(super) evictions: u64,
+}
+
+impl Span {
+    fn new(state: SpanState, overlapping: Vec<ModelId>) -> Self {
+        Self { state, leases: 0, overlapping, last_use: 0, loads: 0, evictions: 0 }
+    }
 }
 
 /// What travels in one transfer.
 #[derive(Debug)]
-struct Transfer {
+pub(super) struct Transfer {
     /// The execution whose inputs it carries.
     inputs_of: Option<ExecutionId>,
     /// The model whose weights it carries, and those that it evicted.
-    weights: Option<(ModelId, Vec<ModelId>)>,
+    pub(super) weights: Option<(ModelId, Vec<ModelId>)>,
 }
 
 /// What came of training's wish for its part of the pool.
@@ -56,22 +64,33 @@ pub(super) enum Claimed {
 /// Which weights are in the pool, which move, and who holds them: the part of the scheduler that owns the ledger.
 #[derive(Debug)]
 pub(super) struct Switcher {
-    ledger: Ledger,
-    spans: BTreeMap<ModelId, Span>,
-    transfers: BTreeMap<TransferId, Transfer>,
+    pub(super) ledger: Ledger,
+    pub(super) homes: Homes,
+    pub(super) spans: BTreeMap<ModelId, Span>,
+    /// Those whose home is not their own now.
+    pub(super) away: BTreeSet<ModelId>,
+    pub(super) transfers: BTreeMap<TransferId, Transfer>,
     weights_under_way: usize,
     next_transfer: u64,
+    pub(super) next_use: u64,
 }
 
 impl Switcher {
-    pub(super) fn new(ledger: Ledger) -> Self {
+    pub(super) fn new(ledger: Ledger, homes: Homes) -> Self {
         let mut spans = BTreeMap::new();
         if ledger.state(ModelId::TRAINING).is_ok() {
-            let (state, overlapping) = (SpanState::Resident, Vec::new());
-            let training = Span { state, leases: 0, overlapping, loads: 0, evictions: 0 };
-            spans.insert(ModelId::TRAINING, training);
+            spans.insert(ModelId::TRAINING, Span::new(SpanState::Resident, Vec::new()));
         }
-        Self { ledger, spans, transfers: BTreeMap::new(), weights_under_way: 0, next_transfer: 0 }
+        Self {
+            ledger,
+            homes,
+            spans,
+            away: BTreeSet::new(),
+            transfers: BTreeMap::new(),
+            weights_under_way: 0,
+            next_transfer: 0,
+            next_use: 1,
+        }
     }
 
     pub(super) fn ledger(&self) -> &Ledger {
@@ -88,14 +107,12 @@ impl Switcher {
         let home = self.ledger.place(model, span_bytes, doorbells)?;
         let mut overlapping = Vec::new();
         for (other, span) in &mut self.spans {
-            if self.ledger.home(*other)?.span.overlaps(&home.span) {
+            if self.ledger.own_place(*other)?.overlaps(&home.span) {
                 overlapping.push(*other);
                 span.overlapping.push(model);
             }
         }
-        let state = SpanState::Host;
-        let span = Span { state, leases: 0, overlapping, loads: 0, evictions: 0 };
-        self.spans.insert(model, span);
+        self.spans.insert(model, Span::new(SpanState::Host, overlapping));
         Ok(home)
     }
 
@@ -107,6 +124,7 @@ impl Switcher {
             return false;
         }
         self.spans.remove(&model);
+        self.away.remove(&model);
         for span in self.spans.values_mut() {
             span.overlapping.retain(|other| *other != model);
         }
@@ -120,30 +138,12 @@ impl Switcher {
             .is_some_and(|span| matches!(span.state, SpanState::Moving { .. } | SpanState::Resident))
     }
 
-    /// Whether the span is in the host store alone and could begin to move now, evicting no model that `keep` says to
-    /// keep and none that is held.
-    pub(super) fn has_room(&self, model: ModelId, keep: impl Fn(ModelId) -> bool) -> bool {
-        let Some(span) = self.spans.get(&model) else { return false };
-        let evictable = |other: &ModelId| {
-            self.spans.get(other).is_none_or(|span| match span.state {
-                SpanState::Host => true,
-                SpanState::Resident => span.leases == 0 && !keep(*other),
-                SpanState::Moving { .. } | SpanState::Poisoned { .. } => false,
-            })
-        };
-        span.state == SpanState::Host && span.overlapping.iter().all(evictable)
-    }
-
     /// Why the span's transfer failed, until that is settled.
     pub(super) fn failure(&self, model: ModelId) -> Option<&str> {
         match &self.spans.get(&model)?.state {
             SpanState::Poisoned { reason, .. } => Some(reason),
             SpanState::Host | SpanState::Moving { .. } | SpanState::Resident => None,
         }
-    }
-
-    pub(super) fn overlap(&self, one: ModelId, other: ModelId) -> bool {
-        self.spans.get(&one).is_some_and(|span| span.overlapping.contains(&other))
     }
 
     pub(super) fn is_loading(&self) -> bool {
@@ -171,21 +171,27 @@ impl Switcher {
         arena: ArenaId,
     ) -> Option<(Lease, TransferId, Option<Load>)> {
         let transfer = TransferId(self.next_transfer);
-        let load = if self.is_present(model) { None } else { Some(self.move_in(model, transfer)?) };
+        let load = if self.is_present(model) {
+            None
+        } else {
+            let place = self.room(model, |_| false)?;
+            Some(self.move_in(model, place, transfer)?)
+        };
         let lease = granted(self.ledger.lease(model, arena))?;
         self.next_transfer += 1;
         if let Some(span) = self.spans.get_mut(&model) {
             span.leases += 1;
         }
+        self.note_use(model);
         let weights = load.as_ref().map(|load| (model, load.evicted.clone()));
         self.transfers.insert(transfer, Transfer { inputs_of: Some(execution), weights });
         Some((lease, transfer, load))
     }
 
-    /// Begins to move a model in that nobody executes yet.
-    pub(super) fn prefetch(&mut self, model: ModelId) -> Option<(TransferId, Load)> {
+    /// Begins to move a model that nobody executes yet to a place where there is [room](Self::room).
+    pub(super) fn prefetch(&mut self, model: ModelId, place: Range) -> Option<(TransferId, Load)> {
         let transfer = TransferId(self.next_transfer);
-        let load = self.move_in(model, transfer)?;
+        let load = self.move_in(model, place, transfer)?;
         self.next_transfer += 1;
         let weights = Some((model, load.evicted.clone()));
         self.transfers.insert(transfer, Transfer { inputs_of: None, weights });
@@ -195,8 +201,8 @@ impl Switcher {
     /// Holds training's part of the pool if it is there, or begins to bring it back if nothing in its place is held.
     pub(super) fn claim_for_training(&mut self) -> Option<Claimed> {
         let training = ModelId::TRAINING;
-        if self.has_room(training, |_| false) {
-            return self.prefetch(training).map(|(transfer, load)| Claimed::Moves(transfer, load));
+        if let Some(place) = self.room(training, |_| false) {
+            return self.prefetch(training, place).map(|(transfer, load)| Claimed::Moves(transfer, load));
         }
         let span = self.spans.get_mut(&training).filter(|span| span.state == SpanState::Resident)?;
         granted(self.ledger.hold(training))?;
@@ -210,10 +216,12 @@ impl Switcher {
         if let Some(span) = self.spans.get_mut(&ModelId::TRAINING) {
             span.leases -= 1;
         }
+        self.note_use(ModelId::TRAINING);
     }
 
     /// Host, a load begins -> Moving. What it evicts: Resident -> Host.
-    fn move_in(&mut self, model: ModelId, transfer: TransferId) -> Option<Load> {
+    fn move_in(&mut self, model: ModelId, place: Range, transfer: TransferId) -> Option<Load> {
+        self.settle_at(model, place)?;
         let evicted = granted(self.ledger.begin_move(model))?;
         for other in &evicted {
             if let Some(span) = self.spans.get_mut(other) {
@@ -225,8 +233,9 @@ impl Switcher {
             span.state = SpanState::Moving { transfer };
             span.loads += 1;
         }
+        self.note_use(model);
         self.weights_under_way += 1;
-        Some(Load { evicted })
+        Some(Load { place, evicted })
     }
 
     /// A transfer is complete. Moving, landed -> Resident. Returns the execution whose inputs it carried and the model
@@ -293,6 +302,7 @@ impl Switcher {
 
     pub(super) fn check(&self) -> Result<(), String> {
         self.ledger.check()?;
+        self.check_places()?;
         let moving = self.transfers.values().filter(|transfer| transfer.weights.is_some()).count();
         if moving != self.weights_under_way {
             return Err(format!("{moving} models move, {} are counted", self.weights_under_way));
@@ -322,7 +332,7 @@ impl Switcher {
 
 /// The value of what the switcher knows the ledger must grant. Should they ever differ, that is a bug: tests stop, a
 /// server logs it and goes on without the step.
-fn granted<T>(result: Result<T, PoolError>) -> Option<T> {
+pub(super) fn granted<T>(result: Result<T, PoolError>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
         Err(error) => {
@@ -333,6 +343,6 @@ fn granted<T>(result: Result<T, PoolError>) -> Option<T> {
     }
 }
 
-fn is_granted(result: Result<(), PoolError>) -> bool {
+pub(super) fn is_granted(result: Result<(), PoolError>) -> bool {
     granted(result).is_some()
 }

@@ -124,7 +124,7 @@ impl OpenedDevice {
             pool,
             store: Arc::clone(store),
             supervisor: Arc::clone(supervisor),
-            options: config.limits.scheduler_options(),
+            options: config.limits.scheduler_options(config.homes),
             workers: self.config.workers as usize,
             threads: self.config.threads,
             spin: self.config.spin(id),

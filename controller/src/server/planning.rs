@@ -11,6 +11,7 @@ use super::model::ServedModel;
 use super::profile_file::ProfileFile;
 use super::{LoadEvent, Server, chain, profiling};
 use crate::driver::Mail;
+use crate::scheduler::Homes;
 use crate::service::ServiceError;
 
 /// Groups of a model whose layers could not be timed.
@@ -159,6 +160,15 @@ impl Server {
     pub fn set_prefetch(&self, prefetch: bool) {
         for device in &self.devices {
             device.driver.mailbox().put(Mail::Prefetch(prefetch));
+        }
+    }
+
+    /// By what models get their places in the pool of every device, instead of what the configuration says: in force for models
+    /// that move in from now on. Those that lie in another place than their own leave the pool when homes are fixed again, as
+    /// soon as nobody uses them.
+    pub fn set_homes(&self, homes: Homes) {
+        for device in &self.devices {
+            device.driver.mailbox().put(Mail::Homes(homes));
         }
     }
 

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use pswitch_controller::scheduler::{
-    Action, Event, ExecutionId, ModelLimits, Outcome, Rejection, RequestId, Scheduler, SchedulerOptions,
-    WorkerId,
+    Action, Event, ExecutionId, Homes, Load, ModelLimits, Outcome, Rejection, RequestId, Scheduler,
+    SchedulerOptions, WorkerId,
 };
 use pswitch_mem_pool::{ArenaId, Ledger, ModelId, PoolLayout, Range};
 use pswitch_protocol::{ExecutionFault, FaultClass};
@@ -12,12 +12,13 @@ use pswitch_transfer::TransferId;
 
 /// The least that takes a place of its own in the pool.
 pub(crate) const UNIT_BYTES: u64 = 512;
+const HOMES_OFFSET: u64 = 4096;
 
 /// A pool with that many units for homes.
 pub(crate) fn layout(home_units: u64, arenas: u64) -> PoolLayout {
-    let homes = Range::new(4096, home_units * UNIT_BYTES);
+    let homes = Range::new(HOMES_OFFSET, home_units * UNIT_BYTES);
     let arenas = (0..arenas).map(|index| Range::new(homes.end() + index * UNIT_BYTES, UNIT_BYTES)).collect();
-    PoolLayout { doorbells: Range::new(0, 4096), homes, arenas, training: Range::default() }
+    PoolLayout { doorbells: Range::new(0, HOMES_OFFSET), homes, arenas, training: Range::default() }
 }
 
 /// The same, with the first of those units for training while no model needs them.
@@ -34,6 +35,7 @@ pub(crate) fn options() -> SchedulerOptions {
         stop_grace: Duration::from_secs(1),
         attempts: 2,
         prefetch: true,
+        homes: Homes::Fixed,
     }
 }
 
@@ -54,7 +56,7 @@ pub(crate) struct Execute {
     pub(crate) model: ModelId,
     pub(crate) arena: ArenaId,
     pub(crate) transfer: TransferId,
-    pub(crate) evicted: Option<Vec<ModelId>>,
+    pub(crate) load: Option<Load>,
 }
 
 impl Execute {
@@ -64,8 +66,18 @@ impl Execute {
         };
         let (execution, request, worker) = (*execution, *request, *worker);
         let (model, arena, transfer) = (*model, *arena, *transfer);
-        let evicted = load.as_ref().map(|load| load.evicted.clone());
-        Some(Self { execution, request, worker, model, arena, transfer, evicted })
+        Some(Self { execution, request, worker, model, arena, transfer, load: load.clone() })
+    }
+
+    /// Models that made room for its weights, if they had to come.
+    pub(crate) fn evicted(&self) -> Option<Vec<ModelId>> {
+        self.load.as_ref().map(|load| load.evicted.clone())
+    }
+
+    /// Where they go, in units from the begin of the homes.
+    #[track_caller]
+    pub(crate) fn place(&self) -> u64 {
+        (self.load.as_ref().expect("its weights come").place.offset - HOMES_OFFSET) / UNIT_BYTES
     }
 }
 
@@ -108,8 +120,17 @@ impl Desk {
 
     /// One arena, and the first units of the homes for training.
     pub(crate) fn beside_training(home_units: u64, training_units: u64, model_units: &[u64]) -> Self {
+        Self::beside_training_with(home_units, training_units, model_units, options())
+    }
+
+    pub(crate) fn beside_training_with(
+        home_units: u64,
+        training_units: u64,
+        model_units: &[u64],
+        options: SchedulerOptions,
+    ) -> Self {
         let layout = layout_with_training(home_units, 1, training_units);
-        let mut scheduler = Scheduler::new(Ledger::new(&layout), options());
+        let mut scheduler = Scheduler::new(Ledger::new(&layout), options);
         for (id, units) in (0..).zip(model_units) {
             scheduler.place(ModelId(id), units * UNIT_BYTES, 1, ModelLimits::default()).unwrap();
         }

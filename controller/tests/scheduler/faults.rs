@@ -31,7 +31,7 @@ fn a_request_survives_its_worker() {
     let first = execute(&desk.submit(0, 0));
     assert_eq!(desk.land(first.transfer), []);
     let second = execute(&desk.lose(first.worker));
-    assert_eq!((second.request, second.evicted.clone()), (first.request, None));
+    assert_eq!((second.request, second.evicted()), (first.request, None));
     assert_ne!(second.worker, first.worker);
     assert_eq!(desk.complete(&second), []);
 }
@@ -232,7 +232,7 @@ fn a_failed_transfer_releases_all_that_wait_for_it_and_later_ones_work() {
     let one = execute(&desk.submit(0, 1));
     assert_eq!(desk.complete(&one), []);
     let first = execute(&desk.submit(1, 0));
-    assert_eq!(first.evicted, Some(vec![model(1)]));
+    assert_eq!(first.evicted(), Some(vec![model(1)]));
     let second = execute(&desk.submit(2, 0));
     assert_eq!(desk.submit(3, 0), []);
 
@@ -253,7 +253,7 @@ fn a_failed_transfer_releases_all_that_wait_for_it_and_later_ones_work() {
     let actions = desk.finish(second.execution, poisoned());
     assert_eq!(actions[..2], [rejected(2, cut()), Action::Clear { models: vec![model(1), model(0)] }]);
     let third = execute(&actions[2..]);
-    assert_eq!((third.request.0, third.evicted.clone()), (3, Some(vec![])));
+    assert_eq!((third.request.0, third.evicted()), (3, Some(vec![])));
     assert_eq!(desk.complete(&third), []);
 }
 
@@ -304,7 +304,7 @@ fn a_failed_prefetch_is_not_repeated() {
     let next = execute(&desk.complete(&first));
     assert_eq!(next.model, model(0));
     let next = execute(&desk.complete(&next));
-    assert_eq!((next.model, next.evicted.clone()), (model(1), Some(vec![])));
+    assert_eq!((next.model, next.evicted()), (model(1), Some(vec![])));
     assert_eq!(desk.complete(&next), []);
 }
 

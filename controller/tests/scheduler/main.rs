@@ -2,6 +2,7 @@
 
 mod desk;
 mod faults;
+mod places;
 mod policy;
 mod random;
 mod world;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::desk::{Desk, Execute, UNIT_BYTES, execute, model, ok, options, rejected};
 use pswitch_controller::scheduler::{
-    Action, Event, Load, ModelLimits, Outcome, Rejection, SchedulerOptions, WorkerId,
+    Action, Event, ModelLimits, Outcome, Rejection, SchedulerOptions, WorkerId,
 };
 use pswitch_mem_pool::{ArenaId, ModelId, PoolError};
 
@@ -14,10 +14,10 @@ const MS: Duration = Duration::from_millis(1);
 fn weights_move_once_and_stay() {
     let mut desk = Desk::new(8, &[4]).at_work(1);
     let first = execute(&desk.submit(0, 0));
-    assert_eq!((first.model, first.arena, &first.evicted), (model(0), ArenaId(0), &Some(vec![])));
+    assert_eq!((first.model, first.arena, &first.evicted()), (model(0), ArenaId(0), &Some(vec![])));
     assert_eq!(desk.complete(&first), []);
     let second = execute(&desk.submit(1, 0));
-    assert_eq!(second.evicted, None, "it is resident");
+    assert_eq!(second.evicted(), None, "it is resident");
     assert_eq!(desk.complete(&second), []);
     let counts = desk.scheduler.model(model(0)).unwrap();
     assert_eq!((counts.loads, counts.evictions, counts.present), (1, 0, true));
@@ -32,7 +32,7 @@ fn what_is_in_the_way_is_evicted() {
         assert_eq!(desk.complete(&running), []);
     }
     let large = execute(&desk.submit(2, 2));
-    assert_eq!(large.evicted, Some(vec![model(0), model(1)]));
+    assert_eq!(large.evicted(), Some(vec![model(0), model(1)]));
     assert_eq!(desk.complete(&large), []);
     assert_eq!(desk.scheduler.model(model(1)).unwrap().evictions, 1);
 }
@@ -106,7 +106,7 @@ fn two_resident_models_do_not_starve_a_third() {
             break;
         }
     }
-    assert_eq!(running.evicted, Some(vec![model(0)]));
+    assert_eq!(running.evicted(), Some(vec![model(0)]));
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn who_has_waited_too_long_goes_first() {
     assert_eq!(desk.submit(2, 0), []);
     desk.wait(41 * MS);
     let next = execute(&desk.complete(&first));
-    assert_eq!((next.request.0, next.evicted.clone()), (1, Some(vec![model(0)])));
+    assert_eq!((next.request.0, next.evicted()), (1, Some(vec![model(0)])));
     assert_eq!(desk.drain(next), [(1, 1), (2, 0)]);
 }
 
@@ -143,11 +143,11 @@ fn the_next_model_is_fetched_while_another_executes() {
     let [Action::Prefetch { transfer, model: fetched, load }] = &prefetched[..] else {
         panic!("{prefetched:?}")
     };
-    assert_eq!((*fetched, load), (model(1), &Load { evicted: vec![] }));
+    assert_eq!((*fetched, &load.evicted), (model(1), &vec![]));
     let actions = desk.finish(first.execution, Outcome::Completed);
     assert_eq!(actions[0], ok(0));
     let second = execute(&actions[1..]);
-    assert_eq!((second.model, second.evicted.clone()), (model(1), None), "its weights are on their way");
+    assert_eq!((second.model, second.evicted()), (model(1), None), "its weights are on their way");
     assert_eq!(desk.land(*transfer), []);
     assert_eq!(desk.complete(&second), []);
     assert!(desk.scheduler.is_idle());
@@ -160,7 +160,7 @@ fn nothing_is_fetched_ahead_where_that_is_turned_off() {
     assert_eq!(desk.submit(1, 1), []);
     assert_eq!(desk.land(first.transfer), [], "there is room for it");
     let second = execute(&desk.finish(first.execution, Outcome::Completed)[1..]);
-    assert_eq!((second.model, second.evicted), (model(1), Some(vec![])), "it comes when its turn has come");
+    assert_eq!((second.model, second.evicted()), (model(1), Some(vec![])), "it comes when its turn has come");
 }
 
 #[test]
@@ -224,7 +224,7 @@ fn what_was_fetched_in_vain_is_evicted() {
     // Its place is not free before it has landed.
     assert_eq!(desk.complete(&first), []);
     let large = execute(&desk.land(transfer));
-    assert_eq!(large.evicted, Some(vec![model(0), model(1)]));
+    assert_eq!(large.evicted(), Some(vec![model(0), model(1)]));
     assert_eq!(desk.complete(&large), []);
 }
 
@@ -238,7 +238,7 @@ fn arenas_are_used_side_by_side() {
     assert_eq!(desk.submit(2, 0), [], "no arena is free");
     assert_eq!(desk.scheduler.executing(), 2);
     let third = execute(&desk.complete(&second));
-    assert_eq!((third.model, third.arena, third.evicted.clone()), (model(0), ArenaId(1), None));
+    assert_eq!((third.model, third.arena, third.evicted()), (model(0), ArenaId(1), None));
     assert_eq!(desk.complete(&third), []);
     assert_eq!(desk.complete(&first), []);
 }
@@ -248,7 +248,7 @@ fn two_executions_may_share_one_load() {
     let mut desk = Desk::with(8, 2, &[4], options()).at_work(2);
     let first = execute(&desk.submit(0, 0));
     let second = execute(&desk.submit(1, 0));
-    assert_eq!((first.evicted.clone(), second.evicted.clone()), (Some(vec![]), None));
+    assert_eq!((first.evicted(), second.evicted()), (Some(vec![]), None));
     assert_ne!(first.transfer, second.transfer, "each has inputs of its own");
     assert_eq!(desk.complete(&first), []);
     assert_eq!(desk.complete(&second), []);
@@ -276,7 +276,7 @@ fn overlapping_executions_of_one_model_do_not_keep_another_out() {
         }
     }
     let began = began.expect("1 has its turn");
-    assert_eq!(began.evicted, Some(vec![model(0)]));
+    assert_eq!(began.evicted(), Some(vec![model(0)]));
 }
 
 #[test]
@@ -388,10 +388,10 @@ fn training_keeps_its_place_and_gives_it_away_when_it_leaves() {
     // It computes. Who lies in its place waits, who does not begins at once.
     assert_eq!(desk.submit(0, 1), []);
     let beside = execute(&desk.submit(1, 0));
-    assert_eq!((beside.model, &beside.evicted), (model(0), &Some(vec![])));
+    assert_eq!((beside.model, &beside.evicted()), (model(0), &Some(vec![])));
     assert_eq!(desk.complete(&beside), []);
     let over = execute(&desk.event(Event::TrainingLeaves));
-    assert_eq!((over.model, &over.evicted), (model(1), &Some(vec![ModelId::TRAINING])));
+    assert_eq!((over.model, &over.evicted()), (model(1), &Some(vec![ModelId::TRAINING])));
     // Requests go first. Then it comes back, and is admitted when it is there.
     assert_eq!(desk.event(Event::TrainingAsks), []);
     let back = desk.complete(&over);
@@ -400,7 +400,7 @@ fn training_keeps_its_place_and_gives_it_away_when_it_leaves() {
     assert_eq!(desk.submit(2, 1), []);
     // It landed behind a request that it would be in the way of.
     let over = execute(&desk.land(*transfer));
-    assert_eq!((over.model, &over.evicted), (model(1), &Some(vec![ModelId::TRAINING])));
+    assert_eq!((over.model, &over.evicted()), (model(1), &Some(vec![ModelId::TRAINING])));
     desk.complete(&over);
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use pswitch_controller::scheduler::SchedulerOptions;
+use pswitch_controller::scheduler::{Homes, SchedulerOptions};
 
 use crate::world::World;
 
@@ -32,6 +32,7 @@ enum Step {
     Hold(bool),
     Train(bool),
     Drain,
+    Homes(Homes),
 }
 
 #[derive(Debug, Clone)]
@@ -44,19 +45,23 @@ struct Setting {
     options: SchedulerOptions,
 }
 
+fn homes() -> impl Strategy<Value = Homes> {
+    prop_oneof![Just(Homes::Fixed), Just(Homes::LeastRecentlyUsed)]
+}
+
 fn settings() -> impl Strategy<Value = Setting> {
-    let options =
-        (1..6_u32, 0..300_u64, 1..30_usize, 1..4_u32).prop_map(|(in_a_row, wait, queue, attempts)| {
-            SchedulerOptions {
-                max_consecutive: in_a_row,
-                max_wait: Duration::from_millis(wait),
-                queue_limit: queue,
-                execution_timeout: Duration::from_millis(400),
-                stop_grace: Duration::from_millis(50),
-                attempts,
-                prefetch: true,
-            }
-        });
+    let options = (1..6_u32, 0..300_u64, 1..30_usize, 1..4_u32, homes()).prop_map(
+        |(in_a_row, wait, queue, attempts, homes)| SchedulerOptions {
+            max_consecutive: in_a_row,
+            max_wait: Duration::from_millis(wait),
+            queue_limit: queue,
+            execution_timeout: Duration::from_millis(400),
+            stop_grace: Duration::from_millis(50),
+            attempts,
+            prefetch: true,
+            homes,
+        },
+    );
     let model_units = vec(1..14_u64, 1..7);
     (6..13_u64, 1..4_u64, 0..7_u64, 1..5_u32, model_units, options).prop_map(
         |(home_units, arenas, training_units, workers, model_units, options)| Setting {
@@ -81,6 +86,7 @@ fn healthy() -> BoxedStrategy<Step> {
         2 => (0..60_u64).prop_map(|ms| Step::Advance { ms }),
         2 => any::<bool>().prop_map(Step::Hold),
         4 => any::<bool>().prop_map(Step::Train),
+        1 => homes().prop_map(Step::Homes),
     ]
     .boxed()
 }
@@ -136,6 +142,7 @@ fn take(world: &mut World, step: Step) {
         Step::Hold(held) => world.hold(held),
         Step::Train(trains) => world.train(trains),
         Step::Drain => world.drain(),
+        Step::Homes(homes) => world.set_homes(homes),
     }
 }
 

@@ -10,7 +10,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use pswitch_controller::scheduler::{
-    Event, ExecutionId, ModelLimits, Outcome, Rejection, RequestId, Scheduler, SchedulerOptions, WorkerId,
+    Event, ExecutionId, Homes, ModelLimits, Outcome, Rejection, RequestId, Scheduler, SchedulerOptions,
+    WorkerId,
 };
 use pswitch_mem_pool::{ArenaId, Ledger, ModelId, Range, Residency};
 use pswitch_protocol::FaultClass;
@@ -36,10 +37,20 @@ enum Place {
 
 #[derive(Debug)]
 struct Span {
+    /// Where it is or was last.
     home: Range,
+    own_home: Range,
+    /// Its place in the order of uses.
+    last_use: u64,
     place: Place,
     doorbell: Doorbell,
     removed: bool,
+}
+
+impl Span {
+    fn new(home: Range, place: Place) -> Self {
+        Self { home, own_home: home, last_use: 0, place, doorbell: Doorbell::Clear, removed: false }
+    }
 }
 
 #[derive(Debug)]
@@ -146,6 +157,10 @@ pub(crate) struct World {
     draining: bool,
     held: bool,
     training: Training,
+    homes: Homes,
+    /// The part of the pool in which homes lie.
+    homes_part: Range,
+    next_use: u64,
     /// The model that was executed last, and how often in a row while others could have been.
     row: (Option<ModelId>, u32),
     /// The oldest request that waits, and how often others were begun that could have waited instead.
@@ -161,6 +176,7 @@ impl World {
         options: SchedulerOptions,
     ) -> Self {
         let layout = layout_with_training(home_units, arenas, training_units);
+        let homes = options.homes;
         let mut world = Self {
             scheduler: Scheduler::new(Ledger::new(&layout), options.clone()),
             options,
@@ -179,12 +195,14 @@ impl World {
             draining: false,
             held: false,
             training: Training::Absent,
+            homes,
+            homes_part: layout.homes,
+            next_use: 1,
             row: (None, 0),
             passed_over: (None, 0),
         };
         if layout.training_gives_way() {
-            let (home, place, doorbell) = (layout.training, Place::Resident, Doorbell::Clear);
-            world.spans.insert(ModelId::TRAINING, Span { home, place, doorbell, removed: false });
+            world.spans.insert(ModelId::TRAINING, Span::new(layout.training, Place::Resident));
         }
         for _ in 0..workers {
             world.start_worker();
@@ -198,9 +216,7 @@ impl World {
         let model = ModelId(self.next_model);
         self.next_model += 1;
         if let Ok(home) = self.scheduler.place(model, units * UNIT_BYTES, 1, ModelLimits::default()) {
-            let doorbell = Doorbell::Clear;
-            let span = Span { home: home.span, place: Place::Host, doorbell, removed: false };
-            self.spans.insert(model, span);
+            self.spans.insert(model, Span::new(home.span, Place::Host));
         }
         self.check();
     }
@@ -403,9 +419,18 @@ impl World {
             self.training = Training::Asking;
             self.tell(Event::TrainingAsks);
         } else if !trains {
+            if self.training == Training::Computing {
+                self.note_use(ModelId::TRAINING);
+            }
             self.training = Training::Absent;
             self.tell(Event::TrainingLeaves);
         }
+    }
+
+    /// Models get their places by other rules.
+    pub(crate) fn set_homes(&mut self, homes: Homes) {
+        self.homes = homes;
+        self.tell(Event::Homes { homes });
     }
 
     /// From here on everything works, if what hangs is killed: everything must come to an end.
@@ -475,7 +500,22 @@ impl World {
         for action in &actions {
             self.perform(action);
         }
+        if self.homes == Homes::Fixed && !self.are_weights_under_way() {
+            for span in self.spans.values_mut().filter(|span| span.place == Place::Host) {
+                span.home = span.own_home;
+            }
+        }
         self.check();
+    }
+
+    fn note_use(&mut self, model: ModelId) {
+        self.spans.get_mut(&model).unwrap().last_use = self.next_use;
+        self.next_use += 1;
+    }
+
+    /// Whether weights move, or failed to and their model waits for that to be settled: they may have doorbells to clear.
+    fn are_weights_under_way(&self) -> bool {
+        self.spans.values().any(|span| matches!(span.place, Place::Moving | Place::Failed))
     }
 
     fn check(&self) {
@@ -486,6 +526,9 @@ impl World {
         assert!(waiting <= self.options.queue_limit + self.scheduler.ledger().arenas());
         for (model, span) in &self.spans {
             let present = matches!(span.place, Place::Moving | Place::Resident);
+            if present {
+                assert_eq!(self.scheduler.ledger().home(*model).unwrap().span, span.home, "{model}");
+            }
             if *model == ModelId::TRAINING {
                 let known = self.scheduler.ledger().state(*model);
                 assert_eq!(known.map(|state| state == Residency::Host), Ok(span.place == Place::Host));

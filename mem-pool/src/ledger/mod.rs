@@ -6,13 +6,13 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ledger::placement::least_overlap;
+use crate::ledger::placement::{in_place_of_the_first, least_overlap};
 use crate::range::{align_down, align_up};
 use crate::{ArenaId, FreeList, ModelId, PoolError, PoolLayout, Range, TENSOR_ALIGNMENT_BYTES};
 
 pub use report::{ArenaReport, LedgerReport, ModelReport};
 
-/// The fixed place of a model in a pool.
+/// The place of a model in a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Home {
     /// Where its span lies.
@@ -82,9 +82,10 @@ impl Lease {
 /// ```text
 /// Host --begin_move--> Moving --finish_move--> Resident
 ///  ^                     |                        |
-///  +------fail_move------+------ evicted by another model's begin_move
+///  +------fail_move------+-------- evicted by another model's begin_move, or dropped
 /// ```
 ///
+/// A model keeps the home that it is given first, unless it is [given another](Self::rehome), which can be in `Host` alone.
 /// Models whose homes overlap are never both out of `Host`, and a model that is moving or leased is never evicted.
 /// Every error leaves the ledger as it was.
 #[derive(Debug)]
@@ -101,6 +102,8 @@ pub struct Ledger {
 #[derive(Debug)]
 struct Account {
     home: Home,
+    /// Where its span was placed first.
+    own: Range,
     state: Residency,
     leases: usize,
     /// Kept in its place by somebody who needs no arena.
@@ -111,12 +114,11 @@ impl Account {
     fn holders(&self) -> usize {
         self.leases + usize::from(self.held)
     }
+}
 
-    /// The span's place, counted from the begin of the homes and rounded up to whole tensors.
-    fn place(&self, homes: Range) -> Range {
-        let bytes = self.home.span.bytes.next_multiple_of(TENSOR_ALIGNMENT_BYTES);
-        Range::new(self.home.span.offset - homes.offset, bytes)
-    }
+/// A span's place, counted from the begin of the homes and rounded up to whole tensors.
+fn within(homes: Range, span: Range) -> Range {
+    Range::new(span.offset - homes.offset, span.bytes.next_multiple_of(TENSOR_ALIGNMENT_BYTES))
 }
 
 #[derive(Debug)]
@@ -138,7 +140,8 @@ impl Ledger {
         let mut models = BTreeMap::new();
         if layout.training_gives_way() {
             let home = Home { span: layout.training, doorbells: Range::new(layout.doorbells.offset, 0) };
-            let training = Account { home, state: Residency::Resident, leases: 0, held: false };
+            let (own, state) = (home.span, Residency::Resident);
+            let training = Account { home, own, state, leases: 0, held: false };
             models.insert(ModelId::TRAINING, training);
         }
         Self {
@@ -151,9 +154,9 @@ impl Ledger {
         }
     }
 
-    /// Gives a model its home, for good: where its span overlaps least with the homes given so far. Without any
+    /// Gives a model a home of its own: where its span overlaps least with those that others were given so. Without any
     /// overlap if a gap is long enough, which is so while everything fits and nothing was removed. Its doorbells are
-    /// its own.
+    /// its own, for good.
     ///
     /// # Errors
     /// [`PoolError::NeverFits`] if the span is longer than all homes together or there are fewer doorbells in all,
@@ -163,7 +166,7 @@ impl Ledger {
             return Err(PoolError::ModelExists { model });
         }
         let rounded = align_up(span_bytes, TENSOR_ALIGNMENT_BYTES).unwrap_or(u64::MAX);
-        let taken: Vec<Range> = self.models.values().map(|account| account.place(self.homes)).collect();
+        let taken: Vec<Range> = self.models.values().map(|account| within(self.homes, account.own)).collect();
         let capacity_bytes = align_down(self.homes.bytes, TENSOR_ALIGNMENT_BYTES);
         let Some(offset) = least_overlap(capacity_bytes, rounded, &taken) else {
             return Err(PoolError::NeverFits {
@@ -176,7 +179,8 @@ impl Ledger {
         let span = Range::new(self.homes.offset + offset, span_bytes);
         let doorbells = self.allocate_doorbells(model, doorbells)?;
         let home = Home { span, doorbells };
-        self.models.insert(model, Account { home, state: Residency::Host, leases: 0, held: false });
+        let account = Account { home, own: span, state: Residency::Host, leases: 0, held: false };
+        self.models.insert(model, account);
         Ok(home)
     }
 
@@ -232,6 +236,58 @@ impl Ledger {
     /// [`PoolError::UnknownModel`].
     pub fn home(&self, model: ModelId) -> Result<Home, PoolError> {
         Ok(self.account(model)?.home)
+    }
+
+    /// The place of the span that the model was given first.
+    ///
+    /// # Errors
+    /// [`PoolError::UnknownModel`].
+    pub fn own_place(&self, model: ModelId) -> Result<Range, PoolError> {
+        Ok(self.account(model)?.own)
+    }
+
+    /// Where the model's span could lie if the `victims` were evicted in this order until there is a gap that is long
+    /// enough: the lowest such place. Not all that come before the last one need lie there. Others that are in the pool stay.
+    /// Nothing is changed, and nobody asks whether the victims may go.
+    ///
+    /// # Errors
+    /// [`PoolError::UnknownModel`], for victims as well.
+    pub fn find_room(&self, model: ModelId, victims: &[ModelId]) -> Result<Option<Range>, PoolError> {
+        let span = self.account(model)?.home.span;
+        let in_pool = |account: &&Account| account.state != Residency::Host;
+        let place = |account: &Account| within(self.homes, account.home.span);
+        let others = self.models.iter().filter(|(id, _)| **id != model && !victims.contains(id));
+        let stay: Vec<Range> = others.map(|(_, account)| account).filter(in_pool).map(place).collect();
+        let victims: Vec<&Account> = victims.iter().map(|id| self.account(*id)).collect::<Result<_, _>>()?;
+        let victims: Vec<Range> = victims.into_iter().filter(in_pool).map(place).collect();
+        let capacity_bytes = align_down(self.homes.bytes, TENSOR_ALIGNMENT_BYTES);
+        let bytes = span.bytes.next_multiple_of(TENSOR_ALIGNMENT_BYTES);
+        let offset = in_place_of_the_first(capacity_bytes, bytes, &stay, &victims);
+        Ok(offset.map(|offset| Range::new(self.homes.offset + offset, span.bytes)))
+    }
+
+    /// Gives a model in `Host` another place for its span, at that offset of the pool. Its doorbells stay where they are.
+    ///
+    /// # Errors
+    /// [`PoolError::OutOfRange`] outside of the homes, [`PoolError::Misaligned`], [`PoolError::FixedPlace`] for training,
+    /// [`PoolError::WrongState`], [`PoolError::UnknownModel`].
+    pub fn rehome(&mut self, model: ModelId, offset: u64) -> Result<(), PoolError> {
+        self.expect_state(model, Residency::Host, "be given another place")?;
+        if model == ModelId::TRAINING {
+            return Err(PoolError::FixedPlace { model });
+        }
+        let homes = self.homes;
+        let bytes = self.account(model)?.home.span.bytes;
+        let span = Range::new(offset, bytes);
+        if !homes.contains(&span) {
+            let what = "the homes".to_owned();
+            return Err(PoolError::OutOfRange { what, offset, bytes, capacity_bytes: homes.bytes });
+        }
+        if !(offset - homes.offset).is_multiple_of(TENSOR_ALIGNMENT_BYTES) {
+            return Err(PoolError::Misaligned { at: offset, alignment: TENSOR_ALIGNMENT_BYTES });
+        }
+        self.account_mut(model)?.home.span = span;
+        Ok(())
     }
 
     /// Where the model's span is.
@@ -296,6 +352,20 @@ impl Ledger {
         }
         self.set_state(model, Residency::Moving);
         Ok(in_place)
+    }
+
+    /// Resident -> Host, for nobody who comes in its place.
+    ///
+    /// # Errors
+    /// [`PoolError::Leased`], [`PoolError::WrongState`], [`PoolError::UnknownModel`].
+    pub fn drop_out(&mut self, model: ModelId) -> Result<(), PoolError> {
+        self.expect_state(model, Residency::Resident, "be dropped")?;
+        let leases = self.account(model)?.holders();
+        if leases > 0 {
+            return Err(PoolError::Leased { model, leases, action: "drop it" });
+        }
+        self.set_state(model, Residency::Host);
+        Ok(())
     }
 
     /// Moving -> Resident: all of the span has landed.

@@ -22,6 +22,36 @@ pub(super) fn least_overlap(capacity_bytes: u64, bytes: u64, taken: &[Range]) ->
     bends.flatten().chain([0, last]).filter(|&offset| offset <= last).min_by_key(|&offset| cost(offset))
 }
 
+/// Where `bytes` of `0..capacity_bytes` can be had beside what stays, if the `victims` make room one after the other until
+/// there is a gap that is long enough: the lowest such place. `None` if there is none although all are gone.
+///
+/// Without the last victim that had to go there was no such gap, so the place lies over that one at least; over which of
+/// the others it does is for the caller to see. What is given is aligned, and so is what is found.
+pub(super) fn in_place_of_the_first(
+    capacity_bytes: u64,
+    bytes: u64,
+    stay: &[Range],
+    victims: &[Range],
+) -> Option<u64> {
+    (0..=victims.len()).find_map(|gone| {
+        let mut taken: Vec<Range> = stay.iter().chain(&victims[gone..]).copied().collect();
+        taken.sort_unstable();
+        first_fit(capacity_bytes, bytes, &taken)
+    })
+}
+
+/// The lowest gap of so many bytes between ranges that are sorted.
+fn first_fit(capacity_bytes: u64, bytes: u64, taken: &[Range]) -> Option<u64> {
+    let mut begin = 0;
+    for range in taken.iter().filter(|range| range.bytes > 0) {
+        if range.offset.saturating_sub(begin) >= bytes {
+            break;
+        }
+        begin = begin.max(range.end());
+    }
+    (capacity_bytes.checked_sub(begin)? >= bytes).then_some(begin)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -65,7 +95,58 @@ mod tests {
         assert_eq!(least_overlap(100, 0, &[Range::new(0, 100)]), Some(0));
     }
 
+    #[test]
+    fn victims_go_in_their_order_until_there_is_a_gap() {
+        let [a, b, c] = [Range::new(0, 40), Range::new(40, 20), Range::new(60, 40)];
+        assert_eq!(in_place_of_the_first(100, 20, &[], &[b, a, c]), Some(40));
+        assert_eq!(in_place_of_the_first(100, 20, &[], &[c, a, b]), Some(60));
+        assert_eq!(in_place_of_the_first(100, 30, &[], &[b, c, a]), Some(40));
+        assert_eq!(in_place_of_the_first(100, 30, &[a, c], &[b]), None);
+        // What went first did not help: the place that is found at last is not over it.
+        assert_eq!(in_place_of_the_first(100, 40, &[], &[b, a, c]), Some(0));
+        // Nobody has to go for a gap that is there.
+        assert_eq!(in_place_of_the_first(200, 100, &[], &[a, b, c]), Some(100));
+        assert_eq!(in_place_of_the_first(100, 101, &[], &[a, b, c]), None);
+    }
+
+    /// Ranges one behind the other, with gaps between them.
+    fn apart(parts: &[(u64, u64)]) -> Vec<Range> {
+        let mut end = 0;
+        let mut range = |&(gap, bytes): &(u64, u64)| {
+            let range = Range::new(end + gap, bytes);
+            end = range.end();
+            range
+        };
+        parts.iter().map(&mut range).collect()
+    }
+
     proptest! {
+        /// As if every offset were tried for every number of victims.
+        #[test]
+        fn room_is_found_where_trying_all_finds_it(
+            parts in prop::collection::vec((0_u64..6, 0_u64..9), 0..7),
+            rest in 0_u64..8,
+            bytes in 0_u64..30,
+            order in Just((0..7_usize).collect::<Vec<_>>()).prop_shuffle(),
+            stays in prop::collection::vec(any::<bool>(), 7),
+        ) {
+            let ranges = apart(&parts);
+            let capacity = ranges.last().map_or(0, Range::end) + rest;
+            let pick = |stay: bool| -> Vec<Range> {
+                let chosen = order.iter().filter(|&&index| index < ranges.len() && stays[index] == stay);
+                chosen.map(|&index| ranges[index]).collect()
+            };
+            let (stay, victims) = (pick(true), pick(false));
+            let is_free = |at: u64, gone: usize| {
+                stay.iter().chain(&victims[gone..]).all(|range| !range.overlaps(&Range::new(at, bytes)))
+            };
+            let expected = (0..=victims.len()).find_map(|gone| {
+                (0..=capacity.checked_sub(bytes)?).find(|&at| bytes == 0 || is_free(at, gone))
+            });
+            let found = in_place_of_the_first(capacity, bytes, &stay, &victims);
+            prop_assert_eq!(found, expected);
+        }
+
         /// No other offset is better, whichever one looks at.
         #[test]
         fn no_place_overlaps_less(

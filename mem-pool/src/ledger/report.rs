@@ -30,7 +30,7 @@ pub struct LedgerReport {
 pub struct ModelReport {
     /// Which.
     pub model: ModelId,
-    /// Its place.
+    /// Its place now.
     pub home: Home,
     /// Where its span is.
     pub state: Residency,
@@ -93,6 +93,9 @@ impl Ledger {
                 return Err(format!(
                     "{id} is placed at {span} with doorbells at {doorbells}, outside its parts"
                 ));
+            }
+            if !self.homes.contains(&account.own) || account.own.bytes != span.bytes {
+                return Err(format!("{id} was placed at {}, for {span}", account.own));
             }
             doorbell_bytes += doorbells.bytes;
             let held = self.arenas.iter().flat_map(|arena| &arena.held).filter(|held| held.model == **id);

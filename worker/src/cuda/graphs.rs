@@ -16,9 +16,11 @@ pub(crate) struct Captured {
     pub(crate) segments: Vec<Segment>,
 }
 
-/// The graphs of one model for one set of input shapes in one arena.
+/// The graphs of one model in one home for one set of input shapes in one arena.
 #[derive(Debug)]
 pub(crate) struct GraphSet {
+    /// Where the span begins in the pool.
+    pub(crate) home: u64,
     pub(crate) inputs: Vec<InputValue>,
     /// Where activations lie; what the inputs leave of the arena.
     pub(crate) arena: Region,
@@ -35,8 +37,9 @@ pub(crate) struct GraphSet {
 
 impl GraphSet {
     /// For the shapes of the export.
-    pub(crate) fn of_export(inputs: Vec<InputValue>, arena: Region, input_doorbell: u64) -> Self {
+    pub(crate) fn of_export(home: u64, inputs: Vec<InputValue>, arena: Region, input_doorbell: u64) -> Self {
         Self {
+            home,
             inputs,
             arena,
             input_doorbell,
@@ -111,12 +114,14 @@ impl ModelGraphs {
     pub(crate) fn find_or_add(&mut self, order: &Execute) -> usize {
         self.uses += 1;
         let fits = |set: &GraphSet| {
-            set.arena == order.arena
+            set.home == order.home
+                && set.arena == order.arena
                 && set.input_doorbell == order.input_doorbell
                 && set.inputs == order.inputs
         };
         let index = self.sets.iter().position(fits).unwrap_or_else(|| {
-            let set = GraphSet::of_export(order.inputs.clone(), order.arena, order.input_doorbell);
+            let (inputs, arena) = (order.inputs.clone(), order.arena);
+            let set = GraphSet::of_export(order.home, inputs, arena, order.input_doorbell);
             self.add(GraphSet { is_of_export: false, ..set })
         });
         self.sets[index].uses += 1;
@@ -165,6 +170,7 @@ mod tests {
             model: 0,
             inputs: vec![InputValue::Tensor(PlacedTensor { dtype: 7, shape: vec![batch], at })],
             input_doorbell: 4096,
+            home: 16384,
             arena: Region { offset: 512, bytes: 3584 },
             resident: true,
             held_back: false,
@@ -176,14 +182,17 @@ mod tests {
     }
 
     #[test]
-    fn sets_are_found_by_shapes_and_arena() {
+    fn sets_are_found_by_shapes_arena_and_home() {
         let mut graphs = ModelGraphs::default();
         let first = graphs.find_or_add(&order(1));
         assert_eq!(graphs.find_or_add(&order(1)), first);
         assert_ne!(graphs.find_or_add(&order(2)), first);
         let elsewhere = Execute { arena: Region { offset: 8192, bytes: 3584 }, ..order(1) };
         assert_ne!(graphs.find_or_add(&elsewhere), first);
-        assert_eq!(graphs.sets.len(), 3);
+        let moved = graphs.find_or_add(&Execute { home: 0, ..order(1) });
+        assert_ne!(moved, first);
+        assert!(!graphs.set(moved).is_worth_it(), "it has to come to that home again");
+        assert_eq!(graphs.sets.len(), 4);
     }
 
     #[test]
@@ -199,7 +208,12 @@ mod tests {
     fn the_set_used_longest_ago_makes_room_and_that_of_the_export_stays() {
         let mut graphs = ModelGraphs::default();
         let export = order(1000);
-        graphs.add(GraphSet::of_export(export.inputs.clone(), export.arena, export.input_doorbell));
+        graphs.add(GraphSet::of_export(
+            export.home,
+            export.inputs.clone(),
+            export.arena,
+            export.input_doorbell,
+        ));
         let most = MOST_SETS as u64;
         for batch in 0..most {
             graphs.find_or_add(&order(batch));

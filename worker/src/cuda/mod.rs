@@ -1,9 +1,10 @@
 //! Executions on a GPU: graphs captured over a model's home and an arena, with waits for its groups between them.
 //!
-//! Graphs belong to one model, one arena and one set of input shapes: one graph for weights that are there, and for
+//! Graphs belong to one model, one home, one arena and one set of input shapes: one graph for weights that are there, and for
 //! weights on their way two, with the waits for the groups' doorbells between and inside of them. Graphs for the shapes of
-//! the export are captured when a model is loaded; others when they come for the second time. What cannot be captured runs
-//! operator by operator on the same stream.
+//! the export are captured when a model is loaded, over its own home; others when they come for the second time, and so are
+//! those for another home: where places are given anew, a model of many seldom has the same twice, and operators that are
+//! launched one by one are launched while the weights are on their way. What cannot be captured runs operator by operator on the same stream.
 
 mod graphs;
 mod launch;
@@ -104,7 +105,7 @@ impl CudaExecutor {
         let mut graphs = ModelGraphs::default();
         for &arena in &shared.arenas {
             let Some((inputs, region, doorbell)) = example_inputs(&model.examples, arena) else { continue };
-            let mut set = GraphSet::of_export(inputs, region, doorbell);
+            let mut set = GraphSet::of_export(model.weights.home().offset, inputs, region, doorbell);
             match self.capture_alone(model, &set, shared, Weights::Resident)? {
                 Ok(captured) => {
                     set.put(Weights::Resident, captured);
@@ -142,7 +143,13 @@ impl CudaExecutor {
         shared: &Shared,
     ) -> Result<(), WorkerError> {
         let Some(mut graphs) = self.models.remove(&number) else { return Ok(()) };
+        let own_home = model.weights.home().offset;
         for set in graphs.sets_mut() {
+            // Where else the weights come is seen when they do.
+            if set.home != own_home {
+                set.forget_cold();
+                continue;
+            }
             // As the last execution asked for it, or as most will.
             let host_tables = set.cold_host_tables().unwrap_or(model.executable.has_tables());
             let weights = Weights::Moving { host_tables };
@@ -183,6 +190,7 @@ impl CudaExecutor {
         shared: &Shared,
         weights: Weights,
     ) -> Result<Captured, RunError> {
+        model.lie_at(set.home, shared)?;
         let faulty = |error: WorkerError| RunError { class: FaultClass::Model, message: error.to_string() };
         let inputs: Vec<_> = set
             .inputs
@@ -307,6 +315,7 @@ impl CudaExecutor {
         model: &mut Model,
         work: &Work<'_>,
     ) -> Result<Executed, Failure> {
+        model.lie_at(work.order.home, shared)?;
         let weights = Weights::of(work, model);
         let groups = weights.groups(model, shared)?;
         let launch = Launch {

@@ -23,6 +23,9 @@ use safetensors::SafeTensors;
 
 const DOORBELLS_BYTES: u64 = 1 << 20;
 const HOMES_BYTES: u64 = 2 << 30;
+/// Where models are built, and another place for their spans.
+pub(crate) const OWN_HOME: u64 = DOORBELLS_BYTES;
+pub(crate) const OTHER_HOME: u64 = OWN_HOME + HOMES_BYTES / 2;
 const ARENA: Range = Range::new(DOORBELLS_BYTES + HOMES_BYTES, 2 << 30);
 const SLOTS_BYTES: u64 = 256 << 20;
 /// Outputs in the slots; inputs lie before, a profile behind.
@@ -175,6 +178,8 @@ pub(crate) struct Desk {
     channel: Channel,
     models: HashMap<u32, Loaded>,
     executions: u64,
+    /// Where spans lie that executions use.
+    pub(crate) home: u64,
     pub(crate) doorbell_timeout: Duration,
 }
 
@@ -205,6 +210,7 @@ impl Desk {
             channel,
             models: HashMap::new(),
             executions: 0,
+            home: OWN_HOME,
             doorbell_timeout: Duration::from_secs(60),
         };
         desk.attach();
@@ -275,12 +281,12 @@ impl Desk {
         self.copies.record().unwrap().wait(Instant::now() + Duration::from_secs(30)).unwrap();
     }
 
-    /// One model at a time: all have the same home.
+    /// One model at a time: all have the same homes.
     pub(crate) fn load(&mut self, folder: &Path) -> Result<u32, String> {
         let path = folder.join("model.pt2");
         let archive = Archive::open(&path).map_err(|error| error.to_string())?;
         let layout = archive.program().span();
-        assert!(layout.used_bytes <= HOMES_BYTES, "{} is too large", folder.display());
+        assert!(layout.used_bytes <= HOMES_BYTES / 2, "{} is too large", folder.display());
         let span = Arc::new(SharedMemory::create("span", layout.bytes.max(512)).unwrap());
         for (storage, &offset) in (0..).map(StorageId).zip(&layout.offsets) {
             span.write(offset, archive.storage_bytes(storage)).unwrap();
@@ -301,7 +307,7 @@ impl Desk {
             name: loaded.path.display().to_string(),
             path: loaded.path.display().to_string(),
             digest: loaded.archive.digest(),
-            span: Region { offset: DOORBELLS_BYTES, bytes: HOMES_BYTES },
+            span: Region { offset: OWN_HOME, bytes: HOMES_BYTES / 2 },
             doorbells: Region { offset: 0, bytes: DOORBELLS_BYTES },
             tables: loaded.tables.iter().map(|table| table.storage.0).collect(),
             host_span_bytes: Some(loaded.span.bytes()),
@@ -403,6 +409,7 @@ impl Desk {
             model,
             inputs: values,
             input_doorbell: division.doorbell.offset,
+            home: self.home,
             arena: Region { offset: division.activations.offset, bytes: division.activations.bytes },
             resident: arrival == Arrival::Resident,
             held_back: false,
@@ -438,7 +445,7 @@ impl Desk {
                 }
                 for (index, (offset, bytes, _)) in sent {
                     let from = HostSlice::new(self.models[&model].span.clone(), offset, bytes).unwrap();
-                    let to = self.slice(Range::new(DOORBELLS_BYTES + offset, bytes));
+                    let to = self.slice(Range::new(self.home + offset, bytes));
                     let word = self.word(index);
                     self.copies.copy_in(&from, &to).unwrap();
                     self.copies.write_word(&word, doorbell::RUNG).unwrap();
@@ -459,7 +466,7 @@ impl Desk {
         let garbage = SharedMemory::create("garbage", bytes).unwrap();
         garbage.write(0, &vec![0xFF; usize::try_from(bytes).unwrap()]).unwrap();
         let from = self.device.pin(Arc::new(garbage)).unwrap();
-        let to = self.slice(Range::new(DOORBELLS_BYTES, bytes));
+        let to = self.slice(Range::new(self.home, bytes));
         self.copies.copy_in(&HostSlice::new(from, 0, bytes).unwrap(), &to).unwrap();
         self.copies.record().unwrap().wait(Instant::now() + Duration::from_secs(30)).unwrap();
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use pswitch_protocol::{Channel, FaultClass};
 use pswitch_worker::serve;
 
-use desk::{Arrival, Case, Desk, fixture, folders, is_refused, writes_to_weights};
+use desk::{Arrival, Case, Desk, OTHER_HOME, OWN_HOME, fixture, folders, is_refused, writes_to_weights};
 
 /// One GPU, one worker at a time: what one test measures another would disturb.
 static TURN: Mutex<()> = Mutex::new(());
@@ -33,7 +33,8 @@ fn worker_process() {
     }
 }
 
-/// Every program in every way in which weights can come: each layer by itself, all at once, already there.
+/// Every program in every way in which weights can come: each layer by itself, all at once, already there; and to another
+/// place than the one that it was built over.
 #[test]
 fn outputs_are_those_of_eager_pytorch_on_this_gpu() {
     let _turn = turn();
@@ -56,22 +57,28 @@ fn outputs_are_those_of_eager_pytorch_on_this_gpu() {
             if case.raises() {
                 continue;
             }
-            for arrival in [
-                Arrival::EveryLayer,
-                Arrival::Whole,
-                Arrival::Resident,
-                Arrival::HostTables,
-                Arrival::EveryLayer,
+            for (home, arrival) in [
+                (OWN_HOME, Arrival::EveryLayer),
+                (OWN_HOME, Arrival::Whole),
+                (OWN_HOME, Arrival::Resident),
+                (OWN_HOME, Arrival::HostTables),
+                (OTHER_HOME, Arrival::EveryLayer),
+                (OTHER_HOME, Arrival::Resident),
+                (OTHER_HOME, Arrival::HostTables),
+                (OWN_HOME, Arrival::EveryLayer),
             ] {
+                desk.home = home;
                 let ended = desk.run(model, &case, arrival).map_err(|fault| fault.message);
                 match ended.map(|outputs| case.difference(&outputs)) {
                     Err(refusal) if writes && refusal.contains("write to the model's weights") => {}
                     Ok(None) if !writes => compared += 1,
-                    Ok(None) => wrong.push(format!("{name} {case} {arrival:?}: it wrote to weights")),
+                    Ok(None) => {
+                        wrong.push(format!("{name} {case} {arrival:?} at {home}: it wrote to weights"))
+                    }
                     Ok(Some(difference)) | Err(difference) => {
                         // At once: whatever kills the test later, this is known.
-                        eprintln!("{name} {case} {arrival:?}: {difference}");
-                        wrong.push(format!("{name} {case} {arrival:?}: {difference}"));
+                        eprintln!("{name} {case} {arrival:?} at {home}: {difference}");
+                        wrong.push(format!("{name} {case} {arrival:?} at {home}: {difference}"));
                     }
                 }
             }
@@ -125,6 +132,30 @@ fn a_batch_size_is_captured_when_it_comes_again_and_kept() {
         assert_eq!(case.difference(&outputs), None, "{case}");
     }
     assert_eq!(desk.graphs(), graphs, "graphs are kept");
+}
+
+#[test]
+fn an_execution_in_another_home_is_captured_when_it_comes_again_and_kept() {
+    let _turn = turn();
+    let mut desk = Desk::new();
+    let folder = fixture("resnet18");
+    let model = desk.load(&folder).unwrap();
+    let case = &Case::all(&folder)[0];
+    let run = |desk: &mut Desk, home: u64| {
+        desk.home = home;
+        for arrival in [Arrival::EveryLayer, Arrival::Resident] {
+            let outputs = desk.run(model, case, arrival).unwrap();
+            assert_eq!(case.difference(&outputs), None, "{arrival:?} at {home}");
+        }
+        desk.graphs()
+    };
+    let own = run(&mut desk, OWN_HOME);
+    let once = run(&mut desk, OTHER_HOME);
+    let both = run(&mut desk, OTHER_HOME);
+    assert!(own < once && once < both, "the second one elsewhere is captured, and then the first");
+    for home in [OWN_HOME, OTHER_HOME, OWN_HOME] {
+        assert_eq!(run(&mut desk, home), both, "graphs of either home are kept");
+    }
 }
 
 #[test]

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use pswitch_controller::scheduler::{Action, Outcome, Rejection, RequestId};
+use pswitch_controller::scheduler::{Action, Homes, Load, Outcome, Rejection, RequestId};
 use pswitch_mem_pool::{ModelId, Range};
 
 use super::{Doorbell, Execution, Inputs, Place, Process, Request, Span, Training, Transfer, World};
-use crate::desk::Execute;
+use crate::desk::{Execute, UNIT_BYTES};
 
 impl World {
     pub(super) fn perform(&mut self, action: &Action) {
@@ -20,9 +20,10 @@ impl World {
                 }
                 assert!(self.is_wanted(*model));
                 let training = self.spans.get(&ModelId::TRAINING).filter(|_| self.held);
-                let in_its_way = training.is_some_and(|it| it.home.overlaps(&self.spans[model].home));
+                let in_its_way = training.is_some_and(|it| it.home.overlaps(&load.place));
                 assert!(!in_its_way, "{model} is fetched into training's place in its turn");
-                self.load(*model, &load.evicted);
+                let wanted = self.spans.keys().copied().filter(|other| self.is_wanted(*other)).collect();
+                self.load(*model, load, &wanted);
                 let clear = load.evicted.clone();
                 let (inputs_of, weights) = (None, Some(*model));
                 self.transfers.push_back(Transfer { id: *transfer, inputs_of, weights, clear, begun: false });
@@ -30,7 +31,7 @@ impl World {
             Action::BringBack { transfer, load } => {
                 assert_eq!(self.training, Training::Asking, "nobody has asked for it");
                 self.assert_no_request_in_its_way();
-                self.load(ModelId::TRAINING, &load.evicted);
+                self.load(ModelId::TRAINING, load, &BTreeSet::new());
                 let (inputs_of, weights) = (None, Some(ModelId::TRAINING));
                 let clear = load.evicted.clone();
                 self.transfers.push_back(Transfer { id: *transfer, inputs_of, weights, clear, begun: false });
@@ -56,14 +57,23 @@ impl World {
                 execution.inputs = Inputs::Failed;
             }
             Action::Clear { models } => {
-                let failed = models.last().unwrap();
-                assert!(!self.is_leased(*failed), "somebody waits at poisoned doorbells");
-                let span = self.spans.get_mut(failed).unwrap();
-                assert_eq!(span.place, Place::Failed);
-                span.place = Place::Host;
                 for model in models {
+                    assert!(!self.is_leased(*model), "somebody waits at the doorbells of {model}");
                     let span = self.spans.get_mut(model).unwrap();
-                    assert_eq!(span.place, Place::Host, "{model} is in the pool");
+                    match span.place {
+                        Place::Host => {}
+                        // It is the last: the others are those that it evicted.
+                        Place::Failed => assert_eq!(models.last(), Some(model)),
+                        // It was dropped.
+                        Place::Resident => {
+                            assert!(
+                                self.homes == Homes::Fixed && span.home != span.own_home,
+                                "{model} is at home"
+                            );
+                        }
+                        Place::Moving => panic!("{model} is on its way"),
+                    }
+                    span.place = Place::Host;
                     span.doorbell = Doorbell::Clear;
                 }
             }
@@ -138,7 +148,7 @@ impl World {
     fn execute(&mut self, begun: &Execute) {
         assert!(!self.held, "it begins although something else has the device");
         self.judge_order(begun);
-        let Execute { execution, request, worker, model, arena, transfer, evicted } = begun.clone();
+        let Execute { execution, request, worker, model, arena, transfer, load } = begun.clone();
         let record = self.requests.get_mut(&request).expect("it is accepted and not answered");
         assert!(record.waiting && record.model == model);
         record.waiting = false;
@@ -148,28 +158,36 @@ impl World {
         worker.told_to_stop = false;
         let busy = self.executions.values().find(|other| other.arena == arena && !other.is_over());
         assert!(busy.is_none(), "{arena} is used by {busy:?}");
-        match &evicted {
-            Some(evicted) => self.load(model, evicted),
+        match &load {
+            Some(load) => self.load(model, load, &BTreeSet::new()),
             None => assert!(matches!(self.spans[&model].place, Place::Moving | Place::Resident)),
         }
+        self.note_use(model);
         let (inputs, transfer_told, ended) = (Inputs::Moving, false, None);
         let record = Execution { request, model, arena, inputs, transfer_told, began: self.now, ended };
         assert!(self.executions.insert(execution, record).is_none());
-        let weights = evicted.as_ref().map(|_| model);
-        let clear = evicted.unwrap_or_default();
+        let weights = load.as_ref().map(|_| model);
+        let clear = load.map(|load| load.evicted).unwrap_or_default();
         let inputs_of = Some(execution);
         self.transfers.push_back(Transfer { id: transfer, inputs_of, weights, clear, begun: false });
     }
 
     /// A model begins to move: what is in its place goes, and nobody may be using that.
-    fn load(&mut self, model: ModelId, evicted: &[ModelId]) {
-        let home = self.spans[&model].home;
+    fn load(&mut self, model: ModelId, load: &Load, keep: &BTreeSet<ModelId>) {
+        let Load { place: home, evicted } = load;
+        let right = match self.homes {
+            Homes::LeastRecentlyUsed if model != ModelId::TRAINING => self.place_by_use(model, keep),
+            _ => Some(self.spans[&model].own_home),
+        };
+        assert_eq!(Some(*home), right, "{model} goes to another place");
+        self.spans.get_mut(&model).unwrap().home = *home;
+        self.note_use(model);
         for (other, span) in &mut self.spans {
             if *other == model {
                 assert_eq!(span.place, Place::Host, "{model} is loaded once at a time");
                 assert_eq!(span.doorbell, Doorbell::Clear, "{model} would be taken for landed");
                 span.place = Place::Moving;
-            } else if span.home.overlaps(&home) && span.place != Place::Host {
+            } else if span.home.overlaps(home) && span.place != Place::Host {
                 assert_eq!(span.place, Place::Resident, "{other} moves and is evicted");
                 assert!(evicted.contains(other), "{other} is in the place of {model}");
                 span.place = Place::Host;
@@ -180,6 +198,31 @@ impl World {
         for other in evicted {
             assert!(!self.is_leased(*other), "{other} is evicted and leased");
         }
+    }
+
+    /// Where an allocator would find room that evicts what was used longest ago, found by trying.
+    fn place_by_use(&self, model: ModelId, keep: &BTreeSet<ModelId>) -> Option<Range> {
+        let others = self.spans.iter().filter(|(other, span)| **other != model && span.place != Place::Host);
+        let (mut victims, stay): (Vec<_>, Vec<_>) = others.partition(|(other, span)| {
+            span.place == Place::Resident && !self.is_leased(**other) && !keep.contains(other)
+        });
+        victims.sort_by_key(|(other, span)| (span.last_use, **other));
+        let bytes = self.spans[&model].home.bytes;
+        let places = || {
+            let begin = self.homes_part.offset;
+            (begin..=self.homes_part.end() - bytes).step_by(usize::try_from(UNIT_BYTES).unwrap())
+        };
+        (0..=victims.len()).find_map(|gone| {
+            let is_free = |place: &Range| {
+                stay.iter().chain(&victims[gone..]).all(|(_, span)| !span.home.overlaps(place))
+            };
+            places().map(|offset| Range::new(offset, bytes)).find(is_free)
+        })
+    }
+
+    /// Whether everybody has the place of its own.
+    fn has_fixed_homes(&self) -> bool {
+        self.homes == Homes::Fixed && self.spans.values().all(|span| span.home == span.own_home)
     }
 
     fn assert_no_request_in_its_way(&self) {
@@ -211,7 +254,10 @@ impl World {
         match span.place {
             Place::Moving | Place::Resident => true,
             Place::Failed => false,
-            Place::Host => self.spans.iter().all(evictable),
+            Place::Host if self.has_fixed_homes() => self.spans.iter().all(evictable),
+            // It may have doorbells that are not clear yet.
+            Place::Host if self.homes == Homes::Fixed || self.are_weights_under_way() => false,
+            Place::Host => self.place_by_use(model, &BTreeSet::new()).is_some(),
         }
     }
 
@@ -231,7 +277,11 @@ impl World {
             .map(|model| self.spans[model].home)
             .collect();
         let free = |model: &ModelId| {
-            self.could_begin(*model) && !blocked.iter().any(|home| home.overlaps(&self.spans[model].home))
+            let is_in_the_way = |home: &Range| home.overlaps(&self.spans[model].home);
+            // Where places are given anew, whoever cannot begin keeps back others that lie elsewhere now.
+            let is_kept_back =
+                if self.has_fixed_homes() { blocked.iter().any(is_in_the_way) } else { !blocked.is_empty() };
+            self.could_begin(*model) && !is_kept_back
         };
         let others: Vec<&Request> = wanted
             .iter()

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use pswitch_controller::scheduler::Homes;
 use pswitch_controller::{Bandwidth, ServiceError};
 use pswitch_train::TaskConfig;
 use pswitch_transfer::Algorithm;
@@ -35,7 +36,8 @@ const SLEEPS_LATE: Duration = Duration::from_micros(200);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mechanism {
     Pswitch,
-    /// All weights as one copy when a request's turn has come, and computation after it.
+    /// All weights as one copy when a request's turn has come, and computation after it; where there is no room, in the place
+    /// of what was used longest ago.
     LoadOnDemand,
 }
 
@@ -136,11 +138,12 @@ impl Fleet {
     /// the request that may find them at it does not count.
     pub(super) fn follow(&self, mechanism: Mechanism) -> anyhow::Result<()> {
         let Bench { server, runtime, .. } = &self.bench;
-        let (algorithm, fetches_ahead) = match mechanism {
-            Mechanism::Pswitch => (Algorithm::Optimal, true),
-            Mechanism::LoadOnDemand => (Algorithm::Whole, false),
+        let (algorithm, fetches_ahead, homes) = match mechanism {
+            Mechanism::Pswitch => (Algorithm::Optimal, true, Homes::Fixed),
+            Mechanism::LoadOnDemand => (Algorithm::Whole, false, Homes::LeastRecentlyUsed),
         };
         server.set_prefetch(fetches_ahead);
+        server.set_homes(homes);
         for caller in self.callers.iter() {
             interrupt::check()?;
             server.replan(caller.model(), algorithm)?;

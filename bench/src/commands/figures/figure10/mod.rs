@@ -37,9 +37,9 @@ const SLO: f64 = 5.0;
 ///
 /// Models are copies of a mix; a few get most of the requests (Zipf). Requests come independently of each other (`poisson`),
 /// or in bursts of each model (`bursty`), and whether earlier ones are answered or not; latency is from the moment at which
-/// one was due. `load-on-demand` is the same server, one after the other, with every model as one group, so that computing
-/// begins when all weights are there, and with nothing fetched ahead. Which models make room follows from where they lie, as
-/// in pswitch, and not from when they were used last.
+/// one was due. `load-on-demand` is the same server, one after the other, without pipelining and without fixed homes: every
+/// model is one group, so that computing begins when all weights are there, nothing is fetched ahead, and those make room that
+/// were used longest ago, wherever they lie, while pswitch evicts what lies in the newcomer's home.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -312,7 +312,7 @@ pub(super) fn table(loads: &[Load]) -> Table {
     table
 }
 
-/// pswitch against loading on demand, under the same requests.
+/// pswitch against loading on demand into the place of what was used longest ago, under the same requests.
 fn goals(loads: &[Load]) -> Vec<Goal> {
     let median = |load: &Load| Summary::of(&load.latencies_ms).map(|summary| summary.median);
     let mut goals = Vec::new();
