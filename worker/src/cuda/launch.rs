@@ -3,7 +3,8 @@
 //! What waits for weights is captured as two graphs: the operators up to the second group that is waited for, and all
 //! others with the waits for their groups inside. The first graph is small and begins while the other is still being
 //! launched. A graph a group would do as well, but where one graph ends and the next begins the GPU stands still for some
-//! 6 us, and for less at a wait inside of a graph.
+//! 6 us, and for less at a wait inside of a graph. Where inputs take longer to come than a whole graph to be launched, there is
+//! one for all.
 
 use std::iter::Peekable;
 use std::slice::Iter;
@@ -48,6 +49,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) host_tables: bool,
     /// Moments to be taken before every node and behind the last; none, or one more than there are nodes.
     pub(crate) stamps: &'a [GpuMoment],
+    /// Whether what is captured is one segment.
+    pub(crate) in_one: bool,
     /// What ends it between operators, if it runs at once.
     pub(crate) stop: Option<&'a AtomicU32>,
 }
@@ -58,8 +61,8 @@ impl Launch<'_> {
         self.compute(executable, None)
     }
 
-    /// Captures all operators: those up to the second group that is waited for as one segment, all others as another. The
-    /// outputs' places are the segments' from now on.
+    /// Captures all operators: those up to the second group that is waited for as one segment, all others as another, or all in
+    /// one. The outputs' places are the segments' from now on.
     pub(crate) fn capture(
         &self,
         executable: &mut Executable,
@@ -86,6 +89,7 @@ impl Launch<'_> {
             stream: self.stream,
             groups: self.groups.iter().peekable(),
             stamps: self.stamps,
+            in_one: self.in_one,
             stop: self.stop,
             segments,
             waits: Vec::new(),
@@ -117,6 +121,7 @@ struct LaunchWatch<'a> {
     stream: &'a GpuStream,
     groups: Peekable<Iter<'a, Group>>,
     stamps: &'a [GpuMoment],
+    in_one: bool,
     stop: Option<&'a AtomicU32>,
     /// While capturing.
     segments: Option<&'a mut Vec<Segment>>,
@@ -145,7 +150,7 @@ impl LaunchWatch<'_> {
             match segments.len() {
                 // Nothing has been captured yet before the first node.
                 0 if node == 0 => self.waits.append(&mut words),
-                0 => {
+                0 if !self.in_one => {
                     self.end_segment()?;
                     self.stream.begin_capture()?;
                     self.waits.append(&mut words);

@@ -31,6 +31,9 @@ pub(crate) use libtorch::CudaLibtorch;
 /// How long a wait for the GPU goes without asking whether it has failed.
 const CHECK_EVERY: Duration = Duration::from_millis(1);
 
+/// A graph of some hundred kernels takes 0.1 ms to be launched; inputs of so many bytes take longer to come.
+const LONG_INPUTS_BYTES: u64 = 6 << 20;
+
 /// Allocations of libtorch outside of executions, and how many bytes of those are alive. One worker has one GPU.
 static ALLOCATIONS: AtomicU32 = AtomicU32::new(0);
 static OUTSIDE_BYTES: AtomicI64 = AtomicI64::new(0);
@@ -206,6 +209,7 @@ impl CudaExecutor {
             groups: &groups,
             host_tables: weights.are_read_from_host(),
             stamps: &[],
+            in_one: tensor_bytes(&set.inputs) >= LONG_INPUTS_BYTES,
             stop: None,
         };
         let (outputs, segments) = launch.capture(&mut model.executable)?;
@@ -325,6 +329,7 @@ impl CudaExecutor {
             groups: &groups,
             host_tables: weights.are_read_from_host(),
             stamps: &[],
+            in_one: false,
             stop: Some(shared.control.word(shared.block + control::STOP)?),
         };
         self.begin(work, &[])?;
@@ -497,6 +502,14 @@ impl From<DeviceError> for Failure {
     fn from(error: DeviceError) -> Self {
         Self::of_device(error)
     }
+}
+
+fn tensor_bytes(inputs: &[InputValue]) -> u64 {
+    let bytes = |input: &InputValue| match input {
+        InputValue::Tensor(tensor) => tensor.at.bytes,
+        InputValue::Integer(_) => 0,
+    };
+    inputs.iter().map(bytes).sum()
 }
 
 /// Inputs of the export's shapes in their places of an arena, what is left of it, and their doorbell; none if they do not

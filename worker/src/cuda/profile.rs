@@ -1,6 +1,9 @@
 //! Times of a model's nodes, taken on the GPU.
 
-use pswitch_device::{GpuMoment, doorbell};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pswitch_device::{CopyStream, DeviceError, DeviceSlice, GpuMoment, HostSlice, SharedMemory, doorbell};
 use pswitch_protocol::{Executed, Region};
 
 use super::launch::{Group, Launch, Segment};
@@ -10,14 +13,20 @@ use crate::work::{Model, Shared, Work};
 /// Launches that are timed; the median of each node's times counts. One more comes before them, to warm up.
 const LAUNCHES: usize = 5;
 
+/// Doorbells that take a longer part of a graph's time to ring hold it up by that.
+const LONGEST_RINGING: f64 = 0.8;
+
+/// Copies that take longer will not end.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 impl CudaExecutor {
     /// Executes once for the answer, and a few times more for the times of all nodes and of a wait between them, which it
     /// writes to `times` as little-endian `f32` of microseconds.
     ///
     /// A graph with a time stamp before every node runs longer than one without: stamps cost time, and kernels that
     /// follow each other without a gap no longer do. So what the whole graph takes is measured, too, and what the stamps
-    /// add is taken off each node alike. A wait costs what it keeps the kernels behind it from being made ready for, some
-    /// microseconds. So a graph that waits before every layer with weights, for a word that has rung, is timed as well.
+    /// add is taken off each node alike. What a wait costs is timed by a graph that waits before every layer with weights
+    /// (`waits`).
     pub(super) fn profile(
         &mut self,
         shared: &Shared,
@@ -38,6 +47,7 @@ impl CudaExecutor {
             groups,
             host_tables,
             stamps,
+            in_one: false,
             stop: None,
         };
         let whole = launch(&[], &[]).capture(&mut model.executable);
@@ -53,10 +63,10 @@ impl CudaExecutor {
                     nodes.push(intervals(&stamps)?);
                 }
                 let mut us = without_stamps(&medians(&nodes[1..]), median(totals[1..].to_vec()));
-                let waits: Vec<Group> =
-                    model.weighted_nodes.iter().map(|&node| (node, work.input_doorbell.clone())).collect();
+                let ringer = Ringer::new(shared, model.weighted_nodes.len())?;
+                let waits = ringer.groups(&model.weighted_nodes);
                 let waiting = launch(&waits, &[]).capture(&mut model.executable)?.1;
-                us.push(self.wait_us(shared, work, (&whole, &waiting), waits.len())?);
+                us.push(self.wait_us(&whole, &waiting, ringer)?);
                 us
             }
             // It runs operator by operator, and so do its times. The GPU waits for launches then, and not for words.
@@ -80,26 +90,41 @@ impl CudaExecutor {
         Ok(executed)
     }
 
-    /// What each of some waits adds to a graph without any.
-    fn wait_us(
-        &self,
-        shared: &Shared,
-        work: &Work<'_>,
-        (whole, waiting): (&[Segment], &[Segment]),
-        waits: usize,
-    ) -> Result<f64, Failure> {
-        let mut added = Vec::new();
-        shared.device.set_word(&work.input_doorbell, doorbell::RUNG)?;
+    /// What each of some waits adds to a graph without any, while they ring one after the other or, where that takes longer than
+    /// the graph, when they have rung.
+    fn wait_us(&self, whole: &[Segment], waiting: &[Segment], mut ringer: Ringer) -> Result<f64, Failure> {
+        let (mut while_ringing, mut rung) = (Vec::new(), Vec::new());
         for _ in 0..=LAUNCHES {
-            // In turn: what slows the GPU down for a while slows both.
+            // In turn: what slows the GPU down for a while slows all.
             let without = self.time(whole)?;
-            added.push(self.time(waiting)? - without);
+            ringer.clear()?;
+            let (took, ringing) = self.time_beside(waiting, &mut ringer)?;
+            if ringing.as_secs_f64() * 1e6 < took * LONGEST_RINGING {
+                while_ringing.push(took - without);
+            }
+            rung.push(self.time(waiting)? - without);
         }
-        shared.device.set_word(&work.input_doorbell, doorbell::CLEAR)?;
+        let added = if while_ringing.len() > LAUNCHES { while_ringing } else { rung };
         // Counts of nodes are far below what a float holds exactly.
         #[allow(clippy::cast_precision_loss)]
-        let each = median(added[1..].to_vec()) / waits.max(1) as f64;
+        let each = median(added[1..].to_vec()) / ringer.words.len().max(1) as f64;
         Ok(each.max(0.0))
+    }
+
+    /// Microseconds of one launch from its first doorbell on, and how long these take to ring.
+    fn time_beside(&self, segments: &[Segment], ringer: &mut Ringer) -> Result<(f64, Duration), Failure> {
+        for (number, Segment { waits, graph }) in segments.iter().enumerate() {
+            self.stream.wait_and_clear(waits, &[])?;
+            if number == 0 {
+                self.stream.mark(&self.first)?;
+            }
+            // SAFETY: as for any launch.
+            unsafe { graph.launch(&self.stream) }?;
+        }
+        self.stream.mark(&self.last)?;
+        let ringing = ringer.ring()?;
+        self.stream.synchronize()?;
+        Ok((self.last.us_since(&self.first)?, ringing))
     }
 
     /// Microseconds of one launch.
@@ -118,6 +143,55 @@ impl CudaExecutor {
             unsafe { graph.launch(&self.stream) }?;
         }
         Ok(())
+    }
+}
+
+/// Doorbells of a graph that is timed, and what rings them as a transfer does: a copy ahead of each.
+struct Ringer {
+    words: Vec<DeviceSlice>,
+    all: DeviceSlice,
+    from: HostSlice,
+    to: DeviceSlice,
+    stream: Box<dyn CopyStream>,
+}
+
+impl Ringer {
+    /// Memory of its own: the model's doorbells may be in use.
+    fn new(shared: &Shared, words: usize) -> Result<Self, DeviceError> {
+        let bytes = shared.device.properties().least_copy_bytes.max(4);
+        let word_bytes = 4 * words.max(1) as u64;
+        let memory = shared.device.allocate(bytes + word_bytes)?;
+        let part = |offset, bytes| DeviceSlice::new(Arc::clone(&memory), offset, bytes);
+        let words = (0..words as u64).map(|word| part(bytes + 4 * word, 4)).collect::<Result<_, _>>()?;
+        let source = shared.device.pin(Arc::new(SharedMemory::create("pswitch-profile", bytes)?))?;
+        Ok(Self {
+            words,
+            all: part(bytes, word_bytes)?,
+            from: HostSlice::new(source, 0, bytes)?,
+            to: part(0, bytes)?,
+            stream: shared.device.copy_stream("profile")?,
+        })
+    }
+
+    /// A wait before each of some nodes.
+    fn groups(&self, nodes: &[u32]) -> Vec<Group> {
+        nodes.iter().copied().zip(self.words.iter().cloned()).collect()
+    }
+
+    fn clear(&mut self) -> Result<(), DeviceError> {
+        self.stream.clear_words(&self.all)?;
+        self.stream.record()?.wait(Instant::now() + PATIENCE)
+    }
+
+    /// Rings all; returns how long that took.
+    fn ring(&mut self) -> Result<Duration, DeviceError> {
+        let begun = Instant::now();
+        for word in &self.words {
+            self.stream.copy_in(&self.from, &self.to)?;
+            self.stream.write_word(word, doorbell::RUNG)?;
+        }
+        self.stream.record()?.wait(begun + PATIENCE)?;
+        Ok(begun.elapsed())
     }
 }
 
