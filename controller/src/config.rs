@@ -86,8 +86,9 @@ pub struct DeviceConfig {
     pub arena_size: SizeSetting,
     /// Part of the pool for training: states, and activations of one step. Default: 0, no task can be trained.
     pub training_size: ByteSize,
-    /// Whether models may lie in that part, where not all have room beside it: the states there go to the host while a model
-    /// comes in, and come back when requests leave the device. They take as much pinned host memory then. Default: `false`.
+    /// Whether models may lie in that part, where not all have room beside it: the states there are set aside in the memory of
+    /// steps while a model comes in, or go to the host, and come back when requests leave the device. They take as much pinned
+    /// host memory then. Default: `false`.
     pub training_gives_way: bool,
     /// Share of the device's time that requests leave to training although they never end, up to 0.9: then some wait for a
     /// turn of it. Default: 0, training has what they leave by themselves.
