@@ -2,7 +2,7 @@
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Dice, Fixture, Models, Serve, Server, assert_says, span_bytes};
+use crate::support::{Dice, Fixture, Models, Serve, Server, assert_says, eventually, span_bytes};
 
 const HOMES: &str = "homes: least-recently-used\n";
 
@@ -69,6 +69,11 @@ fn models_answer_right_wherever_they_lie() {
     for worker in server.await_workers(2) {
         assert!(worker.signal(Signal::SIGKILL));
     }
+    // A request that comes to both before they are seen to be gone is lost.
+    eventually("both are replaced", || {
+        let restarts = server.client.metric("pswitch_worker_restarts_total");
+        if restarts == 2.0 { Ok(()) } else { Err(format!("{restarts} restarts")) }
+    });
     ask_at_random(100);
     for action in ["unload", "load"] {
         let reply = server.client.post(&format!("/v2/repository/models/recurrent/{action}"), &[], b"");
