@@ -34,7 +34,7 @@ pub const OUTSIDE_KIB: u64 = 8;
 pub const GRAPHS: u64 = 12;
 
 /// Offsets in the block of a worker that trains on a GPU: the numbers of the gates that its stream has come to and gone
-/// through last, as the GPU writes them. While they differ it stands still. Without gates the second is not written.
+/// through last, as the GPU writes them. While they differ it stands still, or is on its way through one.
 pub const REACHED: u64 = 16;
 /// See [`REACHED`].
 pub const PASSED: u64 = 20;

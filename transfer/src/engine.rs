@@ -112,7 +112,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Enqueues the way back of state that was saved, behind all that is still being saved. What crosses the link meanwhile
+    /// Enqueues the way back of state that was set aside or saved, behind all that is still being saved. What crosses the link meanwhile
     /// comes in between.
     ///
     /// # Errors
@@ -145,9 +145,13 @@ impl Engine {
     fn check_within(&self, copies: &[CopyWithin]) -> Result<(), TransferError> {
         let check = |CopyWithin { from, to }: &CopyWithin| {
             self.check_device(from)?;
-            self.check_copy(from.bytes(), to.bytes(), to)
+            let bytes = self.check_copy(from.bytes(), to.bytes(), to)?;
+            if from.address().0.abs_diff(to.address().0) >= bytes {
+                return Ok(());
+            }
+            Err(DeviceError::OverlappingCopy { from_offset: from.offset(), to_offset: to.offset(), bytes })
         };
-        copies.iter().try_for_each(|copy| check(copy).map(|_| ())).map_err(cannot(COPY_WITHIN))
+        copies.iter().try_for_each(check).map_err(cannot(COPY_WITHIN))
     }
 
     fn check_clear(&self, clear: &[DeviceSlice]) -> Result<(), TransferError> {

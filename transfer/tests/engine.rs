@@ -595,6 +595,10 @@ fn what_cannot_be_right_is_refused_and_not_reported() {
         let error = rig.engine.start(transfer(1, vec![rig.group(1, 64), group])).unwrap_err();
         assert!(matches!(error, TransferError::Device { .. }), "{error}");
     }
+    let within = |from, to| CopyWithin { from: rig.copy(from, 100).to, to: rig.copy(to, 100).to };
+    let error =
+        rig.engine.start(Transfer { set_aside: vec![within(0, 99)], ..transfer(1, vec![]) }).unwrap_err();
+    assert!(matches!(error, TransferError::Device { source: DeviceError::OverlappingCopy { .. }, .. }));
     assert!(rig.device.asked.lock().unwrap().is_empty());
     rig.engine.start(transfer(2, vec![rig.group(0, 64)])).unwrap();
     assert_eq!(rig.report().0, TransferId(2));

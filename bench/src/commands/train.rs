@@ -96,7 +96,7 @@ struct Found {
     last: TaskStatus,
 }
 
-/// Seconds of requests between seconds without, and others of either alone among them: rates, one a second.
+/// Seconds of requests between seconds without, and others of either alone among them.
 #[derive(Debug, Default)]
 struct Turns {
     alone_requests: Counted,

@@ -164,7 +164,7 @@ struct Driver {
     jobs: HashMap<RequestId, Job>,
     running: HashMap<ExecutionId, Running>,
     /// Executions that wait until training stands still.
-    held_back: HashMap<ExecutionId, HeldBack>,
+    held_back: HeldBack,
     /// Input doorbells that an execution may have left rung or poisoned.
     unclear_inputs: Vec<bool>,
     /// Events that actions brought about, not yet handled.
@@ -251,7 +251,7 @@ impl Driver {
             removing: HashMap::new(),
             jobs: HashMap::new(),
             running: HashMap::new(),
-            held_back: HashMap::new(),
+            held_back: HeldBack::default(),
             pending: VecDeque::new(),
             draining: None,
             worker_restarts: 0,
@@ -569,6 +569,7 @@ impl Driver {
 
     /// Ends the workers; jobs that are left are answered by dropping them.
     fn end(&mut self) {
+        self.let_all_go();
         for (worker, link) in self.links.iter_mut() {
             if link.channel.send(&ToWorker::Shutdown, &[]).is_err() {
                 self.supervisor.kill(worker);

@@ -41,7 +41,7 @@ impl Driver {
                 let mut prefetch = transfer_of(transfer);
                 // For whoever comes: most requests read tables from the host.
                 let loaded =
-                    self.lay(model, &load).and_then(|()| self.load(&mut prefetch, model, &load, true));
+                    self.lay(model, &load).and_then(|()| self.load(&mut prefetch, model, &load, true, None));
                 let start = || self.engine.start(prefetch).map_err(|error| error.to_string());
                 if let Err(reason) = loaded.and_then(|()| start()) {
                     self.refuse_transfer(transfer, reason);
@@ -201,7 +201,7 @@ impl Driver {
             home: homed.place.offset,
             arena: Region { offset: division.activations.offset, bytes: division.activations.bytes },
             resident: self.scheduler.ledger().state(dispatch.model) == Ok(Residency::Resident),
-            held_back: self.held_back.contains_key(&dispatch.execution),
+            held_back: self.held_back.holds(dispatch.worker, dispatch.execution),
             host_tables,
             outputs: in_slot(job.outputs),
             profile: job.profile.map(in_slot),
@@ -210,7 +210,12 @@ impl Driver {
         });
         transfer.input_doorbell = Some(input_doorbell);
         if let Some(load) = &dispatch.load {
-            self.load(&mut transfer, dispatch.model, load, host_tables)?;
+            // No model lies there but this one, and no step is under way.
+            let unused = load.evicted.contains(&ModelId::TRAINING).then(|| Unused {
+                range: self.pool.layout().training,
+                least_bytes: self.device.properties().least_copy_within_bytes,
+            });
+            self.load(&mut transfer, dispatch.model, load, host_tables, unused)?;
         }
         Ok((message, transfer))
     }
@@ -221,23 +226,20 @@ impl Driver {
         homed.lie_at(load.place, &self.pool).map_err(|error| error.to_string())
     }
 
-    /// Adds a model's weights to a transfer, and the state that they come in the place of.
+    /// Adds a model's weights to a transfer, and what makes room for them. State goes to what is `unused` if it may: on a GPU
+    /// that takes the compute engine, which is for requests to have and not for weights that come in advance.
     fn load(
         &self,
         transfer: &mut Transfer,
         model: ModelId,
         load: &Load,
         host_tables: bool,
+        unused: Option<Unused>,
     ) -> Result<(), String> {
         transfer.clear = self.used_doorbells(&load.evicted);
         let Some(homed) = self.models.get(&model) else { return Ok(()) };
         transfer.groups.extend(homed.load(host_tables).cloned());
         if let Some(room) = &self.room {
-            // No model lies there but this one, and no step is under way.
-            let unused = load.evicted.contains(&ModelId::TRAINING).then(|| Unused {
-                range: self.pool.layout().training,
-                least_bytes: self.device.properties().least_copy_within_bytes,
-            });
             let made = room.states.make_room(transfer.id, homed.place, unused);
             let MadeRoom { save, set_aside } = made.map_err(|error| error.to_string())?;
             (transfer.save, transfer.set_aside) = (save, set_aside);

@@ -103,6 +103,7 @@ impl Driver {
                             self.unclear_inputs[running.arena.0 as usize] = true;
                         }
                         running.result = Some(result);
+                        self.held_back.forget(worker);
                         if ends {
                             self.feed(Event::WorkerEnding { worker });
                         }
@@ -165,6 +166,7 @@ impl Driver {
     pub(super) fn lose(&mut self, worker: WorkerId) {
         let link = self.links.remove(worker, self.poll.registry());
         self.starting.remove(&worker);
+        self.held_back.forget(worker);
         self.links.note_loss(link.as_ref().is_some_and(|link| link.ready), Instant::now());
         if link.as_ref().is_some_and(|link| !link.attached) {
             self.unattached_deaths += 1;

@@ -153,8 +153,13 @@ impl Gate {
         true
     }
 
+    /// Whether there is somebody who is to stand still for requests.
+    pub(crate) fn somebody_trains(&self) -> bool {
+        self.holds && self.current.load(Ordering::SeqCst) != NOBODY
+    }
+
     /// Whether requests need not wait for whoever trains: nobody does, or it is told to end, or its GPU has come to a gate
-    /// and stands still.
+    /// and stands still, unless it is on its way through.
     pub(crate) fn stands_still(&self) -> bool {
         let block = self.current.load(Ordering::SeqCst);
         if !self.holds || block == NOBODY {
@@ -208,9 +213,9 @@ mod tests {
             let write = |offset, number| {
                 gate.control.word(control::BLOCK_BYTES + offset).unwrap().store(number, Ordering::SeqCst);
             };
-            assert!(gate.stands_still(), "nobody trains");
+            assert!(gate.stands_still() && !gate.somebody_trains(), "nobody trains");
             gate.admit(control::BLOCK_BYTES);
-            assert_eq!(gate.stands_still(), !holds, "there are no gates");
+            assert_eq!((gate.stands_still(), gate.somebody_trains()), (!holds, holds));
             write(control::REACHED, 7);
             assert!(gate.stands_still());
             write(control::PASSED, 7);

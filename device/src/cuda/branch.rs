@@ -53,8 +53,9 @@ impl Branch {
         captured: &RawStream,
         waits: &mut [sys::CUstreamBatchMemOpParams],
     ) -> Result<(), DeviceError> {
-        if !self.has_left.swap(true, Ordering::Relaxed) {
+        if !self.has_left.load(Ordering::Relaxed) {
             self.follow(&self.stream)?;
+            self.has_left.store(true, Ordering::Relaxed);
         }
         enqueue_batch(&self.stream, waits)?;
         self.record(&self.stream)?;

@@ -163,7 +163,7 @@ impl GpuStream {
     /// [`DeviceError::Cuda`].
     pub fn pass(&self, way: &GpuWay, number: u32) -> Result<(), DeviceError> {
         let mut all = vec![way.arrival(number)];
-        all.extend(way.departure(number).into_iter().flatten());
+        all.extend(way.departure(number));
         self.enqueue(&mut all)
     }
 
@@ -181,7 +181,7 @@ impl GpuStream {
     /// # Errors
     /// [`DeviceError::Cuda`].
     pub fn depart(&self, way: &GpuWay, number: u32) -> Result<(), DeviceError> {
-        way.departure(number).map_or(Ok(()), |mut operations| self.enqueue(&mut operations))
+        self.enqueue(&mut way.departure(number))
     }
 
     /// Announces to this process that the stream got here: [`is_done`](Self::is_done) is true then.
@@ -278,7 +278,7 @@ pub struct GpuWay {
 pub struct WayWords {
     /// The number of the point that the stream came to last. The GPU writes it, ahead of the gate there.
     pub reached: HostSlice,
-    /// The number of the point that it went on from last. The GPU writes it if there are gates.
+    /// The number of the point that it went on from last. The GPU writes it.
     pub passed: HostSlice,
     /// What closes the gates, if there are any.
     pub gate: Option<HostSlice>,
@@ -299,10 +299,10 @@ impl GpuWay {
         write_op(self.words.reached.address(), number)
     }
 
-    fn departure(&self, number: u32) -> Option<[sys::CUstreamBatchMemOpParams; 2]> {
-        let gate = self.words.gate.as_ref()?;
+    fn departure(&self, number: u32) -> Vec<sys::CUstreamBatchMemOpParams> {
         // At least zero: the top bit is not set.
-        Some([wait_op(gate.address(), 0), write_op(self.words.passed.address(), number)])
+        let wait = self.words.gate.as_ref().map(|gate| wait_op(gate.address(), 0));
+        wait.into_iter().chain([write_op(self.words.passed.address(), number)]).collect()
     }
 
     /// The number of the point that the stream came to last. A look at memory.

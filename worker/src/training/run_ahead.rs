@@ -255,8 +255,10 @@ impl<'a> GpuPace<'a> {
 
     /// Launches nothing for as long as it is told to stand still, and says when the GPU does.
     fn stand_still(&self, ahead: &mut RunAhead) -> Result<(), DeviceError> {
-        // Without a bound nothing is counted, and a mark alone says when all is computed.
-        if ahead.account.open.count > 0 || self.budget_us.is_none() {
+        // Without a bound nothing is counted, and a mark alone says when all is computed. A GPU that has passed its last gate
+        // stands in front of another then.
+        ahead.catch_up(self.way);
+        if ahead.account.open.count > 0 || ahead.marks.is_empty() || self.budget_us.is_none() {
             ahead.mark(self.stream, self.way)?;
         }
         let (mut failure, mut last) = (Ok(()), None);

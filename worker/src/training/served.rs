@@ -203,6 +203,18 @@ impl Computer<'_> {
         stop.load(Ordering::Relaxed) == control::END
     }
 
+    /// Has the device stand in front of a gate while something is done that computes nothing.
+    fn at_a_gate<T>(&self, something: impl FnOnce() -> T) -> T {
+        if let Computer::Gpu(_, pace) = self {
+            pace.arrives();
+        }
+        let done = something();
+        if let Computer::Gpu(_, pace) = self {
+            pace.departs();
+        }
+        done
+    }
+
     /// Waits until nothing is computed any more, and says when that was, on `CLOCK_MONOTONIC`.
     fn end(self) -> Result<u64, WorkerError> {
         match self {
@@ -263,7 +275,7 @@ impl KeptTask {
                     )?;
                     self.tell_written(channel, false)?;
                     if self.is_due() {
-                        self.begin_write(channel)?;
+                        computer.at_a_gate(|| self.begin_write(channel))?;
                     }
                 }
                 Ok(TaskStep::Stopped) => {
@@ -278,13 +290,15 @@ impl KeptTask {
             }
         }
         // All of it would be lost otherwise. Others have the device meanwhile: a disk may be slow, or full for a while.
-        while !self.write_last(channel)? {
-            if stop.load(Ordering::Relaxed) == control::END {
-                return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: 0 });
+        computer.at_a_gate(|| {
+            while !self.write_last(channel)? {
+                if stop.load(Ordering::Relaxed) == control::END {
+                    return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: 0 });
+                }
+                std::thread::sleep(LOOK_EVERY);
             }
-            std::thread::sleep(LOOK_EVERY);
-        }
-        Ok(TaskPause::Finished)
+            Ok(TaskPause::Finished)
+        })
     }
 
     /// Gets on with the checkpoint of the last step. True once it is there, or if there is no place for any.

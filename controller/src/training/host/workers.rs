@@ -194,8 +194,9 @@ impl Host {
 
     /// Keeps how long a task has computed since requests took the device.
     fn note_yield(&mut self, id: TaskId, at_ns: u64) {
+        // One that stood still already did so before.
+        let nanos = at_ns.saturating_sub(self.gate.closed_ns());
         if let Some(record) = self.tasks.get_mut(&id)
-            && let Some(nanos) = at_ns.checked_sub(self.gate.closed_ns())
             && self.gate.is_closed()
         {
             record.last_yield_us = Some(nanos / 1000);

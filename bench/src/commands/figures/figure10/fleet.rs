@@ -10,10 +10,11 @@ use pswitch_train::TaskConfig;
 use pswitch_transfer::Algorithm;
 
 use super::super::Experiment;
-use super::arrivals::Due;
+use super::arrivals::{Due, popularity};
 use crate::caller::Caller;
 use crate::interrupt;
 use crate::progress;
+use crate::random::Random;
 use crate::serving::{Bench, Plan, Zygotes};
 use crate::stats::{Samples, milliseconds};
 use crate::subject::{Served, Subject};
@@ -25,6 +26,9 @@ const TASK: &str = "bench";
 /// Steps ahead of those that count, and the time in which they are done.
 const WARM_UP_STEPS: u64 = 3;
 const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Models in random order, by their popularity, before requests count.
+const WARM_UP_SEED: u64 = 7;
 
 /// Requests by which the latency of a resident model is found.
 const READY_REQUESTS: usize = 5;
@@ -134,9 +138,9 @@ impl Fleet {
         Ok(Self { bench, callers: Arc::new(callers) })
     }
 
-    /// Serves by a mechanism from now on. Every model is asked once: on a GPU workers capture graphs for each new plan, and
-    /// the request that may find them at it does not count.
-    pub(super) fn follow(&self, mechanism: Mechanism) -> anyhow::Result<()> {
+    /// Serves by a mechanism from now on, for some time with requests that do not count: on a GPU workers capture graphs for each
+    /// new plan, and for every place where a model comes to lie for the second time.
+    pub(super) fn follow(&self, mechanism: Mechanism, time: Duration) -> anyhow::Result<()> {
         let Bench { server, runtime, .. } = &self.bench;
         let (algorithm, fetches_ahead, homes) = match mechanism {
             Mechanism::Pswitch => (Algorithm::Optimal, true, Homes::Fixed),
@@ -148,6 +152,20 @@ impl Fleet {
             interrupt::check()?;
             server.replan(caller.model(), algorithm)?;
             runtime.block_on(caller.call_turn(0, server))?;
+        }
+        let shares = popularity(self.callers.len());
+        let mut random = Random::new(WARM_UP_SEED);
+        let begun = Instant::now();
+        while begun.elapsed() < time {
+            interrupt::check()?;
+            let mut left = random.share();
+            let chosen = shares.iter().position(|share| {
+                left -= share;
+                left < 0.0
+            });
+            if let Some(caller) = chosen.and_then(|model| self.callers.get(model)) {
+                runtime.block_on(caller.call_turn(0, server))?;
+            }
         }
         Ok(())
     }

@@ -196,7 +196,7 @@ impl Figure10 {
         let slo_ms = self.slo_ms.unwrap_or(SLO * ready_ms.iter().copied().fold(0.0, f64::max));
         let rates = self.rates(ready_ms, setting.models);
         let length = self.length();
-        fleet.follow(mechanism)?;
+        fleet.follow(mechanism, length)?;
         let before_steps_per_s = match alone {
             Some(steps_per_s) => *steps_per_s,
             None => fleet.train(setting.task, length)?,
