@@ -7,10 +7,39 @@
 //! A model that goes to another place than its own may come back while the transfer that evicted it is under way. It has
 //! to wait: that transfer clears its doorbells. Where homes are fixed the two are in each other's place, and it waits anyway.
 
+use std::cell::OnceCell;
+
 use pswitch_mem_pool::{ModelId, Range};
 
 use super::messages::{Action, Homes};
 use super::switcher::{Span, SpanState, Switcher, granted, is_granted};
+
+/// A model for which there is no room yet.
+pub(super) struct Blocked<'a> {
+    switcher: &'a Switcher,
+    model: ModelId,
+    /// Where it would go if nobody was held: the same for all who ask, and not found before one does.
+    wanted: OnceCell<Option<Range>>,
+}
+
+impl Blocked<'_> {
+    /// Whether beginning an execution of another model could be in its way, if it is not there itself.
+    pub(super) fn is_in_the_way(&self, other: ModelId) -> bool {
+        let Self { switcher, model, wanted } = self;
+        if switcher.has_fixed_homes() {
+            return switcher.spans.get(model).is_some_and(|span| span.overlapping.contains(&other));
+        }
+        if *model == other || !switcher.spans.contains_key(model) {
+            return false;
+        }
+        // Where somebody goes who moves in is not known in advance. While nobody does, the place that is kept free stays the
+        // same: whoever lies beside it and is used goes later than before.
+        !switcher.is_present(other)
+            || wanted
+                .get_or_init(|| switcher.wanted(*model))
+                .is_none_or(|place| switcher.lies_in(other, place))
+    }
+}
 
 impl Switcher {
     /// By what models get their places from now on. What is in another place than its own stays there under
@@ -46,18 +75,9 @@ impl Switcher {
         granted(self.ledger.find_room(model, &victims))?
     }
 
-    /// Whether beginning an execution of `other` could be in the way of `one`, for which there is no room yet, if it is not
-    /// there itself.
-    pub(super) fn overlap(&self, one: ModelId, other: ModelId) -> bool {
-        if self.has_fixed_homes() {
-            return self.spans.get(&one).is_some_and(|span| span.overlapping.contains(&other));
-        }
-        if one == other || !self.spans.contains_key(&one) {
-            return false;
-        }
-        // Where somebody goes who moves in is not known in advance. While nobody does, the place that is kept free stays the
-        // same: whoever lies beside it and is used goes later than before.
-        !self.is_present(other) || self.wanted(one).is_none_or(|place| self.lies_in(other, place))
+    /// What is asked who may begin although that model cannot.
+    pub(super) fn blocked(&self, model: ModelId) -> Blocked<'_> {
+        Blocked { switcher: self, model, wanted: OnceCell::new() }
     }
 
     /// Where a model would go if nobody was held; where it is if it is not on the host.

@@ -29,8 +29,9 @@ impl Scheduler {
             return Some(first);
         }
         // Nothing new begins in the place of the first.
+        let blocked = self.switcher.blocked(first);
         let allowed = |head: &Head| {
-            head.model != first && !self.switcher.overlap(first, head.model) && self.can_begin(head.model)
+            head.model != first && !blocked.is_in_the_way(head.model) && self.can_begin(head.model)
         };
         self.preferred(now, allowed).map(|head| head.model)
     }
@@ -88,10 +89,12 @@ impl Scheduler {
         let first = self.heads.absent().next()?.model;
         let wanted = |other: ModelId| self.models.get(&other).is_some_and(|model| !model.queue.is_empty());
         // Its turn is for training alone, which would have to drive it out again.
-        let in_its_way = |model| self.held && self.switcher.overlap(ModelId::TRAINING, model);
+        let training = self.switcher.blocked(ModelId::TRAINING);
+        let in_its_way = |model| self.held && training.is_in_the_way(model);
+        let blocked = self.switcher.blocked(first);
         let fetchable = |head: &Head| {
             !in_its_way(head.model)
-                && !self.switcher.overlap(first, head.model)
+                && !blocked.is_in_the_way(head.model)
                 && self.models.get(&head.model).is_some_and(|model| !model.prefetch_failed)
         };
         let mut candidates = self.heads.absent().take(PREFETCH_CANDIDATES).filter(fetchable);

@@ -1,7 +1,7 @@
 mod placement;
 mod report;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -256,7 +256,8 @@ impl Ledger {
         let span = self.account(model)?.home.span;
         let in_pool = |account: &&Account| account.state != Residency::Host;
         let place = |account: &Account| within(self.homes, account.home.span);
-        let others = self.models.iter().filter(|(id, _)| **id != model && !victims.contains(id));
+        let may_go: BTreeSet<&ModelId> = victims.iter().collect();
+        let others = self.models.iter().filter(|(id, _)| **id != model && !may_go.contains(id));
         let stay: Vec<Range> = others.map(|(_, account)| account).filter(in_pool).map(place).collect();
         let victims: Vec<&Account> = victims.iter().map(|id| self.account(*id)).collect::<Result<_, _>>()?;
         let victims: Vec<Range> = victims.into_iter().filter(in_pool).map(place).collect();

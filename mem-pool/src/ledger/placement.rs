@@ -33,17 +33,21 @@ pub(super) fn in_place_of_the_first(
     stay: &[Range],
     victims: &[Range],
 ) -> Option<u64> {
+    // Each with how many must have gone for it to be gone.
+    let victims_by_turn = (1..).zip(victims).map(|(turn, range)| (*range, turn));
+    let mut taken: Vec<(Range, usize)> = stay.iter().map(|range| (*range, usize::MAX)).collect();
+    taken.extend(victims_by_turn);
+    taken.sort_unstable();
     (0..=victims.len()).find_map(|gone| {
-        let mut taken: Vec<Range> = stay.iter().chain(&victims[gone..]).copied().collect();
-        taken.sort_unstable();
-        first_fit(capacity_bytes, bytes, &taken)
+        let left = taken.iter().filter(|(_, turn)| *turn > gone).map(|(range, _)| *range);
+        first_fit(capacity_bytes, bytes, left)
     })
 }
 
 /// The lowest gap of so many bytes between ranges that are sorted.
-fn first_fit(capacity_bytes: u64, bytes: u64, taken: &[Range]) -> Option<u64> {
+fn first_fit(capacity_bytes: u64, bytes: u64, taken: impl Iterator<Item = Range>) -> Option<u64> {
     let mut begin = 0;
-    for range in taken.iter().filter(|range| range.bytes > 0) {
+    for range in taken.filter(|range| range.bytes > 0) {
         if range.offset.saturating_sub(begin) >= bytes {
             break;
         }
