@@ -18,6 +18,8 @@ pub(super) struct HomedModel {
     /// Tables that may be read from the host store, and the span there for whoever reads it.
     host_tables: HostTables,
     pub(super) host_span: PinnedMemory,
+    /// No copy is shorter, if the span is not.
+    least_copy_bytes: u64,
     /// The copies of a load, in order, tables left out.
     groups: Vec<GroupCopy>,
     /// The copies of tables; their doorbells follow those of the groups.
@@ -40,6 +42,7 @@ impl HomedModel {
         spec: Arc<ModelSpec>,
         home: Home,
         host_tables: HostTables,
+        least_copy_bytes: u64,
         pool: &Pool,
         store: &HostStore,
     ) -> Result<Self, PoolError> {
@@ -49,6 +52,7 @@ impl HomedModel {
             home,
             place: home.span,
             host_tables,
+            least_copy_bytes,
             groups: Vec::new(),
             table_groups: Vec::new(),
             wait_nodes: Vec::new(),
@@ -126,8 +130,9 @@ impl HomedModel {
         let mut copies = Vec::with_capacity(parts.len() + tables.len());
         for (index, Part { range, .. }) in (0..).zip(parts.iter().chain(&tables)) {
             let doorbell = pool.doorbell(&self.home, index)?;
+            let range = no_shorter(*range, self.least_copy_bytes, self.spec.span_bytes);
             let to = pool.slice(Range::new(self.place.offset + range.offset, range.bytes))?;
-            let from = store.slice(self.spec.id, *range)?;
+            let from = store.slice(self.spec.id, range)?;
             copies.push(GroupCopy { copy: CopyIn { from, to }, doorbell });
         }
         let used = pool.slice(Range::new(self.home.doorbells.offset, 4 * copies.len() as u64))?;
@@ -149,6 +154,13 @@ fn wait_for_all_at_first(wait_nodes: &mut [u32]) {
     if let Some(&first) = wait_nodes.first() {
         wait_nodes.fill(first);
     }
+}
+
+/// A part of a span, longer by what lies behind it, or ahead of it where the span ends. What it overlaps with is copied
+/// twice: it was or will be copied by itself, and nobody sees the difference.
+fn no_shorter(part: Range, least_bytes: u64, span_bytes: u64) -> Range {
+    let bytes = part.bytes.max(least_bytes).min(span_bytes);
+    Range::new(part.offset.min(span_bytes - bytes), bytes)
 }
 
 /// Some bytes of a span that are copied at once, and the node that waits for them.
@@ -205,6 +217,18 @@ mod tests {
         let layers = layers(&[0, 512, 0, 1024]);
         assert_eq!(without_tables(&layers, 4096, &[]), parts(&[(4096, 1536, 1)]));
         assert_eq!(without_tables(&layers[..1], 4096, &[]), []);
+    }
+
+    #[test]
+    fn a_part_that_is_short_is_longer_by_its_neighbours() {
+        let no_shorter = |offset, bytes| no_shorter(Range::new(offset, bytes), 100, 1000);
+        assert_eq!(no_shorter(0, 10), Range::new(0, 100));
+        assert_eq!(no_shorter(500, 100), Range::new(500, 100));
+        assert_eq!(no_shorter(500, 300), Range::new(500, 300));
+        assert_eq!(no_shorter(990, 10), Range::new(900, 100));
+        assert_eq!(super::no_shorter(Range::new(8, 8), 100, 64), Range::new(0, 64));
+        assert_eq!(super::no_shorter(Range::new(8, 8), 0, 64), Range::new(8, 8));
+        assert_eq!(super::no_shorter(Range::new(0, 0), 0, 0), Range::new(0, 0));
     }
 
     #[test]

@@ -469,10 +469,11 @@ impl Driver {
             spec.layers.iter().filter(|layer| layer.bytes > 0).count() + 2 * host_tables.tables.len();
         let doorbells = u32::try_from(doorbells).unwrap_or(u32::MAX);
         let model = spec.id;
-        let placed = self
-            .scheduler
-            .place(model, spec.span_bytes, doorbells, spec.limits.clone())
-            .and_then(|home| HomedModel::new(spec, home, host_tables, &self.pool, &self.store));
+        let placed =
+            self.scheduler.place(model, spec.span_bytes, doorbells, spec.limits.clone()).and_then(|home| {
+                let least_copy_bytes = self.device.properties().least_copy_bytes;
+                HomedModel::new(spec, home, host_tables, least_copy_bytes, &self.pool, &self.store)
+            });
         match placed {
             Ok(homed) => {
                 self.models.insert(model, homed);

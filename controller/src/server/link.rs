@@ -40,7 +40,7 @@ struct Copies {
     bytes: [u64; 2],
 }
 
-/// Bytes of a copy, from the smallest layers to the largest groups.
+/// Bytes of a copy, from the smallest layers to the largest groups; none is shorter than the device's copies are.
 const SIZES_BYTES: [u64; 5] = [4 << 10, 64 << 10, 1 << 20, 16 << 20, 64 << 20];
 
 /// Copies of a transfer.
@@ -98,7 +98,7 @@ pub(super) fn measure(
     timed(Copies { count: 1, bytes: [scratch_bytes; 2] })?;
     let begin = Instant::now();
     let mut samples = Vec::new();
-    for copies in transfers(scratch_bytes) {
+    for copies in transfers(scratch_bytes, device.properties().least_copy_bytes) {
         if samples.len() > 1 && begin.elapsed() > BUDGET {
             break;
         }
@@ -138,12 +138,15 @@ fn spin_until(
 }
 
 /// What the scratch has room for; the shortest transfers first.
-fn transfers(scratch_bytes: u64) -> Vec<Copies> {
+fn transfers(scratch_bytes: u64, least_copy_bytes: u64) -> Vec<Copies> {
     let alike =
         SIZES_BYTES.into_iter().flat_map(|each| COUNTS.map(|count| Copies { count, bytes: [each; 2] }));
+    let no_shorter =
+        |Copies { count, bytes }| Copies { count, bytes: bytes.map(|each| each.max(least_copy_bytes)) };
     let mut fitting: Vec<_> =
-        alike.chain(MIXED).filter(|copies| copies.all_bytes() <= scratch_bytes).collect();
+        alike.chain(MIXED).map(no_shorter).filter(|copies| copies.all_bytes() <= scratch_bytes).collect();
     fitting.sort_by_key(|copies| copies.all_bytes());
+    fitting.dedup();
     if fitting.is_empty() { vec![Copies { count: 1, bytes: [scratch_bytes; 2] }] } else { fitting }
 }
 
@@ -246,7 +249,7 @@ mod tests {
 
     /// Times of all transfers at these costs, each off by a share.
     fn samples(us_per_byte: f64, per_copy_us: f64, per_transfer_us: f64, off: &[f64]) -> Vec<Sample> {
-        transfers(64 << 20)
+        transfers(64 << 20, 0)
             .into_iter()
             .zip(off.iter().cycle())
             .map(|(copies, off)| {
@@ -260,10 +263,13 @@ mod tests {
     #[test]
     fn transfers_fill_the_scratch_and_no_more() {
         let alike = |count, each| Copies { count, bytes: [each; 2] };
-        assert_eq!(transfers(100), [alike(1, 100)]);
-        assert_eq!(transfers(4096), [alike(1, 4096)]);
-        assert_eq!(transfers(20_000), [alike(1, 4096), alike(4, 4096)]);
-        let all = transfers(64 << 20);
+        assert_eq!(transfers(100, 0), [alike(1, 100)]);
+        assert_eq!(transfers(4096, 0), [alike(1, 4096)]);
+        assert_eq!(transfers(20_000, 0), [alike(1, 4096), alike(4, 4096)]);
+        assert!(
+            transfers(64 << 20, 96 << 10).iter().all(|copies| copies.sizes().all(|each| each >= 96 << 10))
+        );
+        let all = transfers(64 << 20, 0);
         assert_eq!((all.len(), all[0]), (17, alike(1, 4096)));
         assert!(all.contains(&alike(64, 1 << 20)) && all.contains(&MIXED[1]));
         assert_eq!(Copies { count: 5, bytes: [1, 10] }.sizes().collect::<Vec<_>>(), [1, 10, 1, 10, 1]);
