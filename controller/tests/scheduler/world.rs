@@ -151,6 +151,8 @@ pub(crate) struct World {
     /// In the order of the stream.
     transfers: VecDeque<Transfer>,
     undelivered: VecDeque<Report>,
+    /// What was to be cleared by the transfers of models that failed, until that is settled.
+    unsettled: BTreeMap<ModelId, Vec<ModelId>>,
     next_model: u32,
     next_request: u64,
     next_worker: u32,
@@ -165,6 +167,8 @@ pub(crate) struct World {
     row: (Option<ModelId>, u32),
     /// The oldest request that waits, and how often others were begun that could have waited instead.
     passed_over: (Option<RequestId>, u32),
+    /// Requests that were begun in a row while older ones of other models waited.
+    passed: u32,
 }
 
 impl World {
@@ -189,6 +193,7 @@ impl World {
             past: Vec::new(),
             transfers: VecDeque::new(),
             undelivered: VecDeque::new(),
+            unsettled: BTreeMap::new(),
             next_model: 0,
             next_request: 0,
             next_worker: 0,
@@ -200,6 +205,7 @@ impl World {
             next_use: 1,
             row: (None, 0),
             passed_over: (None, 0),
+            passed: 0,
         };
         if layout.training_gives_way() {
             world.spans.insert(ModelId::TRAINING, Span::new(layout.training, Place::Resident));
@@ -345,8 +351,8 @@ impl World {
         let Some(first) = self.transfers.get_mut(next) else { return };
         if !first.begun {
             first.begun = true;
-            for model in std::mem::take(&mut first.clear) {
-                if let Some(span) = self.spans.get_mut(&model) {
+            for model in &first.clear {
+                if let Some(span) = self.spans.get_mut(model) {
                     span.doorbell = Doorbell::Clear;
                 }
             }
@@ -379,6 +385,9 @@ impl World {
             let span = self.spans.get_mut(&model).unwrap();
             assert_eq!(span.place, Place::Moving);
             span.place = if landed { Place::Resident } else { Place::Failed };
+            if !landed {
+                self.unsettled.insert(model, transfer.clear);
+            }
         }
         let transfer = transfer.id;
         self.tell(if landed {
@@ -500,22 +509,13 @@ impl World {
         for action in &actions {
             self.perform(action);
         }
-        if self.homes == Homes::Fixed && !self.are_weights_under_way() {
-            for span in self.spans.values_mut().filter(|span| span.place == Place::Host) {
-                span.home = span.own_home;
-            }
-        }
+        self.judge_rest();
         self.check();
     }
 
     fn note_use(&mut self, model: ModelId) {
         self.spans.get_mut(&model).unwrap().last_use = self.next_use;
         self.next_use += 1;
-    }
-
-    /// Whether weights move, or failed to and their model waits for that to be settled: they may have doorbells to clear.
-    fn are_weights_under_way(&self) -> bool {
-        self.spans.values().any(|span| matches!(span.place, Place::Moving | Place::Failed))
     }
 
     fn check(&self) {

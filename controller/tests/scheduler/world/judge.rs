@@ -1,12 +1,15 @@
 //! The judge: performs the scheduler's actions in the world, and objects to those that are wrong there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pswitch_controller::scheduler::{Action, Homes, Load, Outcome, Rejection, RequestId};
 use pswitch_mem_pool::{ModelId, Range};
 
-use super::{Doorbell, Execution, Inputs, Place, Process, Request, Span, Training, Transfer, World};
+use super::{Doorbell, Execution, Inputs, Place, Process, Request, Span, Training, Transfer, Worker, World};
 use crate::desk::{Execute, UNIT_BYTES};
+
+/// The oldest request that waits of every model that has some.
+type Heads<'a> = BTreeMap<ModelId, (RequestId, &'a Request)>;
 
 impl World {
     pub(super) fn perform(&mut self, action: &Action) {
@@ -63,7 +66,10 @@ impl World {
                     match span.place {
                         Place::Host => {}
                         // It is the last: the others are those that it evicted.
-                        Place::Failed => assert_eq!(models.last(), Some(model)),
+                        Place::Failed => {
+                            assert_eq!(models.last(), Some(model));
+                            self.unsettled.remove(model);
+                        }
                         // It was dropped.
                         Place::Resident => {
                             assert!(
@@ -147,6 +153,7 @@ impl World {
 
     fn execute(&mut self, begun: &Execute) {
         assert!(!self.held, "it begins although something else has the device");
+        self.send_home();
         self.judge_order(begun);
         let Execute { execution, request, worker, model, arena, transfer, load } = begun.clone();
         let record = self.requests.get_mut(&request).expect("it is accepted and not answered");
@@ -202,10 +209,12 @@ impl World {
 
     /// Where an allocator would find room that evicts what was used longest ago, found by trying.
     fn place_by_use(&self, model: ModelId, keep: &BTreeSet<ModelId>) -> Option<Range> {
+        self.place_of_the_first(model, |other| self.is_evictable(other) && !keep.contains(&other))
+    }
+
+    fn place_of_the_first(&self, model: ModelId, may_go: impl Fn(ModelId) -> bool) -> Option<Range> {
         let others = self.spans.iter().filter(|(other, span)| **other != model && span.place != Place::Host);
-        let (mut victims, stay): (Vec<_>, Vec<_>) = others.partition(|(other, span)| {
-            span.place == Place::Resident && !self.is_leased(**other) && !keep.contains(other)
-        });
+        let (mut victims, stay): (Vec<_>, Vec<_>) = others.partition(|(other, _)| may_go(**other));
         victims.sort_by_key(|(other, span)| (span.last_use, **other));
         let bytes = self.spans[&model].home.bytes;
         let places = || {
@@ -218,6 +227,35 @@ impl World {
             };
             places().map(|offset| Range::new(offset, bytes)).find(is_free)
         })
+    }
+
+    /// Where homes are fixed, whoever is not in the pool has its own, unless its doorbells in the other are not clear.
+    fn send_home(&mut self) {
+        if self.homes == Homes::Fixed {
+            let models = self.spans.keys().copied();
+            let done: Vec<ModelId> = models
+                .filter(|model| self.spans[model].place == Place::Host && !self.is_to_be_cleared(*model))
+                .collect();
+            for model in done {
+                let span = self.spans.get_mut(&model).unwrap();
+                span.home = span.own_home;
+            }
+        }
+    }
+
+    /// Whether a transfer was to clear the model's doorbells that is not over, or that failed and is not settled.
+    fn is_to_be_cleared(&self, model: ModelId) -> bool {
+        let reported = self.undelivered.iter().map(|report| &report.transfer);
+        let under_way = self.transfers.iter().chain(reported).map(|transfer| &transfer.clear);
+        under_way.chain(self.unsettled.values()).any(|clear| clear.contains(&model))
+    }
+
+    fn is_evictable(&self, model: ModelId) -> bool {
+        self.spans[&model].place == Place::Resident && !self.is_leased(model)
+    }
+
+    fn is_present(&self, model: ModelId) -> bool {
+        matches!(self.spans[&model].place, Place::Moving | Place::Resident)
     }
 
     /// Whether everybody has the place of its own.
@@ -241,52 +279,87 @@ impl World {
 
     /// Whether a request of the model could begin now, with a worker and an arena at hand.
     fn could_begin(&self, model: ModelId) -> bool {
-        let span = &self.spans[&model];
-        let evictable = |(other, it): (&ModelId, &Span)| {
-            *other == model
-                || !it.home.overlaps(&span.home)
-                || match it.place {
-                    Place::Host => true,
-                    Place::Moving | Place::Failed => false,
-                    Place::Resident => !self.is_leased(*other),
-                }
+        let own_home = self.spans[&model].own_home;
+        let is_no_obstacle = |(other, span): (&ModelId, &Span)| {
+            span.place == Place::Host || !span.home.overlaps(&own_home) || self.is_evictable(*other)
         };
-        match span.place {
+        match self.spans[&model].place {
             Place::Moving | Place::Resident => true,
             Place::Failed => false,
-            Place::Host if self.has_fixed_homes() => self.spans.iter().all(evictable),
-            // It may have doorbells that are not clear yet.
-            Place::Host if self.homes == Homes::Fixed || self.are_weights_under_way() => false,
+            // Whoever comes back to the place that it was evicted from waits for who evicted it.
+            Place::Host if !self.has_fixed_homes() && self.is_to_be_cleared(model) => false,
+            Place::Host if self.homes == Homes::Fixed => self.spans.iter().all(is_no_obstacle),
             Place::Host => self.place_by_use(model, &BTreeSet::new()).is_some(),
         }
     }
 
-    fn judge_order(&mut self, begun: &Execute) {
-        let is_overdue = |request: &Request| self.now - request.submitted > self.options.max_wait;
-        let chosen = &self.requests[&begun.request];
-        let waiting = || self.requests.iter().filter(|(_, request)| request.waiting);
-        let of_model = |model| waiting().filter(move |(_, request)| request.model == model);
-        let oldest = of_model(begun.model).min_by_key(|(_, request)| request.sequence).unwrap();
-        assert_eq!(*oldest.0, begun.request, "a model's requests begin in their order");
-
-        // Who could begin, and stands in nobody's place who cannot yet.
-        let wanted: BTreeSet<ModelId> = waiting().map(|(_, request)| request.model).collect();
-        let blocked: Vec<Range> = wanted
-            .iter()
-            .filter(|model| !self.could_begin(**model))
-            .map(|model| self.spans[model].home)
-            .collect();
-        let free = |model: &ModelId| {
-            let is_in_the_way = |home: &Range| home.overlaps(&self.spans[model].home);
-            // Where places are given anew, whoever cannot begin keeps back others that lie elsewhere now.
-            let is_kept_back =
-                if self.has_fixed_homes() { blocked.iter().any(is_in_the_way) } else { !blocked.is_empty() };
-            self.could_begin(*model) && !is_kept_back
+    /// Whether who cannot begin keeps another back: one that is in the place that it gets, or could come there.
+    fn keeps_back(&self, blocked: ModelId, other: ModelId) -> bool {
+        let (one, span) = (&self.spans[&blocked], &self.spans[&other]);
+        if blocked == other {
+            return false;
+        }
+        if self.has_fixed_homes() {
+            return one.own_home.overlaps(&span.own_home);
+        }
+        let wanted = match one.place {
+            Place::Host if self.homes == Homes::Fixed => one.own_home,
+            Place::Host => self.place_of_the_first(blocked, |_| true).unwrap(),
+            Place::Moving | Place::Resident | Place::Failed => one.home,
         };
-        let others: Vec<&Request> = wanted
-            .iter()
-            .filter(|model| **model != begun.model && free(model))
-            .filter_map(|model| of_model(*model).map(|(_, request)| request).min_by_key(|it| it.sequence))
+        !self.is_present(other) || span.home.overlaps(&wanted)
+    }
+
+    fn is_overdue(&self, request: &Request) -> bool {
+        self.now - request.submitted > self.options.max_wait
+    }
+
+    fn heads(&self) -> Heads<'_> {
+        let mut heads = Heads::new();
+        for (id, request) in self.requests.iter().filter(|(_, request)| request.waiting) {
+            let head = heads.entry(request.model).or_insert((*id, request));
+            if request.sequence < head.1.sequence {
+                *head = (*id, request);
+            }
+        }
+        heads
+    }
+
+    fn blocked(&self, heads: &Heads<'_>) -> Vec<ModelId> {
+        heads.keys().copied().filter(|model| !self.could_begin(*model)).collect()
+    }
+
+    /// Whether a model with requests could begin, and stands in nobody's place who cannot yet.
+    fn is_free(&self, model: ModelId, blocked: &[ModelId]) -> bool {
+        !blocked.contains(&model) && !blocked.iter().any(|blocked| self.keeps_back(*blocked, model))
+    }
+
+    /// Whoever is free does not wait while a worker and an arena do.
+    pub(super) fn judge_rest(&mut self) {
+        self.send_home();
+        let is_ready = |worker: &Worker| worker.process == Process::Ready && !worker.dead && !worker.killed;
+        if self.held || !self.workers.values().any(is_ready) || self.scheduler.ledger().free_arena().is_none()
+        {
+            return;
+        }
+        let heads = self.heads();
+        let blocked = self.blocked(&heads);
+        let free = heads.keys().find(|model| self.is_free(**model, &blocked));
+        assert!(free.is_none(), "{free:?} is in nobody's way and does not begin");
+    }
+
+    fn judge_order(&mut self, begun: &Execute) {
+        let is_overdue = |request: &Request| self.is_overdue(request);
+        let chosen = &self.requests[&begun.request];
+        let heads = self.heads();
+        assert_eq!(heads[&begun.model].0, begun.request, "a model's requests begin in their order");
+
+        let blocked = self.blocked(&heads);
+        let free = |model: ModelId| self.is_free(model, &blocked);
+        let others: Vec<&Request> = heads
+            .values()
+            .map(|(_, request)| *request)
+            .filter(|request| request.model != begun.model && free(request.model))
             .collect();
 
         // Overdue requests first.
@@ -297,21 +370,54 @@ impl World {
         );
 
         // Only so many of one model in a row while another could be served instead.
+        let last = self.row.0;
         let instead = others.iter().any(|other| is_overdue(other) == overdue);
-        let in_a_row =
-            if self.row.0 == Some(begun.model) && instead { self.row.1 + 1 } else { u32::from(instead) };
+        let in_a_row = if last == Some(begun.model) && instead { self.row.1 + 1 } else { u32::from(instead) };
         assert!(in_a_row <= self.options.max_consecutive, "{} has {in_a_row} in a row", begun.model);
 
         // The oldest of all is passed over only so often while it could begin.
-        let first = waiting().min_by_key(|(_, request)| request.sequence).map(|(id, request)| (*id, request));
-        let (first, request) = first.unwrap();
+        let (first, request) = *heads.values().min_by_key(|(_, request)| request.sequence).unwrap();
         let counted = if self.passed_over.0 == Some(first) { self.passed_over.1 } else { 0 };
-        let passed_over = counted + u32::from(first != begun.request && free(&request.model));
+        let passed_over = counted + u32::from(first != begun.request && free(request.model));
         assert!(
             passed_over <= self.options.max_consecutive + 1,
             "{first} is passed over {passed_over} times"
         );
+
+        self.judge_turn(begun.model, &heads, &blocked);
+        let older = |(_, request): &(RequestId, &Request)| {
+            request.model != begun.model && request.sequence < chosen.sequence
+        };
+        self.passed = if heads.values().any(older) { self.passed + 1 } else { 0 };
         self.row = (Some(begun.model), in_a_row);
         self.passed_over = (Some(first), passed_over);
+    }
+
+    /// Whose turn it may be: overdue ones go first, then the model that was served last, who is there, who came first. It
+    /// begins, or cannot and is not kept from it by who does.
+    fn judge_turn(&self, begun: ModelId, heads: &Heads<'_>, blocked: &[ModelId]) {
+        let last = self.row.0;
+        let is_overdue = |request: &Request| self.is_overdue(request);
+        let any_overdue = heads.values().any(|(_, request)| is_overdue(request));
+        let in_turn = || {
+            let all = heads.values().map(|(_, request)| *request);
+            all.filter(|request| !any_overdue || is_overdue(request))
+        };
+        let oldest = |of: &dyn Fn(&Request) -> bool| {
+            in_turn().filter(|request| of(request)).min_by_key(|request| request.sequence)
+        };
+        let is_other = |request: &Request| Some(request.model) != last;
+        let is_there = |request: &Request| self.is_present(request.model);
+        let mut turns = vec![oldest(&|_| true), oldest(&is_other)];
+        if self.passed < self.options.max_consecutive {
+            turns.push(oldest(&|request| !is_other(request) && is_there(request)));
+            turns.push(oldest(&is_there));
+            turns.push(oldest(&|request| is_other(request) && is_there(request)));
+        }
+        let mut turns = turns.into_iter().flatten().map(|request| request.model);
+        assert!(
+            turns.any(|turn| turn == begun || (blocked.contains(&turn) && !self.keeps_back(turn, begun))),
+            "{begun} begins out of its turn, or in the place of whose turn it is"
+        );
     }
 }
