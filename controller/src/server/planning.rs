@@ -30,12 +30,33 @@ pub struct DeviceProfile {
     pub link: LinkFit,
 }
 
-/// The plan that is served: the best one has to be good as well when layers take a little longer than measured.
-fn plan_for(profile: &Profile, algorithm: Algorithm) -> Result<Plan, TransferError> {
-    match algorithm {
+/// The plan that is served: the best one has to be good as well when layers take a little longer than measured. What it
+/// predicts is for copies of which none is shorter than `least_copy_bytes`; the search knows nothing of that.
+fn plan_for(profile: &Profile, algorithm: Algorithm, least_copy_bytes: u64) -> Result<Plan, TransferError> {
+    let mut plan = match algorithm {
         Algorithm::Optimal => plan_with_margin(profile),
         algorithm => plan(profile, algorithm),
+    }?;
+    let (mut moved, mut more_bytes) = (profile.clone(), 0);
+    for group in plan.groups.iter().filter(|group| (1..least_copy_bytes).contains(&group.bytes)) {
+        let mut layers = moved.layers[group.first_layer..=group.last_layer].iter_mut();
+        if let Some(layer) = layers.find(|layer| layer.bytes > 0) {
+            layer.bytes += least_copy_bytes - group.bytes;
+            more_bytes += least_copy_bytes - group.bytes;
+        }
     }
+    if more_bytes > 0 {
+        plan.predicted_us += if plan.algorithm == Algorithm::Sequential {
+            // Nothing computes before all is there. Far fewer bytes than a float counts.
+            #[allow(clippy::cast_precision_loss)]
+            let bytes = more_bytes as f64;
+            bytes / profile.link.bandwidth_bytes_per_s * 1e6
+        } else {
+            let cuts = plan.cuts();
+            predict(&moved, &cuts)?.predicted_us - predict(profile, &cuts)?.predicted_us
+        };
+    }
+    Ok(plan)
 }
 
 /// Whether there is something to move.
@@ -58,7 +79,8 @@ impl Server {
         let (Ok(known) | Err(known)) = &profile;
         let mut groups = 0;
         if has_bytes(known) {
-            let plan = plan_for(known, algorithm).map_err(|error| chain(&error))?;
+            let plan =
+                plan_for(known, algorithm, self.least_copy_bytes_of(index)).map_err(|error| chain(&error))?;
             groups = plan.groups.len();
             let compute_us: f64 = known.layers.iter().map(|layer| layer.compute_us).sum();
             tracing::info!(
@@ -148,7 +170,8 @@ impl Server {
             .profiles
             .iter()
             .map(|(device, profile)| {
-                let plan = plan_for(profile, algorithm).map_err(|error| unsupported(name, &chain(&error)))?;
+                let plan = plan_for(profile, algorithm, self.least_copy_bytes_of(*device))
+                    .map_err(|error| unsupported(name, &chain(&error)))?;
                 self.put_plan(&served, *device, profile, &plan);
                 Ok(plan)
             })
@@ -199,6 +222,10 @@ impl Server {
         Ok(served)
     }
 
+    fn least_copy_bytes_of(&self, device: usize) -> u64 {
+        self.devices[device].device.properties().least_copy_bytes
+    }
+
     fn put_plan(&self, served: &ServedModel, device: usize, profile: &Profile, plan: &Plan) {
         if has_bytes(profile) {
             let mail = Mail::Plan { model: served.spec.id, plan: Box::new(plan.clone()) };
@@ -209,4 +236,26 @@ impl Server {
 
 fn unsupported(name: &str, reason: &str) -> ServiceError {
     ServiceError::Unsupported { what: format!("planning the transfers of model '{name}': {reason}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use pswitch_transfer::{Layer, LinkCosts};
+
+    use super::*;
+
+    #[test]
+    fn short_copies_are_predicted_to_take_as_long_as_they_are_made() {
+        // A microsecond a byte.
+        let link = LinkCosts { bandwidth_bytes_per_s: 1e6, per_copy_us: 2.0, per_wait_us: 1.0 };
+        let layer = |bytes, compute_us| Layer { name: String::new(), bytes, compute_us, host_bytes: 0 };
+        let layers = vec![layer(0, 1.0), layer(10, 3.0), layer(200, 5.0), layer(0, 2.0), layer(40, 7.0)];
+        let profile = Profile { model: String::new(), link, layers };
+        let us = |algorithm, least| plan_for(&profile, algorithm, least).unwrap().predicted_us;
+        // The link is busy for 250 bytes and three copies, or for 100, 200 and 100 bytes; a wait and 7 us follow.
+        assert_eq!([0, 100].map(|least| us(Algorithm::PerLayer, least)), [264.0, 414.0]);
+        assert_eq!([0, 300].map(|least| us(Algorithm::Whole, least)), [270.0, 320.0]);
+        // Three waits and all layers.
+        assert_eq!([0, 100].map(|least| us(Algorithm::Sequential, least)), [276.0, 426.0]);
+    }
 }
