@@ -180,6 +180,8 @@ pub(crate) struct Desk {
     executions: u64,
     /// Where spans lie that executions use.
     pub(crate) home: u64,
+    /// Whether executions compute nothing before they are let go.
+    pub(crate) held_back: bool,
     pub(crate) doorbell_timeout: Duration,
 }
 
@@ -211,6 +213,7 @@ impl Desk {
             models: HashMap::new(),
             executions: 0,
             home: OWN_HOME,
+            held_back: false,
             doorbell_timeout: Duration::from_secs(60),
         };
         desk.attach();
@@ -238,6 +241,25 @@ impl Desk {
 
     fn hear(&self) -> FromWorker {
         self.channel.receive().unwrap().expect("the worker is still there").0
+    }
+
+    /// Whether the worker says nothing for as long.
+    pub(crate) fn is_silent(&self, time: Duration) -> bool {
+        std::thread::sleep(time);
+        self.channel.set_nonblocking(true).unwrap();
+        let received = self.channel.receive::<FromWorker>();
+        self.channel.set_nonblocking(false).unwrap();
+        matches!(received, Err(error) if error.would_block())
+    }
+
+    /// Lets go who is held back now, and all who come, or none.
+    pub(crate) fn let_go(&self, let_go: bool) {
+        self.control.word(control::LET_GO).unwrap().store(u32::from(let_go), Ordering::SeqCst);
+    }
+
+    /// Fills the begin of the outputs' place, so that what an earlier execution left is not taken for another's.
+    pub(crate) fn wipe_outputs(&self) {
+        self.slots.memory().write(OUTPUTS.offset, &[0xFF; 1 << 16]).unwrap();
     }
 
     /// Kills the worker, whatever it does, and starts another over the same pool.
@@ -412,7 +434,7 @@ impl Desk {
             home: self.home,
             arena: Region { offset: division.activations.offset, bytes: division.activations.bytes },
             resident: arrival == Arrival::Resident,
-            held_back: false,
+            held_back: self.held_back,
             host_tables: arrival == Arrival::HostTables,
             outputs: OUTPUTS,
             profile,
@@ -471,7 +493,7 @@ impl Desk {
         self.copies.record().unwrap().wait(Instant::now() + Duration::from_secs(30)).unwrap();
     }
 
-    /// Begins an execution whose end nobody waits for.
+    /// Begins an execution. Its end comes by [`finish`](Self::finish), if somebody waits for it.
     pub(crate) fn begin(&mut self, model: u32, case: &Case, arrival: Arrival) {
         self.start(model, case, arrival, None);
     }
@@ -486,7 +508,7 @@ impl Desk {
         self.finish(model)
     }
 
-    fn finish(&self, model: u32) -> Result<Vec<Output>, ExecutionFault> {
+    pub(crate) fn finish(&self, model: u32) -> Result<Vec<Output>, ExecutionFault> {
         let FromWorker::Finished { execution, result, .. } = self.hear() else { panic!("no end came") };
         assert_eq!(execution, self.executions);
         let outputs = self.models[&model].archive.program().outputs.iter().enumerate();

@@ -159,6 +159,32 @@ fn an_execution_in_another_home_is_captured_when_it_comes_again_and_kept() {
 }
 
 #[test]
+fn what_is_held_back_computes_when_it_is_let_go() {
+    let _turn = turn();
+    let mut desk = Desk::new();
+    let folder = fixture("resnet18");
+    let model = desk.load(&folder).unwrap();
+    let case = &Case::all(&folder)[0];
+    desk.run(model, case, Arrival::EveryLayer).unwrap();
+    desk.held_back = true;
+    for arrival in [Arrival::EveryLayer, Arrival::Resident] {
+        desk.let_go(false);
+        desk.wipe_outputs();
+        desk.begin(model, case, arrival);
+        assert!(desk.is_silent(Duration::from_millis(300)), "{arrival:?}: it is held back");
+        desk.let_go(true);
+        let outputs = desk.finish(model).unwrap();
+        assert_eq!(case.difference(&outputs), None, "{arrival:?}");
+        // Nobody takes the word back before somebody else is to wait.
+        desk.wipe_outputs();
+        let begun = Instant::now();
+        let outputs = desk.run(model, case, Arrival::Resident).unwrap();
+        assert_eq!(case.difference(&outputs), None, "{arrival:?}");
+        assert!(begun.elapsed() < Duration::from_secs(1), "{arrival:?}: it was let go before it came");
+    }
+}
+
+#[test]
 fn layers_are_timed_as_they_run() {
     let _turn = turn();
     let mut desk = Desk::new();
