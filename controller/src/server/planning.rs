@@ -30,33 +30,30 @@ pub struct DeviceProfile {
     pub link: LinkFit,
 }
 
-/// The plan that is served: the best one has to be good as well when layers take a little longer than measured. What it
-/// predicts is for copies of which none is shorter than `least_copy_bytes`; the search knows nothing of that.
+/// The plan that is served: the best one has to be good as well when layers take a little longer than measured. The search
+/// knows nothing of `least_copy_bytes`, and what the plan predicts does.
 fn plan_for(profile: &Profile, algorithm: Algorithm, least_copy_bytes: u64) -> Result<Plan, TransferError> {
     let mut plan = match algorithm {
         Algorithm::Optimal => plan_with_margin(profile),
         algorithm => plan(profile, algorithm),
     }?;
-    let (mut moved, mut more_bytes) = (profile.clone(), 0);
-    for group in plan.groups.iter().filter(|group| (1..least_copy_bytes).contains(&group.bytes)) {
+    plan.predicted_us = predicted_us(profile, &plan, least_copy_bytes)?;
+    Ok(plan)
+}
+
+/// What a plan takes where no copy is shorter than `least_copy_bytes`.
+fn predicted_us(profile: &Profile, by: &Plan, least_copy_bytes: u64) -> Result<f64, TransferError> {
+    let mut moved = profile.clone();
+    for group in by.groups.iter().filter(|group| (1..least_copy_bytes).contains(&group.bytes)) {
         let mut layers = moved.layers[group.first_layer..=group.last_layer].iter_mut();
         if let Some(layer) = layers.find(|layer| layer.bytes > 0) {
             layer.bytes += least_copy_bytes - group.bytes;
-            more_bytes += least_copy_bytes - group.bytes;
         }
     }
-    if more_bytes > 0 {
-        plan.predicted_us += if plan.algorithm == Algorithm::Sequential {
-            // Nothing computes before all is there. Far fewer bytes than a float counts.
-            #[allow(clippy::cast_precision_loss)]
-            let bytes = more_bytes as f64;
-            bytes / profile.link.bandwidth_bytes_per_s * 1e6
-        } else {
-            let cuts = plan.cuts();
-            predict(&moved, &cuts)?.predicted_us - predict(profile, &cuts)?.predicted_us
-        };
+    match by.algorithm {
+        Algorithm::Sequential => Ok(plan(&moved, Algorithm::Sequential)?.predicted_us),
+        _ => Ok(predict(&moved, &by.cuts())?.predicted_us),
     }
-    Ok(plan)
 }
 
 /// Whether there is something to move.
@@ -196,21 +193,24 @@ impl Server {
     }
 
     /// Moves a model by a plan of the caller's, on every device that serves it; in force when [`replan`](Self::replan)
-    /// says.
+    /// says. Returns the plan with what it predicts on each.
     ///
     /// # Errors
     /// Those of [`replan`](Self::replan); [`ServiceError::Unsupported`] for a plan that is not one of the model's profile.
-    pub fn follow(&self, name: &str, plan: &Plan) -> Result<(), ServiceError> {
+    pub fn follow(&self, name: &str, plan: &Plan) -> Result<Vec<Plan>, ServiceError> {
         let served = self.timed(name)?;
-        for (device, profile) in &served.profiles {
-            let predicted =
-                predict(profile, &plan.cuts()).map_err(|error| unsupported(name, &chain(&error)))?;
+        let failed = |error: TransferError| unsupported(name, &chain(&error));
+        let follow = |(device, profile): &(usize, Profile)| {
+            let predicted = predict(profile, &plan.cuts()).map_err(failed)?;
             if !predicted.groups.iter().map(|times| &times.group).eq(&plan.groups) {
                 return Err(unsupported(name, "the plan is another model's"));
             }
             self.put_plan(&served, *device, profile, plan);
-        }
-        Ok(())
+            let predicted_us =
+                predicted_us(profile, plan, self.least_copy_bytes_of(*device)).map_err(failed)?;
+            Ok(Plan { predicted_us, ..plan.clone() })
+        };
+        served.profiles.iter().map(follow).collect()
     }
 
     /// A model that has a profile.

@@ -165,7 +165,12 @@ impl PlanBench {
         let served_plan = bench.server.replan(&subject.name, Algorithm::Optimal)?.into_iter().next();
         let served_plan = served_plan.context("the model has no plan")?;
         let limit = Duration::from_secs(self.search_limit_s);
-        let plans = Plans::of(&profile.profile, served_plan, limit)?;
+        let mut plans = Plans::of(&profile.profile, served_plan, limit)?;
+        for Planned { plan, .. } in &mut plans.found {
+            // With what the device predicts, whose copies may be longer than the groups.
+            let followed = bench.server.follow(&subject.name, plan)?.into_iter().next();
+            *plan = followed.context("the model has no plan")?;
+        }
         let mut caller = Caller::new(&subject.name, subject.examples(served)?);
         let mut rival = Caller::new(&rival, subject.examples(served)?);
         let Found { cold, from_served, ready } =
