@@ -183,6 +183,10 @@ impl Report {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let path = folder.join(format!("{}.json", self.command));
         let mut text = serde_json::to_string_pretty(&self.json(machine, arguments))?;
+        // Paths count from where it was run: the same everywhere.
+        if let Some(here) = std::env::current_dir().ok().as_deref().and_then(Path::to_str) {
+            text = text.replace(&format!("{here}/"), "");
+        }
         text.push('\n');
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(path)
@@ -270,12 +274,13 @@ mod tests {
     #[test]
     fn files_are_named_by_their_command_and_hold_everything() {
         let folder = tempfile::tempdir().unwrap();
-        let arguments = ["switching".to_owned(), "--requests".to_owned(), "8".to_owned()];
+        let model = std::env::current_dir().unwrap().join("models/m").to_str().unwrap().to_owned();
+        let arguments = ["switching".to_owned(), "--requests".to_owned(), "8".to_owned(), model];
         let path = report().save(&folder.path().join("results"), &machine(), &arguments).unwrap();
         assert_eq!(path, folder.path().join("results/switching.json"));
         let read: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
         assert_eq!(read["machine"]["commit"], "abc");
-        assert_eq!(read["arguments"][2], "8");
+        assert_eq!((&read["arguments"][2], &read["arguments"][3]), (&json!("8"), &json!("models/m")));
         assert_eq!(read["results"]["ready_ms"], 8.6);
         let goal = json!({"what": "cost", "asked": {"below": 0.5}, "unit": "ms", "found": 0.5, "met": false});
         assert_eq!(read["asked"][1], goal);
