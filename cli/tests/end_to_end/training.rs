@@ -1,14 +1,16 @@
 //! Training beside serving: tasks give way to requests, survive kills and restarts, and lose nothing by it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{
-    Client, Fixture, Models, Process, Serve, Server, assert_says, await_end, eventually, pswitch, run,
+    Client, Dice, Fixture, Models, Process, Serve, Server, assert_says, await_end, eventually, pswitch, run,
 };
 
 fn program() -> PathBuf {
@@ -210,12 +212,17 @@ fn a_task_pauses_stops_and_goes_on_in_the_next_server() {
 
 #[test]
 fn a_training_worker_that_is_killed_is_replaced_and_goes_on_from_the_checkpoint() {
+    const KILLS: u64 = 20;
+    const STEPS: u32 = 2500;
     let (fixture, place) = (Fixture::load("integer-outputs"), Place::new());
     let server = serve(&fixture).start();
     let executing = server.await_workers(2);
-    submit(&server.client, "killed", &place.task("killed", 1200));
-    for kills in 1..=3_u64 {
-        await_steps(&server.client, "killed", 60 + 100 * kills);
+    submit(&server.client, "killed", &place.task("killed", STEPS));
+    let dice = &mut Dice::new(5);
+    for kills in 1..=KILLS {
+        // Some way on, and then at any moment of a step, or of a checkpoint.
+        await_steps(&server.client, "killed", 60 + 100 * kills + dice.below(60) as u64);
+        std::thread::sleep(Duration::from_micros(dice.below(3000) as u64));
         let worker = training_worker(&server, &executing);
         assert!(worker.signal(Signal::SIGKILL));
         eventually("the loss is noticed", || {
@@ -227,7 +234,23 @@ fn a_training_worker_that_is_killed_is_replaced_and_goes_on_from_the_checkpoint(
     }
     let killed = await_state(&server.client, "killed", "finished");
     assert!(killed["progress"]["goodput"].as_f64().unwrap() < 1.0, "{killed}");
-    check_against_a_whole_run(&server.client, &place, "killed", 1200);
+    check_against_a_whole_run(&server.client, &place, "killed", STEPS);
+    // The curve as well: steps that were computed again have the losses that they had.
+    let whole = curve(&status(&server.client, "whole"));
+    let whole: BTreeMap<u64, Value> = whole.into_iter().collect();
+    for (step, loss) in curve(&killed) {
+        assert_eq!(Some(&loss), whole.get(&step), "step {step}");
+    }
+}
+
+/// Steps that were logged, and their losses.
+fn curve(task: &Value) -> Vec<(u64, Value)> {
+    let log = std::fs::read_to_string(task["log"].as_str().unwrap()).unwrap();
+    let line = |line: &str| -> Value { serde_json::from_str(line).unwrap() };
+    let points: Vec<_> =
+        log.lines().map(line).map(|line| (line["step"].as_u64().unwrap(), line["loss"].clone())).collect();
+    assert!(points.len() > 100 && points.iter().all(|(_, loss)| loss.is_number()), "{log}");
+    points
 }
 
 #[test]
