@@ -208,6 +208,11 @@ impl Book {
         self.is_closed = is_closed;
     }
 
+    /// What it was told last of who has the device.
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
     /// Says whether models may lie where states do, for the events to come.
     pub(super) fn note_away(&mut self, is_away: bool) {
         self.is_away = is_away;

@@ -353,7 +353,7 @@ impl Host {
         }
         let now = Instant::now();
         let retry = self.unstarted.iter().map(|(due, ..)| due.saturating_duration_since(now)).min();
-        let opens_in = self.gate.opens_in().filter(|rest| !rest.is_zero());
+        let opens_in = look_at_gate_in(self.gate.opens_in(), self.book.is_closed());
         let deadlines = self.tasks.values().filter_map(|record| record.deadline);
         let deadline = deadlines.map(|deadline| deadline.saturating_duration_since(now)).min();
         let places = self.places.due().map(|due| due.saturating_duration_since(now));
@@ -441,5 +441,28 @@ impl Host {
         for worker in self.tasks.values().filter_map(|record| record.worker.as_ref()) {
             self.supervisor.kill(worker.id);
         }
+    }
+}
+
+/// When to look at the gate if nothing happens before: when it opens. If it has opened since the book was told that it is
+/// closed, that is now: nothing else would come of it.
+fn look_at_gate_in(opens_in: Option<Duration>, is_thought_closed: bool) -> Option<Duration> {
+    opens_in.filter(|rest| is_thought_closed || !rest.is_zero())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gate_that_opens_while_nobody_looks_is_looked_at_at_once() {
+        let linger = Duration::from_millis(5);
+        assert_eq!(look_at_gate_in(None, true), None, "whoever opens it says so");
+        for is_thought_closed in [true, false] {
+            assert_eq!(look_at_gate_in(Some(linger), is_thought_closed), Some(linger));
+        }
+        // Between the look at the gate and going to sleep.
+        assert_eq!(look_at_gate_in(Some(Duration::ZERO), true), Some(Duration::ZERO));
+        assert_eq!(look_at_gate_in(Some(Duration::ZERO), false), None, "it is known to be open");
     }
 }
