@@ -142,7 +142,7 @@ pub struct Execute {
     pub home: u64,
     /// Place in the pool for all that the execution allocates.
     pub arena: Region,
-    /// Whether all of the weights are in their home: then no group is waited for.
+    /// Whether all of the weights are at `home`: then no group is waited for.
     pub resident: bool,
     /// Whether a GPU computes nothing of it before [`LET_GO`](crate::control::LET_GO) says so: training is on its way to a gate.
     pub held_back: bool,

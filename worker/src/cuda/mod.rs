@@ -1,10 +1,11 @@
 //! Executions on a GPU: graphs captured over a model's home and an arena, with waits for its groups between them.
 //!
 //! Graphs belong to one model, one home, one arena and one set of input shapes: one graph for weights that are there, and for
-//! weights on their way two, with the waits for the groups' doorbells between and inside of them. Graphs for the shapes of
+//! weights on their way two, or one, with the waits for the groups' doorbells between and inside of them. Graphs for the shapes of
 //! the export are captured when a model is loaded, over its own home; others when they come for the second time, and so are
 //! those for another home: where places are given anew, a model of many seldom has the same twice, and operators that are
-//! launched one by one are launched while the weights are on their way. What cannot be captured runs operator by operator on the same stream.
+//! launched one by one are launched while the weights are on their way. What cannot be captured runs operator by operator on
+//! the same stream.
 
 mod graphs;
 mod launch;

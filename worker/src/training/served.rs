@@ -136,10 +136,10 @@ impl ServedTask {
                 let budget = self.kept.config.run_ahead_us.map_or(by_default, Duration::from_micros);
                 let way = match self.way.take() {
                     Some(way) => way,
-                    // Where every operator is waited for, a gate would hold up nothing.
                     None => {
                         let control = shared.device.pin(Arc::clone(&shared.control))?;
                         let word = |offset| HostSlice::new(control.clone(), shared.block + offset, 4);
+                        // Where every operator is waited for, a gate would hold up nothing.
                         let gates = holds && !budget.is_zero();
                         let gate = gates.then(|| word(control::STOP)).transpose()?;
                         let (reached, passed) = (word(control::REACHED)?, word(control::PASSED)?);
