@@ -197,8 +197,7 @@ pub(crate) fn copy_length(from_bytes: u64, to_bytes: u64) -> Result<u64, DeviceE
 /// The length of a copy within a device, if both ends have the same and lie apart.
 pub(crate) fn copy_length_within(from: &DeviceSlice, to: &DeviceSlice) -> Result<u64, DeviceError> {
     let bytes = copy_length(from.bytes(), to.bytes())?;
-    let (source, target) = (from.address().0, to.address().0);
-    if source.abs_diff(target) >= bytes {
+    if !from.overlaps(to) {
         return Ok(bytes);
     }
     Err(DeviceError::OverlappingCopy { from_offset: from.offset(), to_offset: to.offset(), bytes })
@@ -247,6 +246,12 @@ impl DeviceSlice {
             offset: self.offset + 4 * index,
             bytes: 4,
         })
+    }
+
+    /// Whether a byte lies in both, which are of one device.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let (begin, other_begin) = (self.address().0, other.address().0);
+        begin < other_begin + other.bytes() && other_begin < begin + self.bytes()
     }
 
     /// A part of this slice; `offset` counts from where it begins.

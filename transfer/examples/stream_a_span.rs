@@ -97,15 +97,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let groups = groups(&prediction, &span, &pool)?;
 
         let begun = Instant::now();
-        engine.start(Transfer {
-            id: TransferId(index),
-            clear: vec![],
-            inputs: vec![],
-            input_doorbell: None,
-            groups: groups.clone(),
-            save: vec![],
-            set_aside: vec![],
-        })?;
+        engine.start(Transfer { groups: groups.clone(), ..Transfer::new(TransferId(index)) })?;
         println!("{algorithm}: {} groups", groups.len());
         let took = compute(device.as_ref(), &groups, &prediction, begun)?;
         landed.recv()??;

@@ -146,7 +146,7 @@ impl Engine {
         let check = |CopyWithin { from, to }: &CopyWithin| {
             self.check_device(from)?;
             let bytes = self.check_copy(from.bytes(), to.bytes(), to)?;
-            if from.address().0.abs_diff(to.address().0) >= bytes {
+            if !from.overlaps(to) {
                 return Ok(());
             }
             Err(DeviceError::OverlappingCopy { from_offset: from.offset(), to_offset: to.offset(), bytes })

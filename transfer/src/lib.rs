@@ -111,15 +111,7 @@ let engine = Engine::new(
     Box::new(move |id, result| reports.send((id, result)).expect("the receiver lives")),
 )?;
 // Enqueues everything and returns.
-engine.start(Transfer {
-    id: TransferId(7),
-    clear: vec![],
-    inputs: vec![],
-    input_doorbell: None,
-    groups: vec![group(0)?, group(1)?],
-    save: vec![],
-    set_aside: vec![],
-})?;
+engine.start(Transfer { groups: vec![group(0)?, group(1)?], ..Transfer::new(TransferId(7)) })?;
 
 // Whoever executes waits for doorbells, not for the engine.
 device.wait_doorbell(ExecutionStream::Host, &group(1)?.doorbell, Instant::now() + Duration::from_secs(5))?;

@@ -232,15 +232,7 @@ fn patterns(offset: u64, bytes: u64) -> Vec<u8> {
 }
 
 fn transfer(id: u64, groups: Vec<GroupCopy>) -> Transfer {
-    Transfer {
-        id: TransferId(id),
-        clear: vec![],
-        inputs: vec![],
-        input_doorbell: None,
-        groups,
-        save: vec![],
-        set_aside: vec![],
-    }
+    Transfer { groups, ..Transfer::new(TransferId(id)) }
 }
 
 fn throttled(bytes_per_s: f64) -> LinkThrottle {
@@ -253,13 +245,10 @@ fn everything_is_enqueued_in_order_on_one_stream() {
     rig.device.set_word(&rig.word(9), doorbell::RUNG).unwrap();
     rig.engine
         .start(Transfer {
-            id: TransferId(1),
             clear: vec![rig.word(9)],
             inputs: vec![rig.copy(512 * KIB, 100), rig.copy(600 * KIB, 200)],
             input_doorbell: Some(rig.word(8)),
-            groups: vec![rig.group(0, 64 * KIB), rig.group(1, 64 * KIB)],
-            save: vec![],
-            set_aside: vec![],
+            ..transfer(1, vec![rig.group(0, 64 * KIB), rig.group(1, 64 * KIB)])
         })
         .unwrap();
     let (id, report) = rig.report();
@@ -340,13 +329,9 @@ fn inputs_alone_overtake_weights_under_way() {
     rig.engine.start(transfer(1, (0..16).map(|index| rig.group(index, 32 * KIB)).collect())).unwrap();
     rig.engine
         .start(Transfer {
-            id: TransferId(2),
-            clear: vec![],
             inputs: vec![rig.copy(1000 * KIB, 1000)],
             input_doorbell: Some(rig.word(40)),
-            groups: vec![],
-            save: vec![],
-            set_aside: vec![],
+            ..transfer(2, vec![])
         })
         .unwrap();
     let (first, report) = rig.report();

@@ -48,8 +48,8 @@ const UNNOTICED: Duration = Duration::from_millis(200);
 /// In turn: the task alone; requests alone, the task being paused; requests at random moments of its steps, each after it
 /// has gone on; and seconds of back-to-back requests between seconds without any, against seconds of either alone in the midst
 /// of them. The pool has room for the model or for another of the same archive, so that requests are cold where the other was
-/// asked before. The task stands still for a request, within a step, and goes on from there. On a GPU also what it costs to keep the work that is queued short: steps a
-/// second without a bound, in turn with it, and with every operator waited for.
+/// asked before. The task stands still for a request, within a step, and goes on from there. On a GPU also what it costs to
+/// keep the work that is queued short: steps a second without a bound, in turn with it, and with every operator waited for.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -38,7 +38,7 @@ impl Driver {
                 self.execute(&dispatch);
             }
             Action::Prefetch { transfer, model, load } => {
-                let mut prefetch = transfer_of(transfer);
+                let mut prefetch = Transfer::new(transfer);
                 // For whoever comes: most requests read tables from the host.
                 let loaded =
                     self.lay(model, &load).and_then(|()| self.load(&mut prefetch, model, &load, true, None));
@@ -167,7 +167,7 @@ impl Driver {
         let division = ArenaDivision::new(arena, job.tensor_bytes()).map_err(|error| text(&error))?;
         let mut places = division.inputs.into_iter();
         let input_doorbell = self.pool.slice(division.doorbell).map_err(|error| text(&error))?;
-        let mut transfer = transfer_of(dispatch.transfer);
+        let mut transfer = Transfer::new(dispatch.transfer);
         let mut inputs = Vec::with_capacity(job.inputs.len());
         let mut copies = Vec::with_capacity(job.inputs.len());
         for input in &job.inputs {
@@ -357,17 +357,5 @@ impl Driver {
         if let Some(done) = self.removing.remove(&model) {
             let _ = done.send(());
         }
-    }
-}
-
-fn transfer_of(id: TransferId) -> Transfer {
-    Transfer {
-        id,
-        clear: Vec::new(),
-        inputs: Vec::new(),
-        input_doorbell: None,
-        groups: Vec::new(),
-        save: Vec::new(),
-        set_aside: Vec::new(),
     }
 }

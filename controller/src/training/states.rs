@@ -171,7 +171,7 @@ impl States {
         for state in account.states.values_mut() {
             let its = || stayed.iter().filter(|it| state.place.contains(&it.part));
             state.made_room -= u64::from(its().next().is_some());
-            for Leaving { part, before } in stayed.iter().filter(|it| state.place.contains(&it.part)) {
+            for Leaving { part, before } in its() {
                 state.out.retain(|out| out.part != *part);
                 state.out.extend(before.map(|offset| Out { part: *part, aside: Some(offset) }));
             }

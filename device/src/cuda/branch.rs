@@ -1,11 +1,11 @@
 //! Waits that a capture has beside its work.
 
-use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::context::{Context, RawStream, log_failure};
-use super::driver::{check, sys};
+use super::context::{Context, RawStream};
+use super::driver::sys;
+use super::event::RawEvent;
 use super::stream::enqueue_batch;
 use crate::DeviceError;
 
@@ -19,32 +19,21 @@ use crate::DeviceError;
 #[derive(Debug)]
 pub(super) struct Branch {
     stream: RawStream,
-    context: Arc<Context>,
     /// Where the branch leaves the captured stream, and where it comes back to it.
-    joint: sys::CUevent,
+    joint: RawEvent,
     has_left: AtomicBool,
 }
-
-// SAFETY: an event is a handle of the driver, whose functions may be called from any thread.
-unsafe impl Send for Branch {}
-// SAFETY: as above, also at the same time.
-unsafe impl Sync for Branch {}
 
 impl Branch {
     pub(super) fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
         let stream = RawStream::of_greatest_priority(context)?;
-        let mut joint = ptr::null_mut();
-        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
-        let _entered = context.enter()?;
-        // SAFETY: `joint` is written during the call; the event is destroyed in `drop`.
-        check("cuEventCreate", unsafe { sys::cuEventCreate(&raw mut joint, flags) })?;
-        Ok(Self { stream, context: Arc::clone(context), joint, has_left: AtomicBool::new(false) })
+        Ok(Self { stream, joint: RawEvent::new(context)?, has_left: AtomicBool::new(false) })
     }
 
     /// The capture of a stream has begun, of the context that was entered.
     pub(super) fn begin(&self, captured: &RawStream) -> Result<(), DeviceError> {
         self.has_left.store(false, Ordering::Relaxed);
-        self.record(captured)
+        self.joint.record(captured.raw())
     }
 
     /// Has what the captured stream does next come after some waits, beside what it does until then. The words were checked by
@@ -55,30 +44,11 @@ impl Branch {
         waits: &mut [sys::CUstreamBatchMemOpParams],
     ) -> Result<(), DeviceError> {
         if !self.has_left.load(Ordering::Relaxed) {
-            self.follow(&self.stream)?;
+            self.joint.hold_up(self.stream.raw())?;
             self.has_left.store(true, Ordering::Relaxed);
         }
         enqueue_batch(&self.stream, waits)?;
-        self.record(&self.stream)?;
-        self.follow(captured)
-    }
-
-    fn record(&self, stream: &RawStream) -> Result<(), DeviceError> {
-        // SAFETY: event and stream live and belong to one context.
-        check("cuEventRecord", unsafe { sys::cuEventRecord(self.joint, stream.raw()) })
-    }
-
-    fn follow(&self, stream: &RawStream) -> Result<(), DeviceError> {
-        // SAFETY: as in `record`.
-        check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream.raw(), self.joint, 0) })
-    }
-}
-
-impl Drop for Branch {
-    fn drop(&mut self) {
-        log_failure(self.context.enter().and_then(|_entered| {
-            // SAFETY: made in `new`; a graph keeps nothing of it.
-            check("cuEventDestroy", unsafe { sys::cuEventDestroy_v2(self.joint) })
-        }));
+        self.joint.record(self.stream.raw())?;
+        self.joint.hold_up(captured.raw())
     }
 }

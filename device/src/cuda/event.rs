@@ -102,8 +102,7 @@ impl Timeline {
             Some(event) => event,
             None => RawEvent::new(&self.context)?,
         };
-        // SAFETY: event and stream live and belong to this context; the event's last point has passed.
-        check("cuEventRecord", unsafe { sys::cuEventRecord(event.raw, stream) })?;
+        event.record(stream)?;
         let point = Arc::new(Point::default());
         let in_use = std::mem::take(in_use);
         self.state().ahead.push_back(Ahead { event, point: Arc::clone(&point), in_use });
@@ -173,10 +172,7 @@ impl CudaEvent {
             let ahead = state.ahead.iter().rev().find(|ahead| Arc::ptr_eq(&ahead.point, &self.point));
             if let Some(ahead) = ahead {
                 let _entered = stream.context().enter()?;
-                // SAFETY: the event was recorded and lives, and so does the stream; the driver remembers the point, not
-                // the event, which may be recorded again afterwards.
-                let enqueued = unsafe { sys::cuStreamWaitEvent(stream.raw(), ahead.event.raw, 0) };
-                return check("cuStreamWaitEvent", enqueued);
+                return ahead.event.hold_up(stream.raw());
             }
         }
         // It was seen to have passed, unless its stream failed.
@@ -228,7 +224,7 @@ fn sleep_exactly(pause: Duration) {
 
 /// An event of the driver, without the time stamps that would make it dearer.
 #[derive(Debug)]
-struct RawEvent {
+pub(super) struct RawEvent {
     raw: sys::CUevent,
     context: Arc<Context>,
 }
@@ -239,13 +235,26 @@ unsafe impl Send for RawEvent {}
 unsafe impl Sync for RawEvent {}
 
 impl RawEvent {
-    fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
+    pub(super) fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
         let mut raw = ptr::null_mut();
         let _entered = context.enter()?;
         // SAFETY: `raw` is written during the call; the event is destroyed in `drop`.
         check("cuEventCreate", unsafe { sys::cuEventCreate(&raw mut raw, flags) })?;
         Ok(Self { raw, context: Arc::clone(context) })
+    }
+
+    /// Has it stand for the point where a stream of its context is now, which was entered.
+    pub(super) fn record(&self, stream: sys::CUstream) -> Result<(), DeviceError> {
+        // SAFETY: event and stream live and belong to one context; nobody looks for the point that it stood for before.
+        check("cuEventRecord", unsafe { sys::cuEventRecord(self.raw, stream) })
+    }
+
+    /// Lets a stream wait for that point, in the context that was entered.
+    pub(super) fn hold_up(&self, stream: sys::CUstream) -> Result<(), DeviceError> {
+        // SAFETY: the event was recorded and lives, and so does the stream; the driver remembers the point, not the event,
+        // which may be recorded again afterwards.
+        check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream, self.raw, 0) })
     }
 }
 

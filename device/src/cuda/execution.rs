@@ -70,8 +70,11 @@ impl GpuStream {
         let mut waits: Vec<_> = words.iter().map(|word| wait_op(word.address(), doorbell::RUNG)).collect();
         let writes = cleared.iter().map(|word| write_op(word.address(), doorbell::CLEAR));
         if self.is_capturing.load(Ordering::Relaxed) && !waits.is_empty() {
-            let _entered = self.stream.context().enter()?;
-            self.branch.wait(&self.stream, &mut std::mem::take(&mut waits))?;
+            {
+                let _entered = self.stream.context().enter()?;
+                self.branch.wait(&self.stream, &mut waits)?;
+            }
+            return self.enqueue(&mut writes.collect::<Vec<_>>());
         }
         waits.extend(writes);
         self.enqueue(&mut waits)

@@ -72,6 +72,21 @@ pub struct Transfer {
     pub set_aside: Vec<CopyWithin>,
 }
 
+impl Transfer {
+    /// One that moves nothing yet.
+    pub fn new(id: TransferId) -> Self {
+        Self {
+            id,
+            clear: Vec::new(),
+            inputs: Vec::new(),
+            input_doorbell: None,
+            groups: Vec::new(),
+            save: Vec::new(),
+            set_aside: Vec::new(),
+        }
+    }
+}
+
 /// State that was saved, or set aside, and comes back to its place.
 #[derive(Debug, Clone)]
 pub struct BringBack {

@@ -34,6 +34,14 @@ pub trait Pace: Sync {
     }
 }
 
+/// Does something that moves data and computes nothing in front of a gate, if there is one.
+pub(super) fn at_a_gate<T>(pace: &dyn Pace, something: impl FnOnce() -> T) -> T {
+    pace.arrives();
+    let done = something();
+    pace.departs();
+    done
+}
+
 /// A stop word of the [control page](control) and nothing else: for the host, where an operator is over when its call returns.
 impl Pace for AtomicU32 {
     fn stops(&self) -> bool {

@@ -15,7 +15,7 @@ use pswitch_protocol::{
 };
 use pswitch_train::{StateLayout, TaskConfig, TrainError, latest_checkpoint};
 
-use super::pace::{HostPace, Pace as _, Stood};
+use super::pace::{HostPace, Pace, Stood, at_a_gate};
 use super::run_ahead::{Bounds, GpuPace, RunAhead};
 use super::task::{TaskStep, TrainingTask, Upload};
 use crate::arena::ExecutionArena;
@@ -196,23 +196,15 @@ impl Computer<'_> {
 
     /// Whether no other step is to begin; stands still before that for as long as it is to.
     fn stops(&self, stop: &AtomicU32) -> bool {
-        match self {
-            Computer::Host(pace) => pace.rests(),
-            Computer::Gpu(_, pace) => pace.rests(),
-        }
+        self.pace().rests();
         stop.load(Ordering::Relaxed) == control::END
     }
 
-    /// Has the device stand in front of a gate while something is done that computes nothing.
-    fn at_a_gate<T>(&self, something: impl FnOnce() -> T) -> T {
-        if let Computer::Gpu(_, pace) = self {
-            pace.arrives();
+    fn pace(&self) -> &dyn Pace {
+        match self {
+            Computer::Host(pace) => pace,
+            Computer::Gpu(_, pace) => pace,
         }
-        let done = something();
-        if let Computer::Gpu(_, pace) = self {
-            pace.departs();
-        }
-        done
     }
 
     /// Waits until nothing is computed any more, and says when that was, on `CLOCK_MONOTONIC`.
@@ -275,7 +267,7 @@ impl KeptTask {
                     )?;
                     self.tell_written(channel, false)?;
                     if self.is_due() {
-                        computer.at_a_gate(|| self.begin_write(channel))?;
+                        at_a_gate(computer.pace(), || self.begin_write(channel))?;
                     }
                 }
                 Ok(TaskStep::Stopped) => {
@@ -290,7 +282,7 @@ impl KeptTask {
             }
         }
         // All of it would be lost otherwise. Others have the device meanwhile: a disk may be slow, or full for a while.
-        computer.at_a_gate(|| {
+        at_a_gate(computer.pace(), || {
             while !self.write_last(channel)? {
                 if stop.load(Ordering::Relaxed) == control::END {
                     return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: 0 });

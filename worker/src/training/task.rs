@@ -14,6 +14,7 @@ use pswitch_train::{
 };
 
 use super::loader::{Batch, BatchLayout, Loader};
+use super::pace::at_a_gate;
 use super::{Pace, StepEnd, StepOrder, Trainer};
 use crate::error::{RunError, TaskError};
 use crate::executable::Input;
@@ -163,12 +164,7 @@ impl TrainingTask {
                 let batch = loader.take(step * u64::from(micro_batches) + u64::from(index))?;
                 samples += batch.rows;
                 let base = match upload {
-                    Some(upload) => {
-                        pace.arrives();
-                        let copied = upload.copy(batch, layout);
-                        pace.departs();
-                        copied?
-                    }
+                    Some(upload) => at_a_gate(pace, || upload.copy(batch, layout))?,
                     None => DeviceAddress(batch.memory().memory().as_ptr().expose_provenance() as u64),
                 };
                 let places = layout.places(batch.rows);

@@ -90,13 +90,19 @@ fn outputs_are_those_of_eager_pytorch_on_this_gpu() {
     assert!(compared > 0, "there was nothing to compare");
 }
 
+/// A desk that has built a fixture, whose turn it is, and the fixture's cases.
+fn loaded(name: &str) -> (MutexGuard<'static, ()>, Desk, u32, Vec<Case>) {
+    let turn = turn();
+    let folder = fixture(name);
+    let mut desk = Desk::new();
+    let model = desk.load(&folder).unwrap();
+    (turn, desk, model, Case::all(&folder))
+}
+
 #[test]
 fn executions_allocate_nothing_outside_of_the_pool() {
-    let _turn = turn();
-    let mut desk = Desk::new();
-    let folder = fixture("resnet18");
-    let model = desk.load(&folder).unwrap();
-    let case = &Case::all(&folder)[0];
+    let (_turn, mut desk, model, cases) = loaded("resnet18");
+    let case = &cases[0];
     desk.run(model, case, Arrival::EveryLayer).unwrap();
     desk.run(model, case, Arrival::Resident).unwrap();
     let (allocations, graphs) = (desk.outside_allocations(), desk.graphs());
@@ -111,11 +117,7 @@ fn executions_allocate_nothing_outside_of_the_pool() {
 
 #[test]
 fn a_batch_size_is_captured_when_it_comes_again_and_kept() {
-    let _turn = turn();
-    let mut desk = Desk::new();
-    let folder = fixture("resnet18-dynamic");
-    let model = desk.load(&folder).unwrap();
-    let cases = Case::all(&folder);
+    let (_turn, mut desk, model, cases) = loaded("resnet18-dynamic");
     assert!(cases.len() > 1);
     desk.run(model, &cases[0], Arrival::EveryLayer).unwrap();
     let at_load = desk.graphs();
@@ -136,11 +138,8 @@ fn a_batch_size_is_captured_when_it_comes_again_and_kept() {
 
 #[test]
 fn an_execution_in_another_home_is_captured_when_it_comes_again_and_kept() {
-    let _turn = turn();
-    let mut desk = Desk::new();
-    let folder = fixture("resnet18");
-    let model = desk.load(&folder).unwrap();
-    let case = &Case::all(&folder)[0];
+    let (_turn, mut desk, model, cases) = loaded("resnet18");
+    let case = &cases[0];
     let run = |desk: &mut Desk, home: u64| {
         desk.home = home;
         for arrival in [Arrival::EveryLayer, Arrival::Resident] {
@@ -160,11 +159,8 @@ fn an_execution_in_another_home_is_captured_when_it_comes_again_and_kept() {
 
 #[test]
 fn what_is_held_back_computes_when_it_is_let_go() {
-    let _turn = turn();
-    let mut desk = Desk::new();
-    let folder = fixture("resnet18");
-    let model = desk.load(&folder).unwrap();
-    let case = &Case::all(&folder)[0];
+    let (_turn, mut desk, model, cases) = loaded("resnet18");
+    let case = &cases[0];
     desk.run(model, case, Arrival::EveryLayer).unwrap();
     desk.held_back = true;
     for arrival in [Arrival::EveryLayer, Arrival::Resident] {
@@ -186,11 +182,8 @@ fn what_is_held_back_computes_when_it_is_let_go() {
 
 #[test]
 fn layers_are_timed_as_they_run() {
-    let _turn = turn();
-    let mut desk = Desk::new();
-    let folder = fixture("resnet18");
-    let model = desk.load(&folder).unwrap();
-    let case = &Case::all(&folder)[0];
+    let (_turn, mut desk, model, cases) = loaded("resnet18");
+    let case = &cases[0];
     let (times, wait_us) = desk.profile(model, case);
     let total_us: f32 = times.iter().sum();
     assert!(
@@ -206,11 +199,8 @@ fn layers_are_timed_as_they_run() {
 
 #[test]
 fn an_index_out_of_range_is_told_and_the_worker_ends() {
-    let _turn = turn();
-    let mut desk = Desk::new();
-    let folder = fixture("lookup");
-    let model = desk.load(&folder).unwrap();
-    let mut case = Case::all(&folder).swap_remove(0);
+    let (_turn, mut desk, model, mut cases) = loaded("lookup");
+    let mut case = cases.swap_remove(0);
     desk.run(model, &case, Arrival::EveryLayer).unwrap();
     // Indices far outside of any table.
     case.input_byte = Some(0x11);
@@ -222,11 +212,8 @@ fn an_index_out_of_range_is_told_and_the_worker_ends() {
 
 #[test]
 fn weights_that_never_come_end_the_worker_at_its_deadline() {
-    let _turn = turn();
-    let mut desk = Desk::new();
-    let folder = fixture("resnet18");
-    let model = desk.load(&folder).unwrap();
-    let case = &Case::all(&folder)[0];
+    let (_turn, mut desk, model, cases) = loaded("resnet18");
+    let case = &cases[0];
     desk.doorbell_timeout = Duration::from_millis(300);
     let begun = Instant::now();
     let fault = desk.run(model, case, Arrival::Never).unwrap_err();
@@ -238,11 +225,8 @@ fn weights_that_never_come_end_the_worker_at_its_deadline() {
 
 #[test]
 fn poison_lets_a_stuck_worker_go_on() {
-    let _turn = turn();
-    let mut desk = Desk::new();
-    let folder = fixture("resnet18");
-    let model = desk.load(&folder).unwrap();
-    let case = &Case::all(&folder)[0];
+    let (_turn, mut desk, model, cases) = loaded("resnet18");
+    let case = &cases[0];
     desk.run(model, case, Arrival::Poisoned).unwrap();
     let outputs = desk.run(model, case, Arrival::EveryLayer).unwrap();
     assert_eq!(case.difference(&outputs), None);
@@ -250,11 +234,8 @@ fn poison_lets_a_stuck_worker_go_on() {
 
 #[test]
 fn a_worker_that_is_killed_at_a_doorbell_leaves_the_pool_to_the_next() {
-    let _turn = turn();
-    let folder = fixture("resnet18");
-    let case = &Case::all(&folder)[0];
-    let mut desk = Desk::new();
-    let model = desk.load(&folder).unwrap();
+    let (_turn, mut desk, model, cases) = loaded("resnet18");
+    let case = &cases[0];
     for round in 0..5 {
         desk.begin(model, case, Arrival::Never);
         std::thread::sleep(Duration::from_millis(20 * round));

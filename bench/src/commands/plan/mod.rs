@@ -166,15 +166,10 @@ impl PlanBench {
         let served_plan = served_plan.context("the model has no plan")?;
         let limit = Duration::from_secs(self.search_limit_s);
         let mut plans = Plans::of(&profile.profile, served_plan, limit)?;
-        for Planned { plan, .. } in &mut plans.found {
-            // With what the device predicts, whose copies may be longer than the groups.
-            let followed = bench.server.follow(&subject.name, plan)?.into_iter().next();
-            *plan = followed.context("the model has no plan")?;
-        }
         let mut caller = Caller::new(&subject.name, subject.examples(served)?);
         let mut rival = Caller::new(&rival, subject.examples(served)?);
         let Found { cold, from_served, ready } =
-            self.rounds(&bench, served.device, &mut caller, &mut rival, &plans)?;
+            self.rounds(&bench, served.device, &mut caller, &mut rival, &mut plans)?;
         bench.stop()?;
 
         let DeviceProfile { profile, link, .. } = profile;
@@ -197,14 +192,15 @@ impl PlanBench {
         Ok(Row::new(subject, reference, &profile, &link, ready_ms, measured, plans.cut_off))
     }
 
-    /// Cold requests by each plan, and those in between that found the model resident.
+    /// Cold requests by each plan, and those in between that found the model resident. Plans predict afterwards what they do on
+    /// the device, whose copies may be longer than groups.
     fn rounds(
         &self,
         bench: &Bench,
         device: DeviceId,
         caller: &mut Caller,
         rival: &mut Caller,
-        plans: &Plans,
+        plans: &mut Plans,
     ) -> anyhow::Result<Found> {
         let rounds = WARM_UP + self.rounds as usize;
         // On a GPU workers capture graphs for each new plan: the request that may find them at it does not count.
@@ -220,7 +216,9 @@ impl PlanBench {
         for round in 0..rounds {
             // Another one is first every time: none is always measured behind the same.
             for index in (0..count).map(|place| (round + place) % count) {
-                bench.server.follow(caller.model(), &plans.found[index].plan)?;
+                let plan = &mut plans.found[index].plan;
+                let followed = bench.server.follow(caller.model(), plan)?.into_iter().next();
+                *plan = followed.context("the model has no plan")?;
                 for _ in 0..settling {
                     bench.call(rival)?;
                     bench.call(caller)?;

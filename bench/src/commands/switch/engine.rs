@@ -121,15 +121,7 @@ impl Lane {
         let id = TransferId(self.next);
         self.next += 1;
         let begun = Instant::now();
-        self.engine.start(Transfer {
-            id,
-            clear: vec![],
-            inputs: vec![],
-            input_doorbell: None,
-            groups,
-            save: vec![],
-            set_aside: vec![],
-        })?;
+        self.engine.start(Transfer { groups, ..Transfer::new(id) })?;
         let report = self.landed.recv_timeout(PATIENCE);
         let report = report.with_context(|| format!("a transfer of {bytes} bytes does not end"))??;
         ensure!(report.bytes == bytes, "bytes were left behind");

@@ -170,8 +170,7 @@ fn no_byte_changes_on_the_way_out_and_back() {
             let lies_aside = offset == UNUSED.offset && round % 3 > 0;
             let saves = lies_aside || (!aside && offset < BYTES);
             assert_eq!((save.is_empty(), set_aside.is_empty()), (!saves, !aside), "{round}, {offset}");
-            let (clear, inputs, input_doorbell) = (vec![], vec![], None);
-            let all = Transfer { id, clear, inputs, input_doorbell, groups, save, set_aside };
+            let all = Transfer { groups, save, set_aside, ..Transfer::new(id) };
             engine.start(all).unwrap();
             assert_eq!(landed.recv().unwrap(), (id, true));
             assert_eq!(states.landed(id), aside || saves);

@@ -10,11 +10,10 @@ use pswitch_train::TaskConfig;
 use pswitch_transfer::Algorithm;
 
 use super::super::Experiment;
-use super::arrivals::{Due, popularity};
+use super::arrivals::{Arrivals, Due};
 use crate::caller::Caller;
 use crate::interrupt;
 use crate::progress;
-use crate::random::Random;
 use crate::serving::{Bench, Plan, Zygotes};
 use crate::stats::{Samples, milliseconds};
 use crate::subject::{Served, Subject};
@@ -29,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Models in random order, by their popularity, before requests count.
 const WARM_UP_SEED: u64 = 7;
+/// More than any device answers.
+const WARM_UP_PER_S: f64 = 1000.0;
 
 /// Requests by which the latency of a resident model is found.
 const READY_REQUESTS: usize = 5;
@@ -153,19 +154,12 @@ impl Fleet {
             server.replan(caller.model(), algorithm)?;
             runtime.block_on(caller.call_turn(0, server))?;
         }
-        let shares = popularity(self.callers.len());
-        let mut random = Random::new(WARM_UP_SEED);
+        // As many as may be answered in that time, one after the other.
+        let due = Arrivals::Poisson.schedule(self.callers.len(), WARM_UP_PER_S, time, WARM_UP_SEED);
         let begun = Instant::now();
-        while begun.elapsed() < time {
+        for Due { model, .. } in due.into_iter().take_while(|_| begun.elapsed() < time) {
             interrupt::check()?;
-            let mut left = random.share();
-            let chosen = shares.iter().position(|share| {
-                left -= share;
-                left < 0.0
-            });
-            if let Some(caller) = chosen.and_then(|model| self.callers.get(model)) {
-                runtime.block_on(caller.call_turn(0, server))?;
-            }
+            runtime.block_on(self.callers[model].call_turn(0, server))?;
         }
         Ok(())
     }
