@@ -242,6 +242,12 @@ impl Scheduler {
         self.workers.counts()
     }
 
+    /// The worker that executes next, if one is free.
+    #[must_use]
+    pub fn next_worker(&self) -> Option<WorkerId> {
+        self.workers.next_standby()
+    }
+
     /// The account of the pool.
     #[must_use]
     pub fn ledger(&self) -> &Ledger {

@@ -58,7 +58,7 @@ mod id;
 mod memory;
 mod shared_memory;
 
-pub use cuda::{GpuGraph, GpuMoment, GpuStream, GpuWay, WayWords};
+pub use cuda::{GpuGraph, GpuMoment, GpuRehearsal, GpuStream, GpuWay, WayWords};
 pub use device::{
     CopyStream, Device, DeviceProperties, Event, ExecutionStream, GpuProperties, LinkThrottle, cuda_devices,
     open_device,

@@ -30,6 +30,6 @@ pub use channel::{Channel, MAX_DESCRIPTORS, MAX_MESSAGE_BYTES};
 pub use error::ProtocolError;
 pub use messages::{
     Attach, Bring, DeviceSpec, Elsewhere, Execute, Executed, ExecutionFault, ExitCause, FaultClass,
-    FromWorker, FromZygote, InputValue, LoadModel, PROTOCOL_VERSION, PlacedTensor, PrepareTask, Region,
-    TaskExtent, TaskPause, TaskStep, ToWorker, ToZygote, WorkerMemory, monotonic_ns,
+    FromWorker, FromZygote, InputValue, LoadModel, PROFILE_COSTS, PROTOCOL_VERSION, PlacedTensor,
+    PrepareTask, Region, TaskExtent, TaskPause, TaskStep, ToWorker, ToZygote, WorkerMemory, monotonic_ns,
 };

@@ -1,7 +1,11 @@
 use serde::{Deserialize, Serialize};
 
 /// Raised with every change of a message; both ends come from one build, so only equal versions talk.
-pub const PROTOCOL_VERSION: u16 = 7;
+pub const PROTOCOL_VERSION: u16 = 8;
+
+/// Numbers of a profile behind those of the nodes: what a wait costs, and what a copy of the device's least length takes, with
+/// its doorbell, beside the model's computation; 0 if that is not known.
+pub const PROFILE_COSTS: u64 = 2;
 
 /// Bytes in a mapping that both processes know; which mapping the field's name says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,8 +154,8 @@ pub struct Execute {
     pub host_tables: bool,
     /// Place in the slot memory for the outputs.
     pub outputs: Region,
-    /// Place in the slot memory for one `f32` of microseconds a node and one for what a wait costs, when the execution is
-    /// to be profiled.
+    /// Place in the slot memory for one `f32` of microseconds a node and [those behind them](PROFILE_COSTS), when the execution
+    /// is to be profiled.
     pub profile: Option<Region>,
     /// Longest wait for a doorbell before the execution gives up.
     pub doorbell_timeout_ms: u64,
@@ -190,6 +194,11 @@ pub enum ToWorker {
         wait_nodes: Vec<u32>,
         /// The same for every table that may be read from the host store; their doorbells follow those of the groups.
         table_nodes: Vec<u32>,
+    },
+    /// A request comes in, and this worker may get it: look for the order before sleeping. Not answered.
+    LookOut {
+        /// Whether the GPU has nothing else to do, so that it may be used to get ready.
+        rehearse: bool,
     },
     /// Run a model; answered by [`FromWorker::Finished`].
     Execute(Execute),

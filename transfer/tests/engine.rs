@@ -279,6 +279,32 @@ fn everything_is_enqueued_in_order_on_one_stream() {
 }
 
 #[test]
+fn a_rehearsal_uses_the_streams_that_have_nothing_to_do_and_is_not_reported() {
+    let rig = Rig::new(throttled(2e6));
+    let asked = || {
+        let asked = std::mem::take(&mut *rig.device.asked.lock().unwrap());
+        asked.into_iter().map(|(name, asked)| (name, matches!(asked, Asked::In { .. }))).collect::<Vec<_>>()
+    };
+    let of = |name: &str| [(name.to_owned(), true), (name.to_owned(), false)];
+    rig.engine.rehearse().unwrap();
+    assert_eq!(asked(), [of("weights"), of("inputs")].concat());
+    // Half a second.
+    rig.engine.start(transfer(1, vec![rig.group(0, 1024 * KIB)])).unwrap();
+    assert_eq!(asked(), of("weights"));
+    rig.engine.rehearse().unwrap();
+    assert_eq!(asked(), of("inputs"));
+    let (id, report) = rig.report();
+    assert_eq!((id, report.unwrap().bytes), (TransferId(1), 1024 * KIB));
+    assert_eq!(rig.there(0, 1024 * KIB), patterns(0, 1024 * KIB));
+    // It is idle again as soon as the report has been made.
+    let begun = Instant::now();
+    while rig.engine.rehearse().is_ok() && asked() != [of("weights"), of("inputs")].concat() {
+        assert!(begun.elapsed() < LONG);
+    }
+    assert!(rig.reports.try_recv().is_err());
+}
+
+#[test]
 fn doorbells_are_cleared_before_the_last_one_rings() {
     let rig = Rig::new(LinkThrottle::default());
     let word = |index: u64, value| Asked::Word { offset: 1024 * KIB + 4 * index, value };

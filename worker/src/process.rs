@@ -53,6 +53,12 @@ pub fn serve(channel: &Channel) -> Result<(), WorkerError> {
             ToWorker::Plan { model, wait_nodes, table_nodes } => {
                 worker.plan(model, wait_nodes, table_nodes)?;
             }
+            // To have woken up is half of it.
+            ToWorker::LookOut { rehearse } => {
+                if let (true, Executor::Cuda(cuda)) = (rehearse, &worker.executor) {
+                    cuda.rehearse()?;
+                }
+            }
             ToWorker::Execute(execute) => {
                 let Ended { result, then } = worker.execute(&execute)?;
                 let (execution, ends) = (execute.execution, then.is_err());

@@ -7,7 +7,7 @@ use pswitch_device::{
     Device, DeviceAddress, DeviceError, DeviceMemory, DeviceSlice, PinnedMemory, SharedMemory,
 };
 use pswitch_model::DType;
-use pswitch_protocol::{Execute, FaultClass, InputValue, PlacedTensor, Region};
+use pswitch_protocol::{Execute, FaultClass, InputValue, PROFILE_COSTS, PlacedTensor, Region, monotonic_ns};
 
 use crate::alone::Weights;
 use crate::error::{RunError, WorkerError};
@@ -111,19 +111,22 @@ pub(crate) struct Work<'a> {
     /// Where all that it allocates lies.
     pub(crate) arena: DeviceAddress,
     pub(crate) deadline: Instant,
+    /// When the order was read.
+    pub(crate) read_ns: u64,
 }
 
 impl<'a> Work<'a> {
     /// Checks an order. An error is the controller's.
     pub(crate) fn new(order: &'a Execute, model: &Model, shared: &Shared) -> Result<Self, WorkerError> {
+        let read_ns = monotonic_ns();
         let inputs =
             order.inputs.iter().map(|input| placed_input(shared, input)).collect::<Result<_, _>>()?;
         shared.slice(Region { offset: order.home, bytes: model.weights.home().bytes })?;
         if let Some(profile) = order.profile
-            && profile.bytes < 4 * (model.executable.nodes() as u64 + 1)
+            && profile.bytes < 4 * (model.executable.nodes() as u64 + PROFILE_COSTS)
         {
             return Err(WorkerError::Order(
-                "a profile without room for every node and for a wait".to_owned(),
+                "a profile without room for every node and for the costs behind them".to_owned(),
             ));
         }
         Ok(Self {
@@ -132,6 +135,7 @@ impl<'a> Work<'a> {
             input_doorbell: shared.word(order.input_doorbell)?,
             arena: shared.slice(order.arena)?.address(),
             deadline: Instant::now() + Duration::from_millis(order.doorbell_timeout_ms),
+            read_ns,
         })
     }
 }

@@ -49,7 +49,7 @@ pub(super) fn summary(measured: &DeviceProfile) -> String {
     );
     format!(
         "{} on {device} ({device_name}): {}, {}, computing {}\n\
-         link: {:.3} GB/s, {:.2} us a copy, {:.2} us a wait, {:.1} us before the first copy; \
+         link: {:.3} GB/s, {:.2} us a copy, {:.2} us beside computation, {:.2} us a wait, {:.1} us before the first copy; \
          off by {:.1} % (root mean square), at most {:.1} %, over {} transfers\n\
          {planned}\n",
         profile.model,
@@ -58,6 +58,7 @@ pub(super) fn summary(measured: &DeviceProfile) -> String {
         milliseconds(compute_us),
         link.bandwidth_bytes_per_s / 1e9,
         link.per_copy_us,
+        profile.link.per_copy_us,
         profile.link.per_wait_us,
         link.per_transfer_us,
         link.rms_percent,

@@ -201,7 +201,7 @@ fn a_worker_that_hangs_is_replaced_while_others_go_on() {
     // Two executions at a time: one will hang, the other must not.
     let server = Serve::new(Models::of([&hung, &going]))
         .config(
-            "devices: [{id: host, arenas: 2, workers: 3, threads: 1, pool_size: 64MiB, arena_size: 8MiB}]\n\
+            "devices: [{id: host, arenas: 2, workers: 3, threads: 1, spin_us: 300, pool_size: 64MiB, arena_size: 8MiB}]\n\
              limits: {execution_timeout_ms: 3000, stop_grace_ms: 200}\n",
         )
         .start();

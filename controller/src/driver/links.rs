@@ -21,6 +21,9 @@ const CONTROL_BLOCKS: u64 = 1024;
 /// Longest wait between two attempts to replace workers that die before they are ready.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// Workers are told to look out no more often.
+const LOOK_OUT_EVERY: Duration = Duration::from_micros(200);
+
 /// A worker as the driver knows it.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -31,6 +34,8 @@ pub(super) struct Link {
     pub(super) building: Option<ModelId>,
     pub(super) attached: bool,
     pub(super) ready: bool,
+    /// When it was last told to look out.
+    looks_out_from: Option<Instant>,
     /// Offset of its block in the control page.
     control: u64,
 }
@@ -104,7 +109,15 @@ impl Links {
             .register(&mut SourceFd(&channel.as_raw_fd()), token(worker), Interest::READABLE)
             .map_err(|source| ProtocolError::Io { operation: "registration", source })?;
         let unbuilt = models.keys().copied().collect();
-        let mut link = Link { channel, unbuilt, building: None, attached: false, ready: false, control };
+        let mut link = Link {
+            channel,
+            unbuilt,
+            building: None,
+            attached: false,
+            ready: false,
+            looks_out_from: None,
+            control,
+        };
         link.build_next(models)?;
         self.links.insert(worker, link);
         Ok(())
@@ -198,6 +211,16 @@ impl Links {
 }
 
 impl Link {
+    /// Has it look for orders before it sleeps. Not more often than it can read: requests may be announced by the hundred.
+    pub(super) fn look_out(&mut self, rehearse: bool, now: Instant) {
+        let is_told = |from: Instant| now.saturating_duration_since(from) < LOOK_OUT_EVERY;
+        if !self.looks_out_from.is_some_and(is_told) {
+            self.looks_out_from = Some(now);
+            // One that cannot be told is noticed when it is to execute.
+            let _ = self.channel.send(&ToWorker::LookOut { rehearse }, &[]);
+        }
+    }
+
     /// Adds a model to what the worker has to build.
     pub(super) fn build(
         &mut self,

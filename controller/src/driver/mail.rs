@@ -124,6 +124,8 @@ pub(crate) struct JobTimes {
 /// All that a driver is told.
 #[derive(Debug)]
 pub(crate) enum Mail {
+    /// A request comes in: its inputs are being written to their slot.
+    Announced,
     Submit(Box<Job>),
     Cancel(RequestId),
     /// Give a model its home and have all workers build it.

@@ -49,6 +49,9 @@ const STARTUP_TIMEOUT: Duration = Duration::from_secs(300);
 /// Transfers in a row that may fail in CUDA's driver before the server gives up: the GPU will not come back to this process.
 const BROKEN_TRANSFERS: u32 = 3;
 
+/// While it looks for what comes and nothing runs, the driver has the engine rehearse so often.
+const REHEARSE_EVERY: Duration = Duration::from_micros(200);
+
 /// What a driver is made of.
 pub(crate) struct DriverParts {
     pub(crate) name: String,
@@ -74,6 +77,8 @@ pub(crate) struct DriverParts {
 #[derive(Debug)]
 pub(crate) struct DriverHandle {
     mailbox: Mailbox,
+    /// Whether it and its workers look for what comes before they sleep.
+    looks_out: bool,
     view: SharedView,
     thread: Option<JoinHandle<()>>,
 }
@@ -86,17 +91,24 @@ impl DriverHandle {
         let waker = Waker::new(poll.registry(), links::MAILBOX).map_err(failed("a waker"))?;
         let (mailbox, receiver) = Mailbox::new(waker);
         let view = SharedView::default();
-        let name = parts.name.clone();
+        let (name, looks_out) = (parts.name.clone(), !parts.spin.is_zero());
         let driver = Driver::new(parts, poll, mailbox.clone(), receiver, view.clone())?;
         let thread = std::thread::Builder::new()
             .name(format!("pswitch-{name}"))
             .spawn(move || driver.run())
             .map_err(failed("a thread"))?;
-        Ok(Self { mailbox, view, thread: Some(thread) })
+        Ok(Self { mailbox, looks_out, view, thread: Some(thread) })
     }
 
     pub(crate) fn mailbox(&self) -> &Mailbox {
         &self.mailbox
+    }
+
+    /// Says that a request comes in, so that nobody has to be woken up for it when it is there.
+    pub(crate) fn announce(&self) {
+        if self.looks_out {
+            self.mailbox.put(Mail::Announced);
+        }
     }
 
     pub(crate) fn view(&self) -> &SharedView {
@@ -185,6 +197,8 @@ struct Driver {
     room: Option<Room>,
     share: Share,
     stopped: bool,
+    /// When the engine last did something for nothing.
+    rehearsed_at: Instant,
 }
 
 impl Driver {
@@ -266,6 +280,7 @@ impl Driver {
             room,
             share: Share::new(training_share, Instant::now()),
             stopped: false,
+            rehearsed_at: Instant::now(),
         };
         driver.fork_missing();
         Ok(driver)
@@ -335,6 +350,9 @@ impl Driver {
         let spin_until = deadline.map_or(spin_until, |deadline| deadline.min(spin_until));
         while Instant::now() < spin_until || !self.held_back.is_empty() {
             self.let_go();
+            if self.rehearsed_at.elapsed() >= REHEARSE_EVERY {
+                self.rehearse();
+            }
             self.poll.poll(events, Some(Duration::ZERO))?;
             if !events.is_empty() {
                 return Ok(());
@@ -374,6 +392,7 @@ impl Driver {
 
     fn take(&mut self, mail: Mail) {
         match mail {
+            Mail::Announced => self.look_out(),
             Mail::Submit(job) => self.submit(*job),
             Mail::Cancel(request) => {
                 if self.jobs.contains_key(&request) {

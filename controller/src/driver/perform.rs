@@ -105,9 +105,13 @@ impl Driver {
         match laid.and_then(|()| self.prepare(dispatch)) {
             Ok((message, prepared)) => {
                 let prepared_ns = monotonic_ns();
-                let send = || match self.links.get(dispatch.worker) {
-                    Some(link) => link.channel.send(&message, &[]),
-                    None => Ok(()),
+                let send = || {
+                    let told_from_ns = monotonic_ns();
+                    let sent = match self.links.get(dispatch.worker) {
+                        Some(link) => link.channel.send(&message, &[]),
+                        None => Ok(()),
+                    };
+                    (sent, told_from_ns, monotonic_ns())
                 };
                 let input_bytes: u64 = prepared.inputs.iter().map(|copy| copy.from.bytes()).sum();
                 // Whoever takes longer goes first: the worker to wake up, or the inputs to cross the link.
@@ -118,12 +122,16 @@ impl Driver {
                     let started = self.engine.start_and(prepared, || sent = Some(send()));
                     (sent, started)
                 };
+                let (sent, told_from_ns, told_ns) =
+                    sent.map_or((None, 0, 0), |(sent, from_ns, to_ns)| (Some(sent), from_ns, to_ns));
                 let is_told = sent.is_some();
                 tracing::debug!(
                     %execution,
                     transfer = transfer.0,
                     decided_ns,
                     prepared_ns,
+                    told_from_ns,
+                    told_ns,
                     enqueued_ns = monotonic_ns(),
                     "told and enqueued"
                 );

@@ -45,6 +45,29 @@ impl Driver {
         }
     }
 
+    /// Has the worker that executes next look for its order, in case it sleeps; this thread looks for mail, now that it has
+    /// had some. To wake up takes both some 50 us, which pass while the inputs come.
+    pub(super) fn look_out(&mut self) {
+        let trains = self.gate.as_ref().is_some_and(|gate| gate.somebody_trains());
+        let rehearse = self.running.is_empty() && !trains;
+        if let Some(link) = self.scheduler.next_worker().and_then(|worker| self.links.get_mut(worker)) {
+            link.look_out(rehearse, Instant::now());
+        }
+        self.rehearse();
+    }
+
+    /// Has the engine do what a transfer begins with, for nothing, unless it has work. In the milliseconds since the last
+    /// transfer its code and data have left the processor's caches.
+    pub(super) fn rehearse(&mut self) {
+        if self.running.is_empty()
+            && let Err(error) = self.engine.rehearse()
+        {
+            // A transfer will fail as well, and say so to whom it concerns.
+            tracing::debug!(error = &error as &dyn std::error::Error, "the engine cannot rehearse");
+        }
+        self.rehearsed_at = Instant::now();
+    }
+
     /// Reads what a worker has said, to the last word.
     pub(super) fn read(&mut self, worker: WorkerId) {
         loop {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use pswitch_mem_pool::Range;
-use pswitch_protocol::monotonic_ns;
+use pswitch_protocol::{PROFILE_COSTS, monotonic_ns};
 use tokio::sync::oneshot;
 
 use super::devices::ServedDevice;
@@ -61,9 +61,11 @@ impl InferenceService for Server {
         if self.draining.load(Ordering::Acquire) {
             return Err(ServiceError::Draining);
         }
-        let SlotLayout { inputs, bytes, .. } =
-            self.served(name, version)?.lay_out(inputs, self.least_copy_bytes())?;
-        Submission::new(name, inputs, self.slots.reserve(bytes)?)
+        let served = self.served(name, version)?;
+        let SlotLayout { inputs, bytes, .. } = served.lay_out(inputs, self.least_copy_bytes())?;
+        let submission = Submission::new(name, inputs, self.slots.reserve(bytes)?)?;
+        self.devices[self.route(&served)].driver.announce();
+        Ok(submission)
     }
 
     fn infer(&self, submission: Submission, options: InferOptions) -> ServiceFuture<'_, Answer> {
@@ -225,7 +227,7 @@ impl Server {
         let layout = served.lay_out(&inputs, self.least_copy_bytes())?;
         let times = Range::new(
             layout.bytes.next_multiple_of(PROFILE_ALIGNMENT_BYTES),
-            4 * (served.spec.layers.len() as u64 + 1),
+            4 * (served.spec.layers.len() as u64 + PROFILE_COSTS),
         );
         let mut runs = Vec::with_capacity(profiling::RUNS);
         for run in 0..=profiling::RUNS {
@@ -248,8 +250,8 @@ impl Server {
             };
             let finished = self.run(device, job, answered).await?;
             if run > 0 {
-                let mut bytes = vec![0; (served.spec.layers.len() + 1) * 4];
                 let place = finished.profile.unwrap_or(times);
+                let mut bytes = vec![0; usize::try_from(times.bytes).unwrap_or(0)];
                 finished.slot.read(place.offset, &mut bytes)?;
                 let (words, _) = bytes.as_chunks::<4>();
                 runs.push(words.iter().map(|word| f32::from_le_bytes(*word)).collect());

@@ -26,7 +26,8 @@ pub struct DeviceProfile {
     pub device_name: String,
     /// Layers, and the costs of the link. Tables that are read from the host while weights move are no bytes of theirs.
     pub profile: Profile,
-    /// How the costs of a copy were found, when the server started. Those of a wait come with the layers' times.
+    /// How the costs of a copy were found, when the server started. Those of a wait, and of a copy beside the model's
+    /// computation, come with the layers' times.
     pub link: LinkFit,
 }
 
@@ -86,6 +87,7 @@ impl Server {
                 groups,
                 predicted_us = plan.predicted_us,
                 compute_us,
+                per_copy_us = known.link.per_copy_us,
                 per_wait_us = known.link.per_wait_us,
                 "planned"
             );
@@ -99,7 +101,10 @@ impl Server {
     /// profile without times.
     async fn profile_on(&self, model: &ServedModel, index: usize) -> Result<Profile, Profile> {
         let (device, spec) = (&self.devices[index], &model.spec);
-        let made_of = |runs: &[_]| profiling::profile(spec, &device.host_tables(spec), &device.link, runs);
+        let least_copy_bytes = self.least_copy_bytes_of(index);
+        let made_of = |runs: &[_]| {
+            profiling::profile(spec, &device.host_tables(spec), &device.link, least_copy_bytes, runs)
+        };
         let untimed = made_of(&[]);
         let file = self.config.profile_cache.then(|| {
             ProfileFile::of(Path::new(&spec.path), spec.digest, device.device.properties(), device.threads)

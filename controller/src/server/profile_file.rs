@@ -75,7 +75,11 @@ fn rounded(profile: &Profile) -> Profile {
 /// Where the layer times of a model on a device are kept from one start to the next: in the folder of its archive, which
 /// may be a link to one elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ProfileFile(PathBuf);
+pub(super) struct ProfileFile {
+    path: PathBuf,
+    /// Whether what a copy costs beside the layers is kept as well.
+    keeps_copies: bool,
+}
 
 impl ProfileFile {
     /// Kernels, and with them the times, depend on what the archive holds, this version of pswitch (each is built for one
@@ -93,18 +97,19 @@ impl ProfileFile {
         };
         let folder = archive.parent().unwrap_or(Path::new("")).join("profiles");
         let version = env!("CARGO_PKG_VERSION");
-        Self(folder.join(format!("{digest:016x}-pswitch-{version}-{place}.yaml")))
+        let path = folder.join(format!("{digest:016x}-pswitch-{version}-{place}.yaml"));
+        Self { path, keeps_copies: matches!(device.id, DeviceId::Cuda(_)) }
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 
-    /// The layer times that are kept there, with what copies cost by `expected`; none unless they are those of just its
-    /// layers.
+    /// The layer times that are kept there, with what the link costs by `expected`, or, for a copy beside the layers on a GPU, by
+    /// what is kept; none unless they are those of just its layers.
     pub(super) fn read(&self, expected: &Profile) -> Option<Profile> {
-        let path = self.0.display();
-        match read_file(&self.0).and_then(|text| check(&text, expected)) {
+        let path = self.path.display();
+        match read_file(&self.path).and_then(|text| check(&text, expected, self.keeps_copies)) {
             Ok(profile) => Some(profile),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
@@ -118,18 +123,18 @@ impl ProfileFile {
     /// keeps none.
     pub(super) fn write(&self, profile: &Profile) {
         if let Err(error) = self.replace(&profile_yaml(profile)) {
-            tracing::debug!(path = %self.0.display(), %error, "layer times are not kept");
+            tracing::debug!(path = %self.path.display(), %error, "layer times are not kept");
         }
     }
 
     fn replace(&self, text: &str) -> io::Result<()> {
-        let folder = self.0.parent().unwrap_or(Path::new(""));
+        let folder = self.path.parent().unwrap_or(Path::new(""));
         match fs::create_dir(folder) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
         let temporary = folder.join(format!(".{}-{}.tmp", std::process::id(), monotonic_ns()));
-        let replaced = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &self.0));
+        let replaced = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &self.path));
         if replaced.is_err() {
             // There may be none; then there is nothing to remove.
             let _ = fs::remove_file(&temporary);
@@ -148,13 +153,16 @@ fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     if text.len() as u64 > MOST_BYTES { Err(invalid("it is too long")) } else { Ok(text) }
 }
 
-fn check(text: &[u8], expected: &Profile) -> io::Result<Profile> {
+fn check(text: &[u8], expected: &Profile, keeps_copies: bool) -> io::Result<Profile> {
     let found: Profile = serde_yaml::from_slice(text).map_err(|error| invalid(error.to_string()))?;
     let what = |layer: &Layer| (layer.name.clone(), layer.bytes, layer.host_bytes);
     if !found.layers.iter().map(what).eq(expected.layers.iter().map(what)) {
         return Err(invalid("its layers are not the model's"));
     }
-    let link = LinkCosts { per_wait_us: found.link.per_wait_us, ..expected.link };
+    let mut link = LinkCosts { per_wait_us: found.link.per_wait_us, ..expected.link };
+    if keeps_copies {
+        link.per_copy_us = link.per_copy_us.max(found.link.per_copy_us);
+    }
     let profile = Profile { layers: found.layers, link, ..expected.clone() };
     profile.validate().map_err(|error| invalid(error.to_string()))?;
     Ok(profile)
@@ -228,6 +236,18 @@ mod tests {
         assert_eq!(file.read(&expected), Some(profile(2e9, [3.0, 4.0])));
         assert_eq!(fs::read_dir(folder.join("profiles")).unwrap().count(), 1, "nothing else is left");
         assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_copies_cost_beside_the_layers_is_kept_of_a_gpu() {
+        let (found, mut expected) = (profile_yaml(&profile(1e9, [1.0, 2.0])), profile(2e9, [0.0, 0.0]));
+        let kept = |expected: &Profile, keeps_copies| {
+            check(found.as_bytes(), expected, keeps_copies).unwrap().link.per_copy_us
+        };
+        expected.link.per_copy_us = 0.25;
+        assert_eq!([false, true].map(|keeps_copies| kept(&expected, keeps_copies)), [0.25, 1.0]);
+        expected.link.per_copy_us = 4.0;
+        assert_eq!(kept(&expected, true), 4.0);
     }
 
     #[test]

@@ -66,12 +66,14 @@ pub(crate) fn host_tables(spec: &ModelSpec) -> HostTables {
     HostTables { tables, most_input_bytes }
 }
 
-/// The profile of a model from the times of its runs, in microseconds: one for each node, and what a wait costs. Tables
-/// that are read from the host are no bytes of their layers: what these read of them is.
+/// The profile of a model from the times of its runs, in microseconds: one for each node, what a wait costs, and what a copy
+/// of the least length takes, with its doorbell, beside the model's computation, or 0. Tables that are read from the host are no
+/// bytes of their layers: what these read of them is.
 pub(crate) fn profile(
     spec: &ModelSpec,
     host_tables: &HostTables,
     link: &LinkFit,
+    least_copy_bytes: u64,
     runs: &[Vec<f32>],
 ) -> Profile {
     let median = |index: usize| {
@@ -95,9 +97,16 @@ pub(crate) fn profile(
             }
         })
         .collect();
+    // Bytes and counts are far below what a float holds exactly.
+    #[allow(clippy::cast_precision_loss)]
+    let beside = {
+        let copies = spec.layers.iter().filter(|layer| layer.bytes > 0).count().max(1) as f64;
+        let moving_us = least_copy_bytes as f64 / link.bandwidth_bytes_per_s * 1e6;
+        median(spec.layers.len() + 1) - moving_us - link.per_transfer_us / copies
+    };
     let link = LinkCosts {
         bandwidth_bytes_per_s: link.bandwidth_bytes_per_s,
-        per_copy_us: link.per_copy_us,
+        per_copy_us: link.per_copy_us.max(beside),
         per_wait_us: median(spec.layers.len()),
     };
     Profile { model: spec.name.clone(), link, layers }
@@ -197,13 +206,37 @@ mod tests {
             largest_percent: 0.0,
         };
         let spec = spec(&[(100 << 20, 1 << 10), (60 << 20, 50 << 20)]);
-        let profile =
-            profile(&spec, &host_tables(&spec), &link, &[vec![1.0, 5.0, 3.0, 2.5], vec![2.0, 4.0, 3.0, 0.5]]);
+        let profile = profile(
+            &spec,
+            &host_tables(&spec),
+            &link,
+            0,
+            &[vec![1.0, 5.0, 3.0, 2.5], vec![2.0, 4.0, 3.0, 0.5]],
+        );
         let bytes: Vec<u64> = profile.layers.iter().map(|layer| layer.bytes).collect();
         assert_eq!(bytes, [0, 100 << 20, 100 << 20]);
         let read: Vec<u64> = profile.layers.iter().map(|layer| layer.host_bytes).collect();
         assert_eq!(read, [1 << 10, 0, 0]);
         let times: Vec<f64> = profile.layers.iter().map(|layer| layer.compute_us).collect();
         assert_eq!((times, profile.link.per_wait_us), (vec![2.0, 5.0, 3.0], 2.5));
+    }
+
+    #[test]
+    fn a_copy_costs_what_it_does_beside_computation_if_that_is_known() {
+        let link = LinkFit {
+            bandwidth_bytes_per_s: 1e9,
+            per_copy_us: 4.0,
+            per_transfer_us: 6.0,
+            samples: 2,
+            rms_percent: 0.0,
+            largest_percent: 0.0,
+        };
+        let spec = spec(&[]);
+        let per_copy_us = |copy_us| {
+            let times = vec![1.0, 1.0, 1.0, 0.5, copy_us];
+            profile(&spec, &HostTables::default(), &link, 10_000, &[times]).link.per_copy_us
+        };
+        // 10 us are its bytes, and 2 us its third of what a transfer begins with.
+        assert_eq!([0.0, 15.0, 19.0].map(per_copy_us), [4.0, 4.0, 7.0]);
     }
 }

@@ -187,6 +187,16 @@ impl GpuStream {
         self.enqueue(&mut way.departure(number))
     }
 
+    /// A word of pinned memory for [`touch`](Self::touch).
+    pub(super) fn word(&self) -> Result<PinnedWord, DeviceError> {
+        PinnedWord::new(self.stream.context())
+    }
+
+    /// Writes to a word that nobody looks at.
+    pub(super) fn touch(&self, word: &PinnedWord) -> Result<(), DeviceError> {
+        self.enqueue(&mut [write_op(word.address(), doorbell::CLEAR)])
+    }
+
     /// Announces to this process that the stream got here: [`is_done`](Self::is_done) is true then.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ mod execution;
 mod memory;
 mod pin;
 mod properties;
+mod rehearsal;
 mod stream;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +31,7 @@ use crate::{
 };
 
 pub use self::execution::{GpuGraph, GpuMoment, GpuStream, GpuWay, WayWords};
+pub use self::rehearsal::GpuRehearsal;
 
 /// A GPU.
 #[derive(Debug)]

@@ -323,6 +323,28 @@ fn what_is_held_back_goes_on_when_its_word_says_so() {
 }
 
 #[test]
+fn a_rehearsal_announces_nothing_and_may_come_at_any_time() {
+    let device = open();
+    let stream = GpuStream::open(device.properties().id).unwrap();
+    let rehearsal = GpuRehearsal::new(&stream).unwrap();
+    let memory = SharedMemory::create("pswitch-test", 4096).unwrap();
+    let word = HostSlice::new(device.pin(Arc::new(memory)).unwrap(), 8, 4).unwrap();
+    stream.expect();
+    rehearsal.run(&stream).unwrap();
+    stream.synchronize().unwrap();
+    assert!(!stream.is_done());
+    // Behind something that is held back, twice, and ahead of an execution.
+    stream.hold_back(&word).unwrap();
+    rehearsal.run(&stream).unwrap();
+    rehearsal.run(&stream).unwrap();
+    assert!(!stream.is_idle().unwrap());
+    word.memory().memory().word(8).unwrap().store(1, Ordering::SeqCst);
+    stream.announce().unwrap();
+    stream.synchronize().unwrap();
+    assert!(stream.is_done());
+}
+
+#[test]
 fn the_gpu_reads_pinned_memory_by_its_address() {
     let execution = Execution::start();
     let device = open();

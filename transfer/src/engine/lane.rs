@@ -1,4 +1,5 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, SendError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -18,6 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct Lane {
     queue: Mutex<Queue>,
     reporter: Arc<Reporter>,
+    /// Transfers that are not reported.
+    under_way: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -62,14 +65,16 @@ impl Lane {
             .copy_stream(name)
             .map_err(|source| TransferError::Device { what: "open a copy stream", source })?;
         let (pending, queue) = mpsc::channel();
-        let reports = Arc::clone(&reporter);
+        let (reports, under_way) = (Arc::clone(&reporter), Arc::new(AtomicUsize::new(0)));
+        let left = Arc::clone(&under_way);
         let thread = thread::Builder::new()
             .name(format!("{name}-landed"))
-            .spawn(move || report_all(&queue, &reports))
+            .spawn(move || report_all(&queue, &reports, &left))
             .map_err(|source| TransferError::Thread { source })?;
         Ok(Self {
             queue: Mutex::new(Queue { stream, pending: Some(pending) }),
             reporter,
+            under_way,
             thread: Some(thread),
         })
     }
@@ -77,6 +82,11 @@ impl Lane {
     /// Lets `enqueue` fill the stream with something that nobody is told of.
     pub(super) fn enqueue<T>(&self, enqueue: impl FnOnce(&mut dyn CopyStream) -> T) -> T {
         enqueue(self.queue.lock().unwrap_or_else(PoisonError::into_inner).stream.as_mut())
+    }
+
+    /// Whether no transfer is under way: what is enqueued is done at once, and holds none up.
+    pub(super) fn is_idle(&self) -> bool {
+        self.under_way.load(Ordering::Relaxed) == 0
     }
 
     /// Lets `enqueue` fill the stream, and has what it did reported once it is done. Never blocks on the device.
@@ -87,6 +97,7 @@ impl Lane {
         enqueue: impl FnOnce(&mut dyn CopyStream) -> Result<(), TransferError>,
     ) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        self.under_way.fetch_add(1, Ordering::Relaxed);
         let enqueued_at = Instant::now();
         let mut failure = enqueue(queue.stream.as_mut()).err();
         let end = match queue.stream.record() {
@@ -105,6 +116,7 @@ impl Lane {
         if let Err(SendError(pending)) = sent {
             // The thread lives until this lane is dropped. If it should not, nothing stays unreported.
             drop(queue);
+            self.under_way.fetch_sub(1, Ordering::Relaxed);
             self.reporter.report(pending);
         }
     }
@@ -123,9 +135,10 @@ impl Drop for Lane {
     }
 }
 
-fn report_all(queue: &Receiver<Pending>, reporter: &Reporter) {
+fn report_all(queue: &Receiver<Pending>, reporter: &Reporter, under_way: &AtomicUsize) {
     while let Ok(pending) = queue.recv() {
         reporter.report(pending);
+        under_way.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -523,17 +523,16 @@ impl Desk {
             .collect())
     }
 
-    /// Microseconds of every node.
-    /// Microseconds of every node, and of a wait.
-    pub(crate) fn profile(&mut self, model: u32, case: &Case) -> (Vec<f32>, f32) {
+    /// Microseconds of every node; of a wait, and of a copy with its doorbell.
+    pub(crate) fn profile(&mut self, model: u32, case: &Case) -> (Vec<f32>, [f32; 2]) {
         self.start(model, case, Arrival::EveryLayer, Some(PROFILE));
         self.finish(model).unwrap();
-        let mut bytes = vec![0; 4 * (self.models[&model].layers.len() + 1)];
+        let mut bytes = vec![0; 4 * (self.models[&model].layers.len() + 2)];
         self.slots.memory().read(PROFILE.offset, &mut bytes).unwrap();
         let words = bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word));
         let mut nodes: Vec<f32> = words.collect();
-        let wait = nodes.pop().unwrap();
-        (nodes, wait)
+        let costs = nodes.split_off(nodes.len() - 2);
+        (nodes, costs.try_into().unwrap())
     }
 }
 
