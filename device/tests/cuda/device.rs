@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::{result, sys};
 use pswitch_device::{
-    CopyStream, Device, DeviceAddress, DeviceError, DeviceId, DeviceSlice, ExecutionStream, GpuStream,
-    GpuWay, HostSlice, LinkThrottle, MemoryHandle, SharedMemory, WayWords, cuda_devices, doorbell,
+    CopyStream, Device, DeviceAddress, DeviceError, DeviceId, DeviceSlice, ExecutionStream, GpuRehearsal,
+    GpuStream, GpuWay, HostSlice, LinkThrottle, MemoryHandle, SharedMemory, WayWords, cuda_devices, doorbell,
     open_device,
 };
 
