@@ -72,8 +72,9 @@ impl Engine {
         self.start_and(transfer, || {})
     }
 
-    /// As [`start`](Self::start), with something to do as soon as the inputs are enqueued: enqueueing the groups takes some
-    /// microseconds each, in which others may get ready. It is done unless the transfer is refused.
+    /// As [`start`](Self::start), with something to do as soon as the inputs and the first group are enqueued: enqueueing the
+    /// others takes some microseconds each, in which whoever waits for the first may get ready. It is done unless the transfer is
+    /// refused.
     ///
     /// # Errors
     /// As [`start`](Self::start).
@@ -94,9 +95,8 @@ impl Engine {
         // As late as may be: computation waits for the first groups, and seldom for the last.
         let clear_at = groups.len().saturating_sub(1);
         lane.run(id, bytes, |stream| {
-            let sent = send_inputs(stream, &inputs, input_doorbell.as_ref());
-            meanwhile();
-            let sent = sent.and_then(|()| {
+            let mut meanwhile = Some(meanwhile);
+            let sent = send_inputs(stream, &inputs, input_doorbell.as_ref()).and_then(|()| {
                 room::set_aside(stream, &set_aside, &self.state)?;
                 if groups.is_empty() {
                     clear_words(stream, &clear)?;
@@ -107,9 +107,15 @@ impl Engine {
                         clear_words(stream, &clear)?;
                     }
                     write_word(stream, word, doorbell::RUNG)?;
+                    if let Some(meanwhile) = meanwhile.take() {
+                        meanwhile();
+                    }
                 }
                 Ok(())
             });
+            if let Some(meanwhile) = meanwhile.take() {
+                meanwhile();
+            }
             let saved = room.finish(stream, sent.is_ok());
             sent.and(saved)
         });

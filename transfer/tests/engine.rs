@@ -279,6 +279,38 @@ fn everything_is_enqueued_in_order_on_one_stream() {
 }
 
 #[test]
+fn what_is_to_be_done_meanwhile_is_done_once_behind_the_first_group() {
+    let rig = Rig::new(LinkThrottle::default());
+    let inputs = || Transfer { inputs: vec![rig.copy(512 * KIB, 100)], ..transfer(1, Vec::new()) };
+    let groups = || vec![rig.group(0, KIB), rig.group(1, KIB)];
+    // A copy, and another with its word.
+    for (transfer, until_refusal, expected) in [
+        (inputs(), usize::MAX, Some(1)),
+        (Transfer { groups: groups(), ..inputs() }, usize::MAX, Some(3)),
+        // Not all of it is taken.
+        (Transfer { groups: groups(), ..inputs() }, 0, Some(0)),
+        (Transfer { groups: groups(), ..inputs() }, 2, Some(2)),
+        // Refused: the ends are not of equal length.
+        (
+            Transfer { inputs: vec![CopyIn { to: rig.word(0), ..rig.copy(0, 100) }], ..inputs() },
+            usize::MAX,
+            None,
+        ),
+    ] {
+        rig.device.asked.lock().unwrap().clear();
+        rig.device.until_refusal.store(until_refusal, Ordering::SeqCst);
+        let mut found = Vec::new();
+        let started = rig.engine.start_and(transfer, || found.push(rig.device.asked.lock().unwrap().len()));
+        assert_eq!((found.first().copied(), found.len()), (expected, usize::from(expected.is_some())));
+        assert_eq!(started.is_ok(), expected.is_some());
+        rig.device.until_refusal.store(usize::MAX, Ordering::SeqCst);
+        if expected.is_some() {
+            assert_eq!(rig.report().1.is_ok(), until_refusal == usize::MAX);
+        }
+    }
+}
+
+#[test]
 fn a_rehearsal_uses_the_streams_that_have_nothing_to_do_and_is_not_reported() {
     let rig = Rig::new(throttled(2e6));
     let asked = || {

@@ -16,7 +16,7 @@ use crate::scheduler::{Action, Event, ExecutionId, Load, Outcome, Rejection, Req
 use crate::service::ServiceError;
 use crate::training::{MadeRoom, Room, Unused};
 
-/// Inputs that take longer to cross a link than a worker to wake up.
+/// Inputs that take longer to cross a link than a worker to launch.
 const LONG_INPUTS_BYTES: u64 = 1 << 20;
 
 /// The parts of [`Action::Execute`].
@@ -114,8 +114,8 @@ impl Driver {
                     (sent, told_from_ns, monotonic_ns())
                 };
                 let input_bytes: u64 = prepared.inputs.iter().map(|copy| copy.from.bytes()).sum();
-                // Whoever takes longer goes first: the worker to wake up, or the inputs to cross the link.
-                let (sent, started) = if input_bytes < LONG_INPUTS_BYTES {
+                // Whoever takes longer goes first: the worker to launch, or what it waits for to cross the link.
+                let (sent, started) = if prepared.groups.is_empty() && input_bytes < LONG_INPUTS_BYTES {
                     (Some(send()), self.engine.start(prepared))
                 } else {
                     let mut sent = None;

@@ -35,6 +35,19 @@ impl GpuStream {
     /// # Errors
     /// [`DeviceError::Unavailable`] if there is no such GPU; [`DeviceError::Cuda`].
     pub fn open(id: DeviceId) -> Result<Self, DeviceError> {
+        Self::open_to(id, false)
+    }
+
+    /// The same for a process that has the GPU to itself while it executes: waits of its graphs are kernels, which cost next to
+    /// nothing and take the GPU from others. The GPU must be of compute capability 7.0 or more.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_alone(id: DeviceId) -> Result<Self, DeviceError> {
+        Self::open_to(id, true)
+    }
+
+    fn open_to(id: DeviceId, is_alone: bool) -> Result<Self, DeviceError> {
         let DeviceId::Cuda(ordinal) = id else {
             return Err(DeviceError::WrongExecutionStream { device: id });
         };
@@ -43,7 +56,7 @@ impl GpuStream {
             id,
             stream: RawStream::of_greatest_priority(&context)?,
             done: PinnedWord::new(&context)?,
-            branch: Branch::new(&context)?,
+            branch: Branch::new(&context, is_alone)?,
             is_capturing: AtomicBool::new(false),
         })
     }
@@ -67,17 +80,17 @@ impl GpuStream {
     /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::Cuda`].
     pub fn wait_and_clear(&self, words: &[DeviceSlice], cleared: &[DeviceSlice]) -> Result<(), DeviceError> {
         words.iter().chain(cleared).try_for_each(|word| self.check_word(word))?;
-        let mut waits: Vec<_> = words.iter().map(|word| wait_op(word.address(), doorbell::RUNG)).collect();
         let writes = cleared.iter().map(|word| write_op(word.address(), doorbell::CLEAR));
-        if self.is_capturing.load(Ordering::Relaxed) && !waits.is_empty() {
+        if self.is_capturing.load(Ordering::Relaxed) && !words.is_empty() {
             {
                 let _entered = self.stream.context().enter()?;
-                self.branch.wait(&self.stream, &mut waits)?;
+                let words: Vec<_> = words.iter().map(DeviceSlice::address).collect();
+                self.branch.wait(&self.stream, &words)?;
             }
             return self.enqueue(&mut writes.collect::<Vec<_>>());
         }
-        waits.extend(writes);
-        self.enqueue(&mut waits)
+        let waits = words.iter().map(|word| wait_op(word.address(), doorbell::RUNG));
+        self.enqueue(&mut waits.chain(writes).collect::<Vec<_>>())
     }
 
     /// Computes nothing more before a word of pinned memory is 1.

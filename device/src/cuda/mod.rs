@@ -9,6 +9,7 @@ mod context;
 mod driver;
 mod event;
 mod execution;
+mod looker;
 mod memory;
 mod pin;
 mod properties;

@@ -11,10 +11,11 @@ use crate::DeviceError;
 /// milliseconds, and 55 when this had come a moment before.
 #[derive(Debug)]
 pub struct GpuRehearsal {
-    // Graphs write to the word and record the moment, and go first.
+    // It writes to the word, and goes first.
     graph: GpuGraph,
     word: PinnedWord,
-    moment: GpuMoment,
+    /// When the stream had done it last.
+    done: GpuMoment,
 }
 
 impl GpuRehearsal {
@@ -23,22 +24,26 @@ impl GpuRehearsal {
     /// # Errors
     /// [`DeviceError::Cuda`].
     pub fn new(stream: &GpuStream) -> Result<Self, DeviceError> {
-        let (word, moment) = (stream.word()?, GpuMoment::new(stream)?);
+        let (word, done) = (stream.word()?, GpuMoment::new(stream)?);
         stream.begin_capture()?;
-        let captured = stream.touch(&word).and_then(|()| stream.mark(&moment));
+        let captured = stream.touch(&word);
         let graph = stream.end_capture();
         captured?;
-        Ok(Self { graph: graph?, word, moment })
+        Ok(Self { graph: graph?, word, done })
     }
 
-    /// Enqueues it on the stream that it was made for, and returns at once.
+    /// Enqueues it on the stream that it was made for, and returns at once. Does nothing while it is still under way from the last
+    /// time: a graph is launched again when its launch is over, and the driver would wait for that.
     ///
     /// # Errors
     /// [`DeviceError::Cuda`].
     pub fn run(&self, stream: &GpuStream) -> Result<(), DeviceError> {
+        if !self.done.has_passed()? {
+            return Ok(());
+        }
         stream.touch(&self.word)?;
-        stream.mark(&self.moment)?;
-        // SAFETY: what the graph writes to belongs to `self`. Launches of one stream follow each other.
-        unsafe { self.graph.launch(stream) }
+        // SAFETY: what the graph writes to belongs to `self`, and its last launch is over.
+        unsafe { self.graph.launch(stream) }?;
+        stream.mark(&self.done)
     }
 }

@@ -195,10 +195,16 @@ fn a_doorbell_can_be_waited_for_inside_a_graph() {
 fn waits_of_a_capture_come_ahead_of_what_follows_them_at_every_launch() {
     let _execution = Execution::start();
     let device = open();
-    let stream = GpuStream::open(device.properties().id).unwrap();
-    let (memory, bells) = (allocate(&*device, 24), allocate(&*device, 8));
+    let id = device.properties().id;
+    for stream in [GpuStream::open(id).unwrap(), GpuStream::open_alone(id).unwrap()] {
+        check_waits_of_a_capture(&*device, &stream);
+    }
+}
+
+fn check_waits_of_a_capture(device: &dyn Device, stream: &GpuStream) {
+    let (memory, bells) = (allocate(device, 24), allocate(device, 8));
     let bell = |index: u64| bells.sub(4 * index, 4).unwrap();
-    let (ones, zeros) = (pinned(&*device, &[1; 24]), pinned(&*device, &[0; 24]));
+    let (ones, zeros) = (pinned(device, &[1; 24]), pinned(device, &[0; 24]));
     let copy = |part: u64| {
         let to = DeviceAddress(memory.address().0 + 8 * part);
         // SAFETY: eight bytes of memory that lives until the graph is done.
@@ -211,7 +217,7 @@ fn waits_of_a_capture_come_ahead_of_what_follows_them_at_every_launch() {
         copy(part);
     }
     let graph = stream.end_capture().unwrap();
-    let found = pinned(&*device, &[0xEE; 24]);
+    let found = pinned(device, &[0xEE; 24]);
     let mut copies = device.copy_stream("test").unwrap();
     let look = |copies: &mut dyn CopyStream| {
         copies.copy_out(&memory, &found).unwrap();
@@ -226,7 +232,7 @@ fn waits_of_a_capture_come_ahead_of_what_follows_them_at_every_launch() {
         copies.copy_in(&zeros, &memory).unwrap();
         finish(&mut *copies);
         // SAFETY: the memory lives, and the launch before is over.
-        unsafe { graph.launch(&stream) }.unwrap();
+        unsafe { graph.launch(stream) }.unwrap();
         std::thread::sleep(Duration::from_millis(1));
         assert_eq!(look(&mut *copies), [1, 0, 0]);
         copies.write_word(&bell(order[0]), doorbell::RUNG).unwrap();

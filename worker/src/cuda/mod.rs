@@ -66,7 +66,9 @@ impl CudaExecutor {
     /// Loads libtorch's CUDA libraries and makes all that does not belong to a model.
     pub(crate) fn attach(ordinal: u32, shared: &Shared) -> Result<Self, WorkerError> {
         let libtorch = CudaLibtorch::open()?;
-        let stream = GpuStream::open(shared.device.properties().id)?;
+        // Where there are places for more executions, another worker may have the GPU at the same time.
+        let open = if shared.arenas.len() == 1 { GpuStream::open_alone } else { GpuStream::open };
+        let stream = open(shared.device.properties().id)?;
         ExecutionArena::lie_in(shared.pool.address(), shared.pool.bytes());
         libtorch.attach(ordinal, &stream, note_outside)?;
         let slots = shared.device.pin(Arc::clone(&shared.slots))?;
