@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Raised with every change of a message; both ends come from one build, so only equal versions talk.
-pub const PROTOCOL_VERSION: u16 = 8;
+pub const PROTOCOL_VERSION: u16 = 9;
 
 /// Numbers of a profile behind those of the nodes: what a wait costs, and what a copy of the device's least length takes, with
 /// its doorbell, beside the model's computation; 0 if that is not known.
@@ -58,6 +58,9 @@ pub struct Attach {
     pub control_bytes: u64,
     /// How long to look for the next message before sleeping, in microseconds.
     pub spin_us: u64,
+    /// Whether no other process computes on the GPU while this worker executes: it may look for weights by kernels then, which
+    /// would keep the GPU from others.
+    pub alone: bool,
     /// Whether libtorch is to choose kernels that give the same bits every time.
     pub deterministic: bool,
 }

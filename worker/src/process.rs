@@ -169,7 +169,7 @@ impl Worker {
                 (Executor::Host, TorchDevice::Cpu)
             }
             DeviceId::Cuda(ordinal) => {
-                let executor = CudaExecutor::attach(ordinal, &shared)?;
+                let executor = CudaExecutor::attach(ordinal, &shared, attach.alone)?;
                 (Executor::Cuda(Box::new(executor)), TorchDevice::Cuda(ordinal))
             }
         };

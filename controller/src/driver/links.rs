@@ -61,6 +61,8 @@ pub(super) struct Attachment {
     pub(super) arenas: Vec<Region>,
     /// How long workers look for the next message before they sleep.
     pub(super) spin: Duration,
+    /// Whether nobody else computes on the device while a worker executes: no other worker, and no task.
+    pub(super) alone: bool,
 }
 
 /// What workers have of the device beside the pool, as they last told.
@@ -99,6 +101,7 @@ impl Links {
             control,
             control_bytes: self.control.bytes(),
             spin_us: u64::try_from(attachment.spin.as_micros()).unwrap_or(u64::MAX),
+            alone: attachment.alone,
             deterministic: false,
         };
         let mut descriptors: Vec<BorrowedFd<'_>> = vec![attachment.slots.fd(), self.control.fd()];

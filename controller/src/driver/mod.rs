@@ -235,12 +235,14 @@ impl Driver {
         let spec = DeviceSpec { id: device.properties().id.to_string(), threads };
         let slot_memory = Arc::clone(slots.memory());
         let arenas = pool.layout().arenas.iter();
-        let arenas = arenas.map(|arena| Region { offset: arena.offset, bytes: arena.bytes }).collect();
+        let arenas: Vec<_> =
+            arenas.map(|arena| Region { offset: arena.offset, bytes: arena.bytes }).collect();
         let attachment = Attachment {
             device: spec,
             pool: description,
             pool_descriptors,
             slots: slot_memory,
+            alone: arenas.len() == 1 && gate.is_none(),
             arenas,
             spin,
         };

@@ -64,10 +64,9 @@ pub(crate) struct CudaExecutor {
 
 impl CudaExecutor {
     /// Loads libtorch's CUDA libraries and makes all that does not belong to a model.
-    pub(crate) fn attach(ordinal: u32, shared: &Shared) -> Result<Self, WorkerError> {
+    pub(crate) fn attach(ordinal: u32, shared: &Shared, alone: bool) -> Result<Self, WorkerError> {
         let libtorch = CudaLibtorch::open()?;
-        // Where there are places for more executions, another worker may have the GPU at the same time.
-        let open = if shared.arenas.len() == 1 { GpuStream::open_alone } else { GpuStream::open };
+        let open = if alone { GpuStream::open_alone } else { GpuStream::open };
         let stream = open(shared.device.properties().id)?;
         ExecutionArena::lie_in(shared.pool.address(), shared.pool.bytes());
         libtorch.attach(ordinal, &stream, note_outside)?;

@@ -182,6 +182,8 @@ pub(crate) struct Desk {
     pub(crate) home: u64,
     /// Whether executions compute nothing before they are let go.
     pub(crate) held_back: bool,
+    /// Whether the next worker has the GPU to itself while it executes, and may wait by kernels.
+    pub(crate) alone: bool,
     pub(crate) doorbell_timeout: Duration,
 }
 
@@ -214,6 +216,7 @@ impl Desk {
             executions: 0,
             home: OWN_HOME,
             held_back: false,
+            alone: true,
             doorbell_timeout: Duration::from_secs(60),
         };
         desk.attach();
@@ -232,6 +235,7 @@ impl Desk {
             control: 0,
             control_bytes: control::BLOCK_BYTES,
             spin_us: 0,
+            alone: self.alone,
             deterministic: false,
         };
         let descriptors = [self.slots.memory().fd(), self.control.fd()];

@@ -229,9 +229,14 @@ fn weights_that_never_come_end_the_worker_at_its_deadline() {
 fn poison_lets_a_stuck_worker_go_on() {
     let (_turn, mut desk, model, cases) = loaded("resnet18");
     let case = &cases[0];
-    desk.run(model, case, Arrival::Poisoned).unwrap();
-    let outputs = desk.run(model, case, Arrival::EveryLayer).unwrap();
-    assert_eq!(case.difference(&outputs), None);
+    for alone in [true, false] {
+        desk.alone = alone;
+        desk.replace_worker();
+        desk.load_again(model).unwrap();
+        desk.run(model, case, Arrival::Poisoned).unwrap();
+        let outputs = desk.run(model, case, Arrival::EveryLayer).unwrap();
+        assert_eq!(case.difference(&outputs), None);
+    }
 }
 
 #[test]
@@ -241,6 +246,7 @@ fn a_worker_that_is_killed_at_a_doorbell_leaves_the_pool_to_the_next() {
     for round in 0..5 {
         desk.begin(model, case, Arrival::Never);
         std::thread::sleep(Duration::from_millis(20 * round));
+        desk.alone = round % 2 == 1;
         desk.replace_worker();
         desk.load_again(model).unwrap();
         let outputs = desk.run(model, case, Arrival::EveryLayer).unwrap();
