@@ -57,9 +57,13 @@ fn messages_and_descriptors_arrive_as_sent() {
 #[test]
 fn another_version_is_refused_with_both_numbers() {
     let (a, b) = Channel::pair().unwrap();
-    raw_send(&a, &[9, 0, 1, 2]);
+    let other = PROTOCOL_VERSION + 1;
+    let [low, high] = other.to_le_bytes();
+    raw_send(&a, &[low, high, 1, 2]);
     match b.receive::<ToWorker>() {
-        Err(ProtocolError::Version { found: 9, expected }) => assert_eq!(expected, PROTOCOL_VERSION),
+        Err(ProtocolError::Version { found, expected }) => {
+            assert_eq!((found, expected), (other, PROTOCOL_VERSION));
+        }
         other => panic!("{other:?}"),
     }
 }
