@@ -103,8 +103,8 @@ pub struct DeviceConfig {
     #[serde(deserialize_with = "fields::number::<_, _, 0, 1024>")]
     pub threads: u32,
     /// How long the server and its workers look for what comes next before they sleep, in microseconds, at most
-    /// 1000000. To be woken up takes some 50; to look takes a processor. Default: 2000 on a CUDA device, 0 on the host,
-    /// whose processors are to compute.
+    /// 1000000. To be woken up takes some 50; to look takes a processor. With 0 nobody is told of requests whose inputs are
+    /// still coming. Default: 2000 on a CUDA device, 0 on the host, whose processors are to compute.
     #[serde(rename = "spin_us", deserialize_with = "fields::optional_number::<_, _, 0, 1_000_000>")]
     pub spin_us: Option<u64>,
     /// Slows the link of a host device down to a given speed, to see switching as on real hardware.

@@ -242,10 +242,10 @@ impl Scheduler {
         self.workers.counts()
     }
 
-    /// The worker that executes next, if one is free.
+    /// The worker that executes the next request, if that can begin at once; else it is the one that is done first.
     #[must_use]
     pub fn next_worker(&self) -> Option<WorkerId> {
-        self.workers.next_standby()
+        self.workers.next_standby().filter(|_| self.ledger().free_arena().is_some())
     }
 
     /// The account of the pool.

@@ -58,9 +58,9 @@ pub struct Attach {
     pub control_bytes: u64,
     /// How long to look for the next message before sleeping, in microseconds.
     pub spin_us: u64,
-    /// Whether no other process computes on the GPU while this worker executes: it may look for weights by kernels then, which
-    /// would keep the GPU from others.
-    pub alone: bool,
+    /// Whether graphs may wait for weights by kernels, which keep the GPU from others: no other process of the server computes
+    /// on it while this worker executes.
+    pub waits_by_kernels: bool,
     /// Whether libtorch is to choose kernels that give the same bits every time.
     pub deterministic: bool,
 }

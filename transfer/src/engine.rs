@@ -52,12 +52,13 @@ impl Engine {
     /// An engine for one device.
     ///
     /// # Errors
-    /// [`TransferError::Device`] if a stream cannot be opened, [`TransferError::Thread`] if a thread cannot be started.
+    /// [`TransferError::Device`] if a stream cannot be opened or there is no memory to rehearse with, some 100 KiB on a GPU;
+    /// [`TransferError::Thread`] if a thread cannot be started.
     pub fn new(device: Arc<dyn Device>, on_landed: OnLanded) -> Result<Self, TransferError> {
         let reporter = Arc::new(Reporter::new(on_landed));
         let lane = |name| Lane::open(device.as_ref(), name, Arc::clone(&reporter));
         let (weights, inputs, state) = (lane("weights")?, lane("inputs")?, lane("state")?);
-        let rehearsal = Rehearsal::new(&device).map_err(cannot(COPY_IN))?;
+        let rehearsal = Rehearsal::new(&device).map_err(cannot(PREPARE))?;
         Ok(Self { device, weights, inputs, state, rehearsal })
     }
 
@@ -220,6 +221,7 @@ const COPY_WITHIN: &str = "copy within the device";
 const MAKE_ROOM: &str = "wait for state to make room";
 const WRITE_WORD: &str = "write a doorbell";
 const CLEAR: &str = "clear doorbells";
+const PREPARE: &str = "make memory to rehearse with";
 
 fn send_inputs(
     stream: &mut dyn CopyStream,

@@ -39,7 +39,7 @@ pub struct Profile {
 pub struct LinkCosts {
     /// Bytes that cross the link in a second; finite and more than zero.
     pub bandwidth_bytes_per_s: f64,
-    /// What a copy takes before its first byte; finite and not negative.
+    /// What a copy with its doorbell takes beside its bytes, while layers compute; finite and not negative.
     pub per_copy_us: f64,
     /// What waiting for a doorbell takes of the time for computing, even if it has rung; finite and not negative.
     pub per_wait_us: f64,

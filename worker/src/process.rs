@@ -169,7 +169,7 @@ impl Worker {
                 (Executor::Host, TorchDevice::Cpu)
             }
             DeviceId::Cuda(ordinal) => {
-                let executor = CudaExecutor::attach(ordinal, &shared, attach.alone)?;
+                let executor = CudaExecutor::attach(ordinal, &shared, attach.waits_by_kernels)?;
                 (Executor::Cuda(Box::new(executor)), TorchDevice::Cuda(ordinal))
             }
         };

@@ -41,7 +41,7 @@ impl Worker {
             control: 0,
             control_bytes: control::BLOCK_BYTES,
             spin_us: 0,
-            alone: false,
+            waits_by_kernels: false,
             deterministic: false,
         };
         channel.send(&ToWorker::Attach(attach), &[slots.fd().as_fd(), control.fd().as_fd()]).unwrap();

@@ -171,7 +171,7 @@ impl Desk {
             control: 0,
             control_bytes: control::BLOCK_BYTES,
             spin_us: if matches!(self.served.device, DeviceId::Cuda(_)) { SPIN_US } else { 0 },
-            alone: false,
+            waits_by_kernels: false,
             deterministic: false,
         };
         let control = process.control().fd().try_clone_to_owned()?;

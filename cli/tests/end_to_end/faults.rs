@@ -198,7 +198,7 @@ fn a_worker_is_replaced_although_an_archive_is_gone() {
 #[test]
 fn a_worker_that_hangs_is_replaced_while_others_go_on() {
     let [hung, going] = ["recurrent", "integer-outputs"].map(Fixture::load);
-    // Two executions at a time: one will hang, the other must not.
+    // Two executions at a time: one will hang, the other must not. All look before they sleep, so that requests are announced.
     let server = Serve::new(Models::of([&hung, &going]))
         .config(
             "devices: [{id: host, arenas: 2, workers: 3, threads: 1, spin_us: 300, pool_size: 64MiB, arena_size: 8MiB}]\n\

@@ -24,6 +24,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Workers are told to look out no more often.
 const LOOK_OUT_EVERY: Duration = Duration::from_micros(200);
 
+/// So often they are told without having said anything: a small part of what a socket has room for.
+const MOST_UNHEARD: u32 = 16;
+
 /// A worker as the driver knows it.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -34,8 +37,9 @@ pub(super) struct Link {
     pub(super) building: Option<ModelId>,
     pub(super) attached: bool,
     pub(super) ready: bool,
-    /// When it was last told to look out.
+    /// When it was last told to look out, and how often since it last said anything.
     looks_out_from: Option<Instant>,
+    unheard: u32,
     /// Offset of its block in the control page.
     control: u64,
 }
@@ -61,8 +65,8 @@ pub(super) struct Attachment {
     pub(super) arenas: Vec<Region>,
     /// How long workers look for the next message before they sleep.
     pub(super) spin: Duration,
-    /// Whether nobody else computes on the device while a worker executes: no other worker, and no task.
-    pub(super) alone: bool,
+    /// Whether workers may wait by kernels on a GPU.
+    pub(super) waits_by_kernels: bool,
 }
 
 /// What workers have of the device beside the pool, as they last told.
@@ -101,7 +105,7 @@ impl Links {
             control,
             control_bytes: self.control.bytes(),
             spin_us: u64::try_from(attachment.spin.as_micros()).unwrap_or(u64::MAX),
-            alone: attachment.alone,
+            waits_by_kernels: attachment.waits_by_kernels,
             deterministic: false,
         };
         let mut descriptors: Vec<BorrowedFd<'_>> = vec![attachment.slots.fd(), self.control.fd()];
@@ -119,6 +123,7 @@ impl Links {
             attached: false,
             ready: false,
             looks_out_from: None,
+            unheard: 0,
             control,
         };
         link.build_next(models)?;
@@ -214,14 +219,21 @@ impl Links {
 }
 
 impl Link {
-    /// Has it look for orders before it sleeps. Not more often than it can read: requests may be announced by the hundred.
+    /// Has it look for orders before it sleeps: now and then, since requests may be announced by the hundred, and not when
+    /// it has not read for long, since its orders are to find room in the socket.
     pub(super) fn look_out(&mut self, rehearse: bool, now: Instant) {
         let is_told = |from: Instant| now.saturating_duration_since(from) < LOOK_OUT_EVERY;
-        if !self.looks_out_from.is_some_and(is_told) {
+        if self.unheard < MOST_UNHEARD && !self.looks_out_from.is_some_and(is_told) {
             self.looks_out_from = Some(now);
+            self.unheard += 1;
             // One that cannot be told is noticed when it is to execute.
             let _ = self.channel.send(&ToWorker::LookOut { rehearse }, &[]);
         }
+    }
+
+    /// Notes that the worker has said something.
+    pub(super) fn heard(&mut self) {
+        self.unheard = 0;
     }
 
     /// Adds a model to what the worker has to build.
@@ -293,4 +305,59 @@ pub(super) fn token(worker: WorkerId) -> Token {
 
 pub(super) fn worker_of(token: Token) -> Option<WorkerId> {
     token.0.checked_sub(1).and_then(|number| u32::try_from(number).ok()).map(WorkerId)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link() -> (Link, Channel) {
+        let (channel, theirs) = Channel::pair().unwrap();
+        channel.set_nonblocking(true).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let link = Link {
+            channel,
+            unbuilt: BTreeSet::new(),
+            building: None,
+            attached: true,
+            ready: true,
+            looks_out_from: None,
+            unheard: 0,
+            control: 0,
+        };
+        (link, theirs)
+    }
+
+    fn told(theirs: &Channel) -> Vec<ToWorker> {
+        std::iter::from_fn(|| theirs.receive().ok().flatten().map(|(message, _)| message)).collect()
+    }
+
+    #[test]
+    fn a_worker_is_told_to_look_out_now_and_then() {
+        let (mut link, theirs) = link();
+        let begun = Instant::now();
+        // A request each 50 us: one in four is told of.
+        for announced in 0..16 {
+            link.look_out(announced == 0, begun + Duration::from_micros(50) * announced);
+        }
+        let expected = [true, false, false, false].map(|rehearse| ToWorker::LookOut { rehearse });
+        assert_eq!(told(&theirs), expected);
+    }
+
+    #[test]
+    fn a_worker_that_does_not_read_is_told_so_often_and_its_orders_find_room() {
+        let (mut link, theirs) = link();
+        let begun = Instant::now();
+        let mut announced = (0..).map(|announced| begun + LOOK_OUT_EVERY * announced);
+        for at in announced.by_ref().take(10_000) {
+            link.look_out(true, at);
+        }
+        link.channel.send(&ToWorker::Unload { model: 7 }, &[]).unwrap();
+        let mut all = told(&theirs);
+        assert_eq!(all.pop(), Some(ToWorker::Unload { model: 7 }));
+        assert_eq!(all.len(), MOST_UNHEARD as usize);
+        link.heard();
+        link.look_out(true, announced.next().unwrap());
+        assert_eq!(told(&theirs).len(), 1);
+    }
 }

@@ -49,9 +49,6 @@ const STARTUP_TIMEOUT: Duration = Duration::from_secs(300);
 /// Transfers in a row that may fail in CUDA's driver before the server gives up: the GPU will not come back to this process.
 const BROKEN_TRANSFERS: u32 = 3;
 
-/// While it looks for what comes and nothing runs, the driver has the engine rehearse so often.
-const REHEARSE_EVERY: Duration = Duration::from_micros(200);
-
 /// What a driver is made of.
 pub(crate) struct DriverParts {
     pub(crate) name: String,
@@ -65,6 +62,9 @@ pub(crate) struct DriverParts {
     pub(crate) threads: u32,
     /// How long the driver and its workers look for what comes next before they sleep.
     pub(crate) spin: Duration,
+    /// Whether workers may wait by kernels on a GPU, since nobody else computes on it while one executes: no other worker, and
+    /// no task.
+    pub(crate) waits_by_kernels: bool,
     /// Closed while there are requests, where tasks train in between.
     pub(crate) gate: Option<Arc<Gate>>,
     /// States of tasks, where they give way to models.
@@ -219,6 +219,7 @@ impl Driver {
             workers,
             threads,
             spin,
+            waits_by_kernels,
             gate,
             room,
             training_share,
@@ -235,14 +236,13 @@ impl Driver {
         let spec = DeviceSpec { id: device.properties().id.to_string(), threads };
         let slot_memory = Arc::clone(slots.memory());
         let arenas = pool.layout().arenas.iter();
-        let arenas: Vec<_> =
-            arenas.map(|arena| Region { offset: arena.offset, bytes: arena.bytes }).collect();
+        let arenas = arenas.map(|arena| Region { offset: arena.offset, bytes: arena.bytes }).collect();
         let attachment = Attachment {
             device: spec,
             pool: description,
             pool_descriptors,
             slots: slot_memory,
-            alone: arenas.len() == 1 && gate.is_none(),
+            waits_by_kernels,
             arenas,
             spin,
         };
@@ -352,9 +352,7 @@ impl Driver {
         let spin_until = deadline.map_or(spin_until, |deadline| deadline.min(spin_until));
         while Instant::now() < spin_until || !self.held_back.is_empty() {
             self.let_go();
-            if self.rehearsed_at.elapsed() >= REHEARSE_EVERY {
-                self.rehearse();
-            }
+            self.rehearse();
             self.poll.poll(events, Some(Duration::ZERO))?;
             if !events.is_empty() {
                 return Ok(());

@@ -114,8 +114,11 @@ impl Driver {
                     (sent, told_from_ns, monotonic_ns())
                 };
                 let input_bytes: u64 = prepared.inputs.iter().map(|copy| copy.from.bytes()).sum();
-                // Whoever takes longer goes first: the worker to launch, or what it waits for to cross the link.
-                let (sent, started) = if prepared.groups.is_empty() && input_bytes < LONG_INPUTS_BYTES {
+                // Whoever takes longer goes first: the worker to launch, and to wake up if it sleeps, or what it waits for to
+                // cross the link.
+                let is_asleep = self.attachment.spin.is_zero();
+                let is_short = prepared.groups.is_empty() || is_asleep;
+                let (sent, started) = if is_short && input_bytes < LONG_INPUTS_BYTES {
                     (Some(send()), self.engine.start(prepared))
                 } else {
                     let mut sent = None;

@@ -1,6 +1,6 @@
 //! The driver's workers: forked, heard, and lost.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pswitch_mem_pool::ModelId;
 use pswitch_protocol::FromWorker;
@@ -12,6 +12,9 @@ use crate::supervisor::Loss;
 
 /// Workers in a row that may die while they build a model before it is given up.
 const DEADLY_BUILDS: u32 = 5;
+
+/// The engine rehearses no more often, and so often while the driver looks for what comes and nothing runs.
+const REHEARSE_EVERY: Duration = Duration::from_micros(200);
 
 /// Workers in a row that may die before they have attached to the device before the server gives up.
 const UNATTACHED_DEATHS: u32 = 10;
@@ -56,10 +59,15 @@ impl Driver {
         self.rehearse();
     }
 
-    /// Has the engine do what a transfer begins with, for nothing, unless it has work. In the milliseconds since the last
-    /// transfer its code and data have left the processor's caches.
+    /// Has the engine do what a transfer begins with, for nothing, unless it did a moment ago or has work. In the milliseconds
+    /// since the last transfer its code and data have left the processor's caches.
     pub(super) fn rehearse(&mut self) {
-        if self.running.is_empty()
+        if self.rehearsed_at.elapsed() < REHEARSE_EVERY {
+            return;
+        }
+        let is_gpu = self.device.properties().gpu.is_some();
+        if is_gpu
+            && self.running.is_empty()
             && let Err(error) = self.engine.rehearse()
         {
             // A transfer will fail as well, and say so to whom it concerns.
@@ -91,6 +99,7 @@ impl Driver {
 
     fn hear(&mut self, worker: WorkerId, message: FromWorker) {
         let Some(link) = self.links.get_mut(worker) else { return };
+        link.heard();
         match message {
             FromWorker::Attached if link.attached => self.break_with(worker, "it attached twice"),
             FromWorker::Attached => {

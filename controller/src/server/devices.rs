@@ -33,6 +33,8 @@ pub(crate) struct ServedDevice {
     pub(crate) pool_bytes: u64,
     /// Whether workers can read tables from the host store.
     reads_host_tables: bool,
+    /// Whether its workers wait for weights by kernels.
+    pub(crate) waits_by_kernels: bool,
     /// Held while a model is timed: models that do not all fit would drive each other out at every run.
     pub(crate) timing: tokio::sync::Mutex<()>,
 }
@@ -105,6 +107,8 @@ impl OpenedDevice {
             gigabytes_per_s = link.bandwidth_bytes_per_s / 1e9, per_copy_us = link.per_copy_us,
             off_percent = link.rms_percent, "pool allocated"
         );
+        let spin = self.config.spin(id);
+        let waits_by_kernels = self.device.properties().gpu.is_some() && arenas == 1 && training_bytes == 0;
         let training = (training_bytes > 0).then(|| {
             Training::start(TrainingParts {
                 device: Arc::clone(&self.device),
@@ -114,6 +118,7 @@ impl OpenedDevice {
                 slots: Arc::clone(slots.shared()),
                 supervisor: Arc::clone(supervisor),
                 threads: self.config.threads,
+                spin,
             })
         });
         let training = training.transpose()?;
@@ -127,7 +132,8 @@ impl OpenedDevice {
             options: config.limits.scheduler_options(config.homes),
             workers: self.config.workers as usize,
             threads: self.config.threads,
-            spin: self.config.spin(id),
+            spin,
+            waits_by_kernels,
             gate: training.as_ref().map(|training| Arc::clone(training.gate())),
             room: training.as_ref().and_then(|training| training.room().cloned()),
             training_share: self.config.training_share,
@@ -142,6 +148,7 @@ impl OpenedDevice {
             training,
             threads: self.config.threads,
             pool_bytes,
+            waits_by_kernels,
             reads_host_tables: matches!(id, DeviceId::Cuda(_)) && config.pin_weights,
             timing: tokio::sync::Mutex::default(),
         })

@@ -102,12 +102,13 @@ impl Server {
     async fn profile_on(&self, model: &ServedModel, index: usize) -> Result<Profile, Profile> {
         let (device, spec) = (&self.devices[index], &model.spec);
         let least_copy_bytes = self.least_copy_bytes_of(index);
-        let made_of = |runs: &[_]| {
-            profiling::profile(spec, &device.host_tables(spec), &device.link, least_copy_bytes, runs)
+        let made_of = |runs: &[_], link: &LinkFit| {
+            profiling::profile(spec, &device.host_tables(spec), link, least_copy_bytes, runs)
         };
-        let untimed = made_of(&[]);
+        let untimed = made_of(&[], &device.link);
         let file = self.config.profile_cache.then(|| {
-            ProfileFile::of(Path::new(&spec.path), spec.digest, device.device.properties(), device.threads)
+            let (path, properties) = (Path::new(&spec.path), device.device.properties());
+            ProfileFile::of(path, spec.digest, properties, device.threads, device.waits_by_kernels)
         });
         if let Some(file) = file.clone() {
             let expected = untimed.clone();
@@ -121,8 +122,8 @@ impl Server {
         let turn = device.timing.lock().await;
         let timed = self.time_layers(model, index).await;
         drop(turn);
-        let profile = match timed {
-            Ok(runs) if !runs.is_empty() => made_of(&runs),
+        let runs = match timed {
+            Ok(runs) if !runs.is_empty() => runs,
             Ok(_) => return Err(untimed),
             Err(error) => {
                 // Its example inputs may be none that it accepts; real ones will be.
@@ -131,11 +132,12 @@ impl Server {
             }
         };
         if let Some(file) = file {
-            let kept = profile.clone();
+            // What copies cost is measured at every start; what they cost more beside the layers is not.
+            let kept = made_of(&runs, &LinkFit { per_copy_us: 0.0, ..device.link });
             // Whoever ends the runtime meanwhile needs no file.
             let _ = tokio::task::spawn_blocking(move || file.write(&kept)).await;
         }
-        Ok(profile)
+        Ok(made_of(&runs, &device.link))
     }
 
     /// What a model's plans are made from, one for each device that serves it.

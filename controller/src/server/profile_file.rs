@@ -83,10 +83,19 @@ pub(super) struct ProfileFile {
 
 impl ProfileFile {
     /// Kernels, and with them the times, depend on what the archive holds, this version of pswitch (each is built for one
-    /// of libtorch), the device and, on the CPU, the threads.
-    pub(super) fn of(archive: &Path, digest: u64, device: &DeviceProperties, threads: u32) -> Self {
+    /// of libtorch), the device and, on the CPU, the threads; on a GPU, what a wait costs on how it is made.
+    pub(super) fn of(
+        archive: &Path,
+        digest: u64,
+        device: &DeviceProperties,
+        threads: u32,
+        waits_by_kernels: bool,
+    ) -> Self {
         let place = match device.id {
-            DeviceId::Cuda(_) => format!("cuda-{}", slug(&device.name)),
+            DeviceId::Cuda(_) => {
+                let waits = if waits_by_kernels { "kernel" } else { "queued" };
+                format!("cuda-{}-{waits}-waits", slug(&device.name))
+            }
             DeviceId::Host(_) => {
                 let threads = match threads {
                     0 => format!("all-of-{}", available_parallelism().map_or(1, usize::from)),
@@ -204,7 +213,7 @@ mod tests {
 
     fn file(archive: &Path, digest: u64, threads: u32) -> ProfileFile {
         let device = open_device(DeviceId::Host(0), LinkThrottle::default()).unwrap();
-        ProfileFile::of(archive, digest, device.properties(), threads)
+        ProfileFile::of(archive, digest, device.properties(), threads, false)
     }
 
     #[test]

@@ -28,10 +28,6 @@ use crate::supervisor::Supervisor;
 /// operator takes.
 const YIELD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long this thread looks for the end of a step that was interrupted on a GPU before it sleeps: to wake up would take 50 us, for
-/// which a request waits.
-const SPIN: Duration = Duration::from_millis(2);
-
 /// The same where it is not known how long a step takes.
 const FIRST_STEP_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -78,7 +74,8 @@ pub(super) struct Host {
     /// Tasks whose worker could not be started: when to tell of it, and why.
     unstarted: Vec<(Instant, TaskId, String)>,
     begun: Instant,
-    /// Until when this thread does not sleep.
+    /// How long this thread looks for the end of a step that was interrupted before it sleeps, and until when it does.
+    spin: Duration,
     spins_until: Instant,
     poll: Poll,
     mailbox: Mailbox,
@@ -111,6 +108,7 @@ impl Host {
             unread: BTreeSet::new(),
             unstarted: Vec::new(),
             begun: Instant::now(),
+            spin: parts.spin,
             spins_until: Instant::now(),
             poll,
             mailbox,
@@ -288,9 +286,8 @@ impl Host {
                 TaskAction::Interrupt(id) => {
                     self.gate.interrupt();
                     self.set_deadline(id, Some(YIELD_TIMEOUT));
-                    if self.device.properties().gpu.is_some() {
-                        self.spins_until = Instant::now() + SPIN;
-                    }
+                    // To wake up at the end of the step takes 50 us, for which a request waits.
+                    self.spins_until = Instant::now() + self.spin;
                 }
                 TaskAction::Save(id) => {
                     let Some(worker) = self.worker(id) else { continue };

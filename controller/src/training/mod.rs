@@ -16,6 +16,7 @@ mod worker;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use mio::{Poll, Waker};
 use pswitch_device::{Device, DeviceMemory, SharedMemory};
@@ -51,6 +52,8 @@ pub(crate) struct TrainingParts {
     pub(crate) slots: Arc<SharedMemory>,
     pub(crate) supervisor: Arc<Supervisor>,
     pub(crate) threads: u32,
+    /// How long to look for what comes next before sleeping.
+    pub(crate) spin: Duration,
 }
 
 /// A task that was checked as far as that needs no worker.

@@ -67,7 +67,7 @@ impl Attachment {
             control: block,
             control_bytes: self.control.bytes(),
             spin_us: 0,
-            alone: false,
+            waits_by_kernels: false,
             deterministic,
         };
         let mut descriptors: Vec<BorrowedFd<'_>> = vec![self.slots.fd(), self.control.fd()];

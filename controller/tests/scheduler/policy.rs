@@ -51,6 +51,21 @@ fn the_worker_that_finished_last_goes_on() {
 }
 
 #[test]
+fn the_worker_that_is_next_is_the_one_that_executes_next() {
+    let mut desk = Desk::new(8, &[4]).at_work(3);
+    assert_eq!(desk.scheduler.next_worker(), Some(WorkerId(0)));
+    for request in 0..3 {
+        let next = desk.scheduler.next_worker();
+        let running = execute(&desk.submit(request, 0));
+        assert_eq!(next, Some(running.worker));
+        assert_eq!(desk.scheduler.next_worker(), None, "the one that executes will be, and others may sleep");
+        assert_eq!(desk.complete(&running), []);
+    }
+    desk.lose(WorkerId(0));
+    assert_eq!(desk.scheduler.next_worker(), Some(WorkerId(1)));
+}
+
+#[test]
 fn requests_of_one_model_are_served_before_the_next_switch() {
     let mut desk = Desk::new(4, &[4, 4]).at_work(2);
     let first = execute(&desk.submit(0, 0));

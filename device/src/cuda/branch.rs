@@ -22,13 +22,13 @@ pub(super) struct Branch {
     /// Where the branch leaves the captured stream, and where it comes back to it.
     joint: RawEvent,
     has_left: AtomicBool,
-    looker: Option<Looker>,
+    looker: Option<Arc<Looker>>,
 }
 
 impl Branch {
     pub(super) fn new(context: &Arc<Context>, looks: bool) -> Result<Self, DeviceError> {
         let stream = RawStream::of_greatest_priority(context)?;
-        let looker = looks.then(|| Looker::new(context)).transpose()?;
+        let looker = looks.then(|| Looker::new(context)).transpose()?.map(Arc::new);
         Ok(Self { stream, joint: RawEvent::new(context)?, has_left: AtomicBool::new(false), looker })
     }
 
@@ -36,6 +36,11 @@ impl Branch {
     pub(super) fn begin(&self, captured: &RawStream) -> Result<(), DeviceError> {
         self.has_left.store(false, Ordering::Relaxed);
         self.joint.record(captured.raw())
+    }
+
+    /// The kernel that is waited by, for graphs that launch it.
+    pub(super) fn looker(&self) -> Option<Arc<Looker>> {
+        self.looker.clone()
     }
 
     /// Has what the captured stream does next come after some waits, beside what it does until then. The words were checked by

@@ -42,6 +42,7 @@ const CALLED: &[&str] = &[
     "cuIpcCloseMemHandle",
     "cuIpcGetMemHandle",
     "cuIpcOpenMemHandle_v2",
+    "cuLaunchKernel",
     "cuMemAllocManaged",
     "cuMemAlloc_v2",
     "cuMemFreeHost",
@@ -57,6 +58,9 @@ const CALLED: &[&str] = &[
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
     "cuMemsetD8Async",
+    "cuModuleGetFunction",
+    "cuModuleLoadData",
+    "cuModuleUnload",
     "cuStreamBatchMemOp_v2",
     "cuStreamBeginCapture_v2",
     "cuStreamCreateWithPriority",
@@ -146,14 +150,17 @@ mod tests {
     #[test]
     fn all_that_is_called_was_looked_for() {
         let sources = [
+            include_str!("branch.rs"),
             include_str!("context.rs"),
             include_str!("driver.rs"),
             include_str!("event.rs"),
             include_str!("execution.rs"),
+            include_str!("looker.rs"),
             include_str!("memory.rs"),
             include_str!("mod.rs"),
             include_str!("pin.rs"),
             include_str!("properties.rs"),
+            include_str!("rehearsal.rs"),
             include_str!("stream.rs"),
         ];
         let mut called = BTreeSet::new();

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::branch::Branch;
 use super::context::{Context, RawStream, log_failure};
 use super::driver::{check, size, sys};
+use super::looker::Looker;
 use super::memory::CudaMemory;
 use super::pin::{PinnedWord, check_pinned};
 use super::properties::Gpu;
@@ -38,16 +39,17 @@ impl GpuStream {
         Self::open_to(id, false)
     }
 
-    /// The same for a process that has the GPU to itself while it executes: waits of its graphs are kernels, which cost next to
-    /// nothing and take the GPU from others. The GPU must be of compute capability 7.0 or more.
+    /// The same for a process that has the GPU to itself while it executes: its graphs wait by kernels, which costs next to
+    /// nothing and keeps the GPU from others.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
-    pub fn open_alone(id: DeviceId) -> Result<Self, DeviceError> {
+    /// As [`open`](Self::open); [`DeviceError::Cuda`] if the driver cannot compile for the GPU, or not for one of compute
+    /// capability below 7.0.
+    pub fn open_waiting_by_kernels(id: DeviceId) -> Result<Self, DeviceError> {
         Self::open_to(id, true)
     }
 
-    fn open_to(id: DeviceId, is_alone: bool) -> Result<Self, DeviceError> {
+    fn open_to(id: DeviceId, waits_by_kernels: bool) -> Result<Self, DeviceError> {
         let DeviceId::Cuda(ordinal) = id else {
             return Err(DeviceError::WrongExecutionStream { device: id });
         };
@@ -56,7 +58,7 @@ impl GpuStream {
             id,
             stream: RawStream::of_greatest_priority(&context)?,
             done: PinnedWord::new(&context)?,
-            branch: Branch::new(&context, is_alone)?,
+            branch: Branch::new(&context, waits_by_kernels)?,
             is_capturing: AtomicBool::new(false),
         })
     }
@@ -279,7 +281,7 @@ impl GpuStream {
         let ended = unsafe { sys::cuStreamEndCapture(self.stream.raw(), &raw mut graph) };
         let template = Template { raw: graph, context: Arc::clone(context) };
         check("cuStreamEndCapture", ended)?;
-        GpuGraph::new(template, &self.stream)
+        GpuGraph::new(template, &self.stream, self.branch.looker())
     }
 
     /// Ends a capture, if one is under way, and forgets it.
@@ -442,11 +444,13 @@ impl Drop for Template {
 pub struct GpuGraph {
     executable: sys::CUgraphExec,
     template: Template,
+    /// The kernel by which it waits, if it does; goes last.
+    _looker: Option<Arc<Looker>>,
 }
 
 impl GpuGraph {
-    fn new(template: Template, stream: &RawStream) -> Result<Self, DeviceError> {
-        let mut graph = Self { executable: ptr::null_mut(), template };
+    fn new(template: Template, stream: &RawStream, looker: Option<Arc<Looker>>) -> Result<Self, DeviceError> {
+        let mut graph = Self { executable: ptr::null_mut(), template, _looker: looker };
         // SAFETY: `executable` is written during the call and destroyed in `drop`; the template lives.
         check("cuGraphInstantiate", unsafe {
             sys::cuGraphInstantiateWithFlags(&raw mut graph.executable, graph.template.raw, 0)

@@ -88,7 +88,7 @@ impl Drop for Looker {
             return;
         }
         log_failure(self.context.enter().and_then(|_entered| {
-            // SAFETY: loaded in `new`, used by nobody else; graphs that launch the kernel are launched no more.
+            // SAFETY: loaded in `new`, used by nobody else: graphs that launch the kernel hold it.
             check("cuModuleUnload", unsafe { sys::cuModuleUnload(self.module) })
         }));
     }

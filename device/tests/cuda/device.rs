@@ -196,7 +196,7 @@ fn waits_of_a_capture_come_ahead_of_what_follows_them_at_every_launch() {
     let _execution = Execution::start();
     let device = open();
     let id = device.properties().id;
-    for stream in [GpuStream::open(id).unwrap(), GpuStream::open_alone(id).unwrap()] {
+    for stream in [GpuStream::open(id).unwrap(), GpuStream::open_waiting_by_kernels(id).unwrap()] {
         check_waits_of_a_capture(&*device, &stream);
     }
 }

@@ -17,7 +17,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use pswitch_device::{DeviceError, DeviceSlice, GpuMoment, GpuRehearsal, GpuStream, HostSlice, PinnedMemory};
+use pswitch_device::{
+    DeviceError, DeviceId, DeviceSlice, GpuMoment, GpuRehearsal, GpuStream, HostSlice, PinnedMemory,
+};
 use pswitch_mem_pool::{ArenaDivision, Range};
 use pswitch_protocol::{Executed, FaultClass, InputValue, PlacedTensor, Region, control, monotonic_ns};
 
@@ -64,10 +66,9 @@ pub(crate) struct CudaExecutor {
 
 impl CudaExecutor {
     /// Loads libtorch's CUDA libraries and makes all that does not belong to a model.
-    pub(crate) fn attach(ordinal: u32, shared: &Shared, alone: bool) -> Result<Self, WorkerError> {
+    pub(crate) fn attach(ordinal: u32, shared: &Shared, waits_by_kernels: bool) -> Result<Self, WorkerError> {
         let libtorch = CudaLibtorch::open()?;
-        let open = if alone { GpuStream::open_alone } else { GpuStream::open };
-        let stream = open(shared.device.properties().id)?;
+        let stream = open_stream(shared.device.properties().id, waits_by_kernels)?;
         ExecutionArena::lie_in(shared.pool.address(), shared.pool.bytes());
         libtorch.attach(ordinal, &stream, note_outside)?;
         let slots = shared.device.pin(Arc::clone(&shared.slots))?;
@@ -449,6 +450,17 @@ impl CudaExecutor {
         }
         Ok(())
     }
+}
+
+/// A stream whose graphs wait by kernels, if they may and the driver can compile one.
+fn open_stream(id: DeviceId, waits_by_kernels: bool) -> Result<GpuStream, DeviceError> {
+    if waits_by_kernels {
+        match GpuStream::open_waiting_by_kernels(id) {
+            Err(error) => tracing::warn!(%error, "waits are operations of the stream, which take longer"),
+            opened => return opened,
+        }
+    }
+    GpuStream::open(id)
 }
 
 /// Where an execution finds the model's weights.

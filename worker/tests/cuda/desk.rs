@@ -45,6 +45,8 @@ pub(crate) enum Arrival {
     Resident,
     /// Not at all.
     Never,
+    /// Every layer with bytes is a group, and only the first two come.
+    TwoLayers,
     /// Not at all, and their doorbells say so.
     Poisoned,
 }
@@ -183,7 +185,7 @@ pub(crate) struct Desk {
     /// Whether executions compute nothing before they are let go.
     pub(crate) held_back: bool,
     /// Whether the next worker has the GPU to itself while it executes, and may wait by kernels.
-    pub(crate) alone: bool,
+    pub(crate) waits_by_kernels: bool,
     pub(crate) doorbell_timeout: Duration,
 }
 
@@ -216,7 +218,7 @@ impl Desk {
             executions: 0,
             home: OWN_HOME,
             held_back: false,
-            alone: true,
+            waits_by_kernels: true,
             doorbell_timeout: Duration::from_secs(60),
         };
         desk.attach();
@@ -235,7 +237,7 @@ impl Desk {
             control: 0,
             control_bytes: control::BLOCK_BYTES,
             spin_us: 0,
-            alone: self.alone,
+            waits_by_kernels: self.waits_by_kernels,
             deterministic: false,
         };
         let descriptors = [self.slots.memory().fd(), self.control.fd()];
@@ -465,9 +467,11 @@ impl Desk {
         let words = groups.len() + tables.len();
         let mut sent: Vec<(u64, Part)> = (0..).zip(groups.into_iter().chain(tables)).collect();
         match arrival {
-            Arrival::EveryLayer | Arrival::Whole | Arrival::HostTables => {
-                if arrival == Arrival::HostTables {
-                    sent.truncate(words - self.models[&model].tables.len());
+            Arrival::EveryLayer | Arrival::Whole | Arrival::HostTables | Arrival::TwoLayers => {
+                match arrival {
+                    Arrival::HostTables => sent.truncate(words - self.models[&model].tables.len()),
+                    Arrival::TwoLayers => sent.truncate(2),
+                    _ => {}
                 }
                 for (index, (offset, bytes, _)) in sent {
                     let from = HostSlice::new(self.models[&model].span.clone(), offset, bytes).unwrap();

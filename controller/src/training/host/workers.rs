@@ -174,6 +174,7 @@ impl Host {
                 self.feed(id, TaskEvent::Held);
             }
             FromWorker::TaskPaused(pause) => {
+                self.spins_until = Instant::now();
                 self.gate.vacate();
                 self.set_deadline(id, None);
                 if let (TaskPause::Failed { reason }, Some(record)) = (&pause, self.tasks.get(&id)) {
