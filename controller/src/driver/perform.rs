@@ -105,40 +105,36 @@ impl Driver {
         match laid.and_then(|()| self.prepare(dispatch)) {
             Ok((message, prepared)) => {
                 let prepared_ns = monotonic_ns();
-                let send = || {
-                    let told_from_ns = monotonic_ns();
-                    let sent = match self.links.get(dispatch.worker) {
-                        Some(link) => link.channel.send(&message, &[]),
-                        None => Ok(()),
-                    };
-                    (sent, told_from_ns, monotonic_ns())
+                let tell = || {
+                    let from_ns = monotonic_ns();
+                    let link = self.links.get(dispatch.worker);
+                    let sent = link.map_or(Ok(()), |link| link.channel.send(&message, &[]));
+                    tracing::debug!(%execution, from_ns, to_ns = monotonic_ns(), "told");
+                    sent
                 };
                 let input_bytes: u64 = prepared.inputs.iter().map(|copy| copy.from.bytes()).sum();
                 // Whoever takes longer goes first: the worker to launch, and to wake up if it sleeps, or what it waits for to
                 // cross the link.
                 let is_asleep = self.attachment.spin.is_zero();
-                let is_short = prepared.groups.is_empty() || is_asleep;
-                let (sent, started) = if is_short && input_bytes < LONG_INPUTS_BYTES {
-                    (Some(send()), self.engine.start(prepared))
+                let launches_longer =
+                    input_bytes < LONG_INPUTS_BYTES && (prepared.groups.is_empty() || is_asleep);
+                let (told, started) = if launches_longer {
+                    (Some(tell()), self.engine.start(prepared))
                 } else {
-                    let mut sent = None;
-                    let started = self.engine.start_and(prepared, || sent = Some(send()));
-                    (sent, started)
+                    let mut told = None;
+                    let started = self.engine.start_and(prepared, || told = Some(tell()));
+                    (told, started)
                 };
-                let (sent, told_from_ns, told_ns) =
-                    sent.map_or((None, 0, 0), |(sent, from_ns, to_ns)| (Some(sent), from_ns, to_ns));
-                let is_told = sent.is_some();
+                let is_told = told.is_some();
                 tracing::debug!(
                     %execution,
                     transfer = transfer.0,
                     decided_ns,
                     prepared_ns,
-                    told_from_ns,
-                    told_ns,
                     enqueued_ns = monotonic_ns(),
-                    "told and enqueued"
+                    "enqueued"
                 );
-                if let Some(Err(error)) = sent {
+                if let Some(Err(error)) = told {
                     // It is gone or does not read: its loss answers the request or has it tried again.
                     self.break_with(dispatch.worker, &error.to_string());
                 }

@@ -35,7 +35,7 @@ pub(crate) use libtorch::CudaLibtorch;
 const CHECK_EVERY: Duration = Duration::from_millis(1);
 
 /// A graph of some hundred kernels takes 0.1 ms to be launched; inputs of so many bytes take longer to come.
-const LONG_INPUTS_BYTES: u64 = 6 << 20;
+const ONE_GRAPH_FROM_INPUT_BYTES: u64 = 6 << 20;
 
 /// Allocations of libtorch outside of executions, and how many bytes of those are alive. One worker has one GPU.
 static ALLOCATIONS: AtomicU32 = AtomicU32::new(0);
@@ -220,7 +220,7 @@ impl CudaExecutor {
             groups: &groups,
             host_tables: weights.are_read_from_host(),
             stamps: &[],
-            in_one: tensor_bytes(&set.inputs) >= LONG_INPUTS_BYTES,
+            in_one: tensor_bytes(&set.inputs) >= ONE_GRAPH_FROM_INPUT_BYTES,
             stop: None,
         };
         let (outputs, segments) = launch.capture(&mut model.executable)?;
