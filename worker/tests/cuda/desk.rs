@@ -16,8 +16,8 @@ use pswitch_device::{
 use pswitch_mem_pool::{ArenaDivision, Range};
 use pswitch_model::{Archive, InputKind, Layer, StorageId, Table};
 use pswitch_protocol::{
-    Attach, Channel, DeviceSpec, Execute, ExecutionFault, FromWorker, InputValue, LoadModel, PlacedTensor,
-    Region, ToWorker, WorkerMemory, control,
+    Attach, Channel, DeviceSpec, Execute, ExecutionFault, FromWorker, InputValue, LoadModel, PROFILE_COSTS,
+    PlacedTensor, Region, ToWorker, WorkerMemory, control,
 };
 use safetensors::SafeTensors;
 
@@ -535,12 +535,14 @@ impl Desk {
     pub(crate) fn profile(&mut self, model: u32, case: &Case) -> (Vec<f32>, [f32; 2]) {
         self.start(model, case, Arrival::EveryLayer, Some(PROFILE));
         self.finish(model).unwrap();
-        let mut bytes = vec![0; 4 * (self.models[&model].layers.len() + 2)];
+        let nodes = self.models[&model].layers.len();
+        let costs = usize::try_from(PROFILE_COSTS).unwrap();
+        let mut bytes = vec![0; 4 * (nodes + costs)];
         self.slots.memory().read(PROFILE.offset, &mut bytes).unwrap();
         let words = bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word));
-        let mut nodes: Vec<f32> = words.collect();
-        let costs = nodes.split_off(nodes.len() - 2);
-        (nodes, costs.try_into().unwrap())
+        let mut times: Vec<f32> = words.collect();
+        let costs = times.split_off(nodes);
+        (times, costs.try_into().unwrap())
     }
 }
 
