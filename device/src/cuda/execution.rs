@@ -25,9 +25,16 @@ pub struct GpuStream {
     id: DeviceId,
     stream: RawStream,
     done: PinnedWord,
-    /// The waits of a capture.
-    branch: Branch,
+    waits: Waits,
     is_capturing: AtomicBool,
+}
+
+/// How a stream waits for words of the GPU's memory.
+#[derive(Debug)]
+enum Waits {
+    /// By its operations; in a capture, by those of a branch.
+    Queued(Branch),
+    ByKernel(Arc<Looker>),
 }
 
 impl GpuStream {
@@ -36,20 +43,23 @@ impl GpuStream {
     /// # Errors
     /// [`DeviceError::Unavailable`] if there is no such GPU; [`DeviceError::Cuda`].
     pub fn open(id: DeviceId) -> Result<Self, DeviceError> {
-        Self::open_to(id, false)
+        Self::open_with(id, |context| Branch::new(context).map(Waits::Queued))
     }
 
-    /// The same for a process that has the GPU to itself while it executes: its graphs wait by kernels, which costs next to
-    /// nothing and keeps the GPU from others.
+    /// The same for a process that has the GPU to itself while it executes: it waits by kernels, which costs less and keeps
+    /// the GPU from others.
     ///
     /// # Errors
     /// As [`open`](Self::open); [`DeviceError::Cuda`] if the driver cannot compile for the GPU, or not for one of compute
     /// capability below 7.0.
     pub fn open_waiting_by_kernels(id: DeviceId) -> Result<Self, DeviceError> {
-        Self::open_to(id, true)
+        Self::open_with(id, |context| Looker::new(context).map(Arc::new).map(Waits::ByKernel))
     }
 
-    fn open_to(id: DeviceId, waits_by_kernels: bool) -> Result<Self, DeviceError> {
+    fn open_with(
+        id: DeviceId,
+        waits: impl FnOnce(&Arc<Context>) -> Result<Waits, DeviceError>,
+    ) -> Result<Self, DeviceError> {
         let DeviceId::Cuda(ordinal) = id else {
             return Err(DeviceError::WrongExecutionStream { device: id });
         };
@@ -58,7 +68,7 @@ impl GpuStream {
             id,
             stream: RawStream::of_greatest_priority(&context)?,
             done: PinnedWord::new(&context)?,
-            branch: Branch::new(&context, waits_by_kernels)?,
+            waits: waits(&context)?,
             is_capturing: AtomicBool::new(false),
         })
     }
@@ -73,26 +83,44 @@ impl GpuStream {
         ExecutionStream::Cuda(self.raw())
     }
 
-    /// Waits for `words` to ring, one after the other, and clears `cleared` then: as few operations as the driver allows for
-    /// all of it, since each costs the GPU some microseconds. Poisoned words let it go on, too.
+    /// Computes nothing more before `words` have rung, one after the other. Poisoned words let it go on, too.
     ///
-    /// In a capture the words are waited for in a branch of the graph, beside the work ahead of the wait.
+    /// In a capture the words may be waited for beside the work ahead of the wait.
     ///
     /// # Errors
     /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::Cuda`].
-    pub fn wait_and_clear(&self, words: &[DeviceSlice], cleared: &[DeviceSlice]) -> Result<(), DeviceError> {
+    pub fn wait(&self, words: &[DeviceSlice]) -> Result<(), DeviceError> {
+        self.wait_for(words, None)
+    }
+
+    /// The same, and then for `last`, which is cleared: as few operations as the driver allows for all of it, since each costs
+    /// the GPU some microseconds.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn wait_and_clear(&self, words: &[DeviceSlice], last: &DeviceSlice) -> Result<(), DeviceError> {
+        self.wait_for(words, Some(last))
+    }
+
+    fn wait_for(&self, words: &[DeviceSlice], cleared: Option<&DeviceSlice>) -> Result<(), DeviceError> {
         words.iter().chain(cleared).try_for_each(|word| self.check_word(word))?;
-        let writes = cleared.iter().map(|word| write_op(word.address(), doorbell::CLEAR));
-        if self.is_capturing.load(Ordering::Relaxed) && !words.is_empty() {
-            {
-                let _entered = self.stream.context().enter()?;
-                let words: Vec<_> = words.iter().map(DeviceSlice::address).collect();
-                self.branch.wait(&self.stream, &words)?;
+        let _entered = self.stream.context().enter()?;
+        let branch = match &self.waits {
+            Waits::Queued(branch) => branch,
+            Waits::ByKernel(looker) => {
+                words.iter().try_for_each(|word| looker.launch(&self.stream, word.address(), false))?;
+                return cleared.map_or(Ok(()), |word| looker.launch(&self.stream, word.address(), true));
             }
-            return self.enqueue(&mut writes.collect::<Vec<_>>());
+        };
+        let addresses: Vec<_> = words.iter().chain(cleared).map(DeviceSlice::address).collect();
+        let mut operations = Vec::new();
+        if self.is_capturing.load(Ordering::Relaxed) && !addresses.is_empty() {
+            branch.wait(&self.stream, &addresses)?;
+        } else {
+            operations.extend(addresses.iter().map(|word| wait_op(*word, doorbell::RUNG)));
         }
-        let waits = words.iter().map(|word| wait_op(word.address(), doorbell::RUNG));
-        self.enqueue(&mut waits.chain(writes).collect::<Vec<_>>())
+        operations.extend(cleared.map(|word| write_op(word.address(), doorbell::CLEAR)));
+        enqueue_batch(&self.stream, &mut operations)
     }
 
     /// Computes nothing more before a word of pinned memory is 1.
@@ -263,7 +291,8 @@ impl GpuStream {
         let begun = unsafe { sys::cuStreamBeginCapture_v2(self.stream.raw(), mode) };
         check("cuStreamBeginCapture", begun)?;
         self.is_capturing.store(true, Ordering::Relaxed);
-        self.branch.begin(&self.stream).inspect_err(|_| self.abandon_capture())
+        let Waits::Queued(branch) = &self.waits else { return Ok(()) };
+        branch.begin(&self.stream).inspect_err(|_| self.abandon_capture())
     }
 
     /// Ends a capture and makes a graph of it. Memory that was used in it must stay where it is for as long as the graph is
@@ -281,7 +310,11 @@ impl GpuStream {
         let ended = unsafe { sys::cuStreamEndCapture(self.stream.raw(), &raw mut graph) };
         let template = Template { raw: graph, context: Arc::clone(context) };
         check("cuStreamEndCapture", ended)?;
-        GpuGraph::new(template, &self.stream, self.branch.looker())
+        let looker = match &self.waits {
+            Waits::Queued(_) => None,
+            Waits::ByKernel(looker) => Some(Arc::clone(looker)),
+        };
+        GpuGraph::new(template, &self.stream, looker)
     }
 
     /// Ends a capture, if one is under way, and forgets it.

@@ -8,29 +8,39 @@ use super::context::{Context, RawStream, log_failure};
 use super::driver::{check, sys};
 use crate::{DeviceAddress, DeviceError};
 
-/// One thread that reads a word until it is at least 1, as a signed number. What was written before the word is there for all
-/// that comes after the kernel: the load acquires, for the whole system.
+/// One thread that reads a word until it is at least 1, as a signed number, and then clears it, if it is told to. What was
+/// written before the word is there for all that comes after the kernel: the load acquires, for the whole system.
 const SOURCE: &CStr = c"
 .version 6.3
 .target sm_70
 .address_size 64
 
-.visible .entry look(.param .u64 word)
+.visible .entry look(.param .u64 word, .param .u32 clears)
 {
     .reg .pred %has_rung;
+    .reg .pred %clears;
     .reg .b32 %value;
+    .reg .b32 %asked;
     .reg .b64 %address;
     ld.param.u64 %address, [word];
     cvta.to.global.u64 %address, %address;
+    ld.param.u32 %asked, [clears];
+    setp.ne.u32 %clears, %asked, 0;
 again:
     ld.acquire.sys.global.b32 %value, [%address];
     setp.ge.s32 %has_rung, %value, 1;
     @!%has_rung bra again;
+    @%clears st.relaxed.sys.global.b32 [%address], 0;
     ret;
 }
 ";
 
 /// The kernel, compiled by the driver for the GPU that it has found (of compute capability 7.0 or more).
+///
+/// Between two kernels it costs the GPU 0.8 us if the word has rung, and it notices sooner than an operation of the stream
+/// that it rings: a cold Inception_v3 is 1.4 % faster by it, ResNet152 and its ready runs 0.5 % (H200, driver 580). But it
+/// takes the GPU from other processes for as long as it looks: it is for those who have the GPU to themselves. In a branch of
+/// a graph, it takes a place on a multiprocessor from the kernels beside it, too, which costs more than it saves.
 #[derive(Debug)]
 pub(super) struct Looker {
     module: sys::CUmodule,
@@ -59,10 +69,15 @@ impl Looker {
     }
 
     /// Launches it in the context that was entered. The word was checked, and lives until the kernel ends.
-    pub(super) fn launch(&self, stream: &RawStream, word: DeviceAddress) -> Result<(), DeviceError> {
-        let mut address = word.0;
-        let mut arguments = [(&raw mut address).cast::<c_void>()];
-        // SAFETY: the kernel has one argument, of eight bytes, which the driver copies during the call.
+    pub(super) fn launch(
+        &self,
+        stream: &RawStream,
+        word: DeviceAddress,
+        clears: bool,
+    ) -> Result<(), DeviceError> {
+        let (mut address, mut clears) = (word.0, u32::from(clears));
+        let mut arguments = [(&raw mut address).cast::<c_void>(), (&raw mut clears).cast()];
+        // SAFETY: the kernel has two arguments, of eight and of four bytes, which the driver copies during the call.
         let launched = unsafe {
             sys::cuLaunchKernel(
                 self.function,

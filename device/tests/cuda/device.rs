@@ -213,7 +213,7 @@ fn check_waits_of_a_capture(device: &dyn Device, stream: &GpuStream) {
     stream.begin_capture().unwrap();
     copy(0);
     for part in [1, 2] {
-        stream.wait_and_clear(&[bell(part - 1)], &[]).unwrap();
+        stream.wait(&[bell(part - 1)]).unwrap();
         copy(part);
     }
     let graph = stream.end_capture().unwrap();
@@ -242,6 +242,33 @@ fn check_waits_of_a_capture(device: &dyn Device, stream: &GpuStream) {
         copies.write_word(&bell(order[1]), doorbell::RUNG).unwrap();
         stream.synchronize().unwrap();
         assert_eq!(look(&mut *copies), [1; 3]);
+    }
+}
+
+#[test]
+fn a_wait_clears_its_last_word_and_no_other() {
+    let _execution = Execution::start();
+    let device = open();
+    let id = device.properties().id;
+    for stream in [GpuStream::open(id).unwrap(), GpuStream::open_waiting_by_kernels(id).unwrap()] {
+        let (memory, bells) = (allocate(&*device, 8), allocate(&*device, 8));
+        let ones = pinned(&*device, &[1; 8]);
+        let mut copies = device.copy_stream("test").unwrap();
+        copies.copy_in(&pinned(&*device, &[0; 8]), &memory).unwrap();
+        copies.clear_words(&bells).unwrap();
+        finish(&mut *copies);
+        let (first, last) = (bells.sub(0, 4).unwrap(), bells.sub(4, 4).unwrap());
+        stream.wait_and_clear(std::slice::from_ref(&first), &last).unwrap();
+        // SAFETY: the memory lives until the stream is done.
+        unsafe { stream.copy_in(&ones, memory.address()) }.unwrap();
+        copies.write_word(&last, doorbell::RUNG).unwrap();
+        finish(&mut *copies);
+        std::thread::sleep(Duration::from_millis(1));
+        assert_eq!(get(&*device, &memory), [0; 8], "it went on before the first word");
+        copies.write_word(&first, doorbell::RUNG).unwrap();
+        stream.synchronize().unwrap();
+        assert_eq!(get(&*device, &memory), [1; 8]);
+        assert_eq!(get(&*device, &bells), [doorbell::RUNG, doorbell::CLEAR].map(u32::to_le_bytes).concat());
     }
 }
 

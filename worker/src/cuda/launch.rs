@@ -143,7 +143,7 @@ impl LaunchWatch<'_> {
             words.push(word.clone());
         }
         let Some(segments) = &self.segments else {
-            self.stream.wait_and_clear(&words, &[])?;
+            self.stream.wait(&words)?;
             return self.stamp(node);
         };
         if !words.is_empty() {
@@ -155,7 +155,7 @@ impl LaunchWatch<'_> {
                     self.stream.begin_capture()?;
                     self.waits.append(&mut words);
                 }
-                _ => self.stream.wait_and_clear(&words, &[])?,
+                _ => self.stream.wait(&words)?,
             }
         }
         self.stamp(node)

@@ -302,7 +302,7 @@ impl CudaExecutor {
         let mut first_launched_ns = 0;
         for (number, Segment { waits, graph }) in segments.iter().enumerate() {
             if number > 0 {
-                self.stream.wait_and_clear(waits, &[])?;
+                self.stream.wait(waits)?;
             }
             // SAFETY: home and arena are mapped and leased to this execution; the graph's last launch is over.
             unsafe { graph.launch(&self.stream) }?;
@@ -373,12 +373,10 @@ impl CudaExecutor {
     /// fast as for either.
     fn begin(&self, work: &Work<'_>, first_waits: &[DeviceSlice]) -> Result<(), DeviceError> {
         self.stream.expect();
-        let inputs = std::slice::from_ref(&work.input_doorbell);
-        // What comes last is waited for first: a GPU that stands still for a word takes some 20 us to notice that it rang, and
-        // need not do so twice.
-        let words = [first_waits, inputs].concat();
-        // A doorbell for inputs is rung for one execution: whoever has waited for it clears it.
-        self.stream.wait_and_clear(&words, inputs)?;
+        // What comes last is waited for first: a GPU that stands still for a word takes some time to notice that it rang (some
+        // 20 us by an operation of the stream), and need not do so twice. A doorbell for inputs is rung for one execution:
+        // whoever has waited for it clears it.
+        self.stream.wait_and_clear(first_waits, &work.input_doorbell)?;
         if work.order.held_back {
             self.stream.hold_back(&self.let_go)?;
         }

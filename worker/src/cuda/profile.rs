@@ -123,7 +123,7 @@ impl CudaExecutor {
     /// Microseconds of one launch from its first doorbell on, and how long these take to ring.
     fn time_beside(&self, segments: &[Segment], ringer: &mut Ringer) -> Result<(f64, Duration), Failure> {
         for (number, Segment { waits, graph }) in segments.iter().enumerate() {
-            self.stream.wait_and_clear(waits, &[])?;
+            self.stream.wait(waits)?;
             if number == 0 {
                 self.stream.mark(&self.first)?;
             }
