@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Raised with every change of a message; both ends come from one build, so only equal versions talk.
-pub const PROTOCOL_VERSION: u16 = 9;
+pub const PROTOCOL_VERSION: u16 = 10;
 
 /// Numbers of a profile behind those of the nodes: what a wait costs, and what a copy of the device's least length takes, with
 /// its doorbell, beside the model's computation; 0 if that is not known.
@@ -229,8 +229,8 @@ pub enum ToWorker {
     /// Prepare a training task, the only one of this worker; answered by [`FromWorker::TaskReady`].
     PrepareTask(PrepareTask),
     /// Train until the stop word says [`END`](crate::control::END) or all steps are done: [`FromWorker::TaskStep`] for every
-    /// step, [`FromWorker::TaskHeld`] whenever it stands still on the way, and at last [`FromWorker::TaskPaused`]. Messages
-    /// wait meanwhile.
+    /// step, [`FromWorker::TaskHeld`] whenever it stands still on the way, [`FromWorker::TaskLeft`] if a step ends before it is
+    /// whole, and at last [`FromWorker::TaskPaused`]. Messages wait meanwhile.
     Train {
         /// Place in the pool for all that a step allocates.
         arena: Region,
@@ -371,6 +371,12 @@ pub enum FromWorker {
     },
     /// The task stands still where it is, as the stop word says.
     TaskHeld {
+        /// `CLOCK_MONOTONIC` when it computed no more, in nanoseconds.
+        at_ns: u64,
+    },
+    /// The step under way ends before it is whole. Nothing of the task reads or writes the pool any more until it is told to
+    /// train; what is left to be tidied up lies elsewhere. [`TaskPaused`](Self::TaskPaused) follows.
+    TaskLeft {
         /// `CLOCK_MONOTONIC` when it computed no more, in nanoseconds.
         at_ns: u64,
     },

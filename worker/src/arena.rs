@@ -10,12 +10,14 @@ use pswitch_mem_pool::{Arena, ArenaStats};
 use crate::ffi;
 
 /// One process has one libtorch with one allocator for each kind of device, and a worker one device: hence one of these.
-static STATE: RwLock<State> = RwLock::new(State { pool: (0, 0), arena: None });
+static STATE: RwLock<State> = RwLock::new(State { pool: (0, 0), arena: None, is_closed: false });
 
 struct State {
     /// First address of the pool and the first behind it.
     pool: (u64, u64),
     arena: Option<Arena>,
+    /// Whether it gives nothing any more.
+    is_closed: bool,
 }
 
 /// Points libtorch's allocator at an arena for as long as an execution runs, or is captured.
@@ -46,8 +48,13 @@ impl ExecutionArena {
     pub fn begin(base: DeviceAddress, bytes: u64) -> Self {
         let mut state = write();
         assert!(state.arena.is_none(), "a worker runs one execution at a time");
-        state.arena = Some(Arena::new(base, bytes));
+        (state.arena, state.is_closed) = (Some(Arena::new(base, bytes)), false);
         Self(())
+    }
+
+    /// Refuses all allocations until the next execution begins: what has them may only be given back. From any thread.
+    pub(crate) fn close() {
+        write().is_closed = true;
     }
 
     /// Numbers of this moment.
@@ -75,11 +82,12 @@ fn write() -> RwLockWriteGuard<'static, State> {
 pub(crate) extern "C" fn allocate(bytes: usize, refused: *mut bool) -> *mut c_void {
     let state = read();
     let Some(arena) = &state.arena else { return ptr::null_mut() };
-    match arena.allocate(bytes as u64) {
+    let allocated = (!state.is_closed).then(|| arena.allocate(bytes as u64));
+    match allocated {
         // An address is as wide as a pointer, on the host and on CUDA.
         #[allow(clippy::cast_possible_truncation)]
-        Ok(address) => address.0 as usize as *mut c_void,
-        Err(_) => {
+        Some(Ok(address)) => address.0 as usize as *mut c_void,
+        Some(Err(_)) | None => {
             // SAFETY: the shim passes a pointer to a bool of its own.
             unsafe { *refused = true };
             ptr::null_mut()
@@ -100,4 +108,31 @@ pub(crate) extern "C" fn release(pointer: *mut c_void) -> bool {
         tracing::error!(address, "libtorch freed memory that outlived its execution");
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_closed_arena_has_given_can_only_be_given_back() {
+        const BASE: u64 = 1 << 32;
+        let get = || {
+            let mut refused = false;
+            (allocate(256, &raw mut refused), refused)
+        };
+        ExecutionArena::lie_in(DeviceAddress(BASE), 4096);
+        let arena = ExecutionArena::begin(DeviceAddress(BASE), 4096);
+        let (pointer, refused) = get();
+        assert!(!pointer.is_null() && !refused);
+        ExecutionArena::close();
+        assert_eq!(get(), (ptr::null_mut(), true));
+        assert!(release(pointer));
+        assert_eq!(arena.end().in_use_bytes, 0);
+        // Memory of the host serves outside of executions, and the next has all of its arena.
+        assert_eq!(get(), (ptr::null_mut(), false));
+        let arena = ExecutionArena::begin(DeviceAddress(BASE), 4096);
+        assert_eq!(get(), (pointer, false));
+        arena.end();
+    }
 }

@@ -125,6 +125,12 @@ pub enum WorkerError {
         /// How many.
         bytes: u64,
     },
+    /// Something of a training step asked for memory when the step had ended already; the worker must not run another.
+    #[error("a training step computes on after its end: {reason}")]
+    ComputesOn {
+        /// What libtorch said of it.
+        reason: String,
+    },
     /// libtorch cannot compute on the GPU.
     #[error("{reason}")]
     Libtorch {

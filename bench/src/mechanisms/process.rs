@@ -201,7 +201,9 @@ impl Process {
     fn receive(&mut self) -> anyhow::Result<Option<FromWorker>> {
         let Some((message, _)) = self.channel.receive::<FromWorker>()? else { return Err(self.loss()) };
         let over = match message {
-            FromWorker::Attached | FromWorker::TaskReady { result: Ok(_) } => return Ok(None),
+            FromWorker::Attached | FromWorker::TaskReady { result: Ok(_) } | FromWorker::TaskLeft { .. } => {
+                return Ok(None);
+            }
             FromWorker::TaskStep(_) => {
                 self.task.steps += 1;
                 return Ok(None);

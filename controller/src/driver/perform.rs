@@ -217,7 +217,7 @@ impl Driver {
         });
         transfer.input_doorbell = Some(input_doorbell);
         if let Some(load) = &dispatch.load {
-            // No model lies there but this one, and no step is under way.
+            // No model lies there but this one, and nothing of a step is used any more.
             let unused = load.evicted.contains(&ModelId::TRAINING).then(|| Unused {
                 range: self.pool.layout().training,
                 least_bytes: self.device.properties().least_copy_within_bytes,

@@ -125,6 +125,7 @@ impl Driver {
             | FromWorker::TaskStep(_)
             | FromWorker::TaskSaved { .. }
             | FromWorker::TaskHeld { .. }
+            | FromWorker::TaskLeft { .. }
             | FromWorker::TaskPaused(_) => self.break_with(worker, "it trains, and was not told to"),
             FromWorker::Finished { execution, result, ends } => {
                 let execution = ExecutionId(execution);

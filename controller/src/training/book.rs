@@ -39,6 +39,8 @@ pub(super) enum TaskEvent {
     Held,
     /// It was told to stand still and has said nothing since: perhaps it waits for a GPU that stands still already.
     Stuck,
+    /// Its step ends before it is whole, and touches its place no more.
+    Left,
     /// It computes no more until it is told to.
     Paused(TaskPause),
     /// Its worker is gone.
@@ -96,6 +98,10 @@ enum Phase {
     /// It was told to end its step.
     Yielding {
         since: Duration,
+        reason: InterruptionReason,
+    },
+    /// Its step ends, and has left its place alone since; it has not said yet that it is tidied up.
+    Ending {
         reason: InterruptionReason,
     },
     /// It writes its last checkpoint.
@@ -263,7 +269,10 @@ impl Book {
     /// Whether the worker of a task, should it have one, touches nothing in the pool.
     pub(super) fn leaves_its_place_alone(&self, id: TaskId) -> bool {
         self.tasks.get(&id).is_none_or(|task| {
-            matches!(task.phase, Phase::Queued | Phase::Starting | Phase::Attached | Phase::Idle)
+            matches!(
+                task.phase,
+                Phase::Queued | Phase::Starting | Phase::Attached | Phase::Idle | Phase::Ending { .. }
+            )
         })
     }
 
@@ -399,8 +408,21 @@ impl Task {
     fn is_under_way(&self) -> bool {
         matches!(
             self.phase,
-            Phase::Training { .. } | Phase::Holding { .. } | Phase::Held { .. } | Phase::Yielding { .. }
+            Phase::Training { .. }
+                | Phase::Holding { .. }
+                | Phase::Held { .. }
+                | Phase::Yielding { .. }
+                | Phase::Ending { .. }
         )
+    }
+
+    /// Why its step ends, if it does.
+    fn ends_for(&self) -> InterruptionReason {
+        match self.phase {
+            Phase::Yielding { reason, .. } | Phase::Ending { reason } => reason,
+            // The gate was faster than the news of it.
+            _ => InterruptionReason::Request,
+        }
     }
 
     fn wants_to_go_on(&self) -> bool {
@@ -429,6 +451,7 @@ impl Task {
             | Phase::Holding { .. }
             | Phase::Held { .. }
             | Phase::Yielding { .. }
+            | Phase::Ending { .. }
             | Phase::Saving => TaskState::Waiting,
             Phase::Over(state) => state,
         }
@@ -533,12 +556,14 @@ impl Task {
                     actions.push(TaskAction::Interrupt(id));
                 }
             }
+            TaskEvent::Left => {
+                if self.is_under_way() {
+                    // Under way, its step ends -> Ending.
+                    self.phase = Phase::Ending { reason: self.ends_for() };
+                }
+            }
             TaskEvent::Paused(TaskPause::Stopped { discarded_ns, .. }) => {
-                let reason = match self.phase {
-                    Phase::Yielding { reason, .. } => reason,
-                    // The gate was faster than the news of it.
-                    _ => InterruptionReason::Request,
-                };
+                let reason = self.ends_for();
                 if let Some(nanos) = discarded_ns {
                     self.go_on(at);
                     let duration = Duration::from_nanos(nanos);
@@ -599,6 +624,7 @@ impl Task {
             | Phase::Holding { .. }
             | Phase::Held { .. }
             | Phase::Yielding { .. }
+            | Phase::Ending { .. }
             | Phase::Saving
             | Phase::Over(_) => {}
         }

@@ -1,6 +1,6 @@
 //! What is asked between the operators of a step: whether to go on.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use pswitch_protocol::{control, monotonic_ns};
@@ -73,15 +73,21 @@ pub(super) fn stand_still(stop: &AtomicU32, mut held: impl FnMut(u32)) -> Durati
     }
 }
 
-/// The same, which says when it stands still, and for how long it did.
+/// The same, which says when it stands still or ends, and for how long it stood.
 pub(super) struct HostPace<'a> {
-    pub(super) stop: &'a AtomicU32,
-    pub(super) held: &'a Held<'a>,
-    pub(super) stood: &'a Stood,
+    stop: &'a AtomicU32,
+    listener: &'a Listener<'a>,
+    stood: &'a Stood,
+    has_left: AtomicBool,
 }
 
-/// Told when nothing computes any more, in nanoseconds of `CLOCK_MONOTONIC`.
-pub(super) type Held<'a> = dyn Fn(u64) + Sync + 'a;
+/// Who is told what becomes of a step, with the moment in nanoseconds of `CLOCK_MONOTONIC`, by whatever thread computes.
+pub(super) struct Listener<'a> {
+    /// It stands still: nothing computes any more.
+    pub(super) held: &'a (dyn Fn(u64) + Sync),
+    /// It ends before it is whole: nothing computes any more, nor does before the next.
+    pub(super) left: &'a (dyn Fn(u64) + Sync),
+}
 
 /// For how long steps stood still.
 #[derive(Debug, Default)]
@@ -98,14 +104,32 @@ impl Stood {
     }
 }
 
+impl<'a> HostPace<'a> {
+    pub(super) fn new(stop: &'a AtomicU32, listener: &'a Listener<'a>, stood: &'a Stood) -> Self {
+        Self { stop, listener, stood, has_left: AtomicBool::new(false) }
+    }
+
+    /// Whether a step has ended before it was whole.
+    pub(super) fn has_left(&self) -> bool {
+        self.has_left.load(Ordering::Relaxed)
+    }
+}
+
 impl Pace for HostPace<'_> {
     fn stops(&self) -> bool {
+        if self.has_left() {
+            return true;
+        }
         self.rests();
-        self.stop.load(Ordering::Relaxed) == control::END
+        let ends = self.stop.load(Ordering::Relaxed) == control::END;
+        if ends && !self.has_left.swap(true, Ordering::Relaxed) {
+            (self.listener.left)(monotonic_ns());
+        }
+        ends
     }
 
     fn rests(&self) {
-        self.stood.add(stand_still(self.stop, |_| (self.held)(monotonic_ns())));
+        self.stood.add(stand_still(self.stop, |_| (self.listener.held)(monotonic_ns())));
     }
 }
 
@@ -122,12 +146,20 @@ mod tests {
                 if told.fetch_add(1, Ordering::Relaxed) == 0 { control::HOLD | 2 } else { control::GO_ON };
             stop.store(next, Ordering::Relaxed);
         };
-        let pace = HostPace { stop: &stop, held: &held, stood: &stood };
+        let left = AtomicU32::new(0);
+        let count = |_| {
+            left.fetch_add(1, Ordering::Relaxed);
+        };
+        let listener = Listener { held: &held, left: &count };
+        let pace = HostPace::new(&stop, &listener, &stood);
         assert!(!pace.stops());
         assert_eq!(told.load(Ordering::Relaxed), 2);
         assert!(stood.take() > Duration::ZERO);
         stop.store(control::END, Ordering::Relaxed);
         assert!(pace.stops());
+        // What a backward pass goes through when it runs empty.
+        assert!(pace.stops());
+        assert_eq!(left.load(Ordering::Relaxed), 1);
         assert_eq!((told.load(Ordering::Relaxed), stood.take()), (2, Duration::ZERO));
     }
 }

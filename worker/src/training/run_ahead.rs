@@ -19,7 +19,7 @@ use pswitch_protocol::{control, monotonic_ns};
 
 use super::Pace;
 use super::account::Account;
-use super::pace::{Held, Stood, stand_still};
+use super::pace::{Listener, Stood, stand_still};
 
 /// The steps that are timed: the first ones, and every so many after them. A time stamp costs the host as much as a mark.
 const TIMED_AT_FIRST: u64 = 4;
@@ -75,13 +75,14 @@ pub(crate) struct Bounds<'a> {
 }
 
 impl RunAhead {
-    /// Watches over steps on a stream until it is dropped or [ended](GpuPace::end). `held` is told when the GPU stands still.
+    /// Watches over steps on a stream until it is dropped or [ended](GpuPace::end). The listener is told when the GPU stands
+    /// still, and when it has done all that was launched of a step that ends.
     pub(crate) fn watch<'a>(
         &'a mut self,
         stream: &'a GpuStream,
         stop: &'a AtomicU32,
         Bounds { budget, way }: Bounds<'a>,
-        held: &'a Held<'a>,
+        listener: &'a Listener<'a>,
         stood: &'a Stood,
     ) -> GpuPace<'a> {
         // All that was enqueued before is over, and nobody knows what came since.
@@ -92,7 +93,7 @@ impl RunAhead {
         self.lag = Lag::default();
         let budget_us = (budget < Duration::from_secs(3600)).then_some(budget.as_secs_f64() * 1e6);
         let state = Mutex::new(State { ahead: self, stopped_ns: None, failure: None });
-        GpuPace { stream, stop, budget_us, way, held, stood, state }
+        GpuPace { stream, stop, budget_us, way, listener, stood, state }
     }
 
     /// Another step begins. Between the steps is the optimizer, which is no operator of either.
@@ -193,7 +194,7 @@ pub(crate) struct GpuPace<'a> {
     stop: &'a AtomicU32,
     budget_us: Option<f64>,
     way: &'a GpuWay,
-    held: &'a Held<'a>,
+    listener: &'a Listener<'a>,
     stood: &'a Stood,
     state: Mutex<State<'a>>,
 }
@@ -235,6 +236,11 @@ impl<'a> GpuPace<'a> {
     pub(crate) fn end(self) -> Result<Option<u64>, DeviceError> {
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         state.failure.map_or(Ok(state.stopped_ns), Err)
+    }
+
+    /// Whether a step has ended before it was whole.
+    pub(crate) fn has_left(&self) -> bool {
+        self.state().stopped_ns.is_some()
     }
 
     fn state(&self) -> MutexGuard<'_, State<'a>> {
@@ -293,7 +299,7 @@ impl<'a> GpuPace<'a> {
                     let there = self.way.reached();
                     let since_ns = last.filter(|(at, _)| *at == there).map_or(now_ns, |(_, since)| since);
                     *last = Some((there, since_ns));
-                    (self.held)(since_ns);
+                    (self.listener.held)(since_ns);
                     tracing::debug!(
                         step = ahead.steps,
                         operator = ahead.account.next,
@@ -360,7 +366,11 @@ impl<'a> GpuPace<'a> {
         match ask(&mut state) {
             Ok(true) => return false,
             Ok(false) => match self.stream.synchronize() {
-                Ok(()) => state.stopped_ns = Some(monotonic_ns()),
+                Ok(()) => {
+                    let now_ns = monotonic_ns();
+                    state.stopped_ns = Some(now_ns);
+                    (self.listener.left)(now_ns);
+                }
                 Err(error) => state.failure = Some(error),
             },
             Err(error) => state.failure = Some(error),

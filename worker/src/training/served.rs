@@ -15,7 +15,7 @@ use pswitch_protocol::{
 };
 use pswitch_train::{StateLayout, TaskConfig, TrainError, latest_checkpoint};
 
-use super::pace::{HostPace, Pace, Stood, at_a_gate};
+use super::pace::{HostPace, Listener, Pace, Stood, at_a_gate};
 use super::run_ahead::{Bounds, GpuPace, RunAhead};
 use super::task::{TaskStep, TrainingTask, Upload};
 use crate::arena::ExecutionArena;
@@ -125,10 +125,14 @@ impl ServedTask {
     ) -> Result<TaskPause, WorkerError> {
         let stop = shared.control.word(shared.block + control::STOP)?;
         let place = shared.slice(arena)?;
-        let held = |at_ns| {
-            // A channel that is broken is noticed with the next step.
-            let _ = channel.send(&FromWorker::TaskHeld { at_ns }, &[]);
+        // A channel that is broken is noticed with the next step, or the pause.
+        let held = |at_ns| drop(channel.send(&FromWorker::TaskHeld { at_ns }, &[]));
+        let left = |at_ns| {
+            // Others may have the memory before the step is taken apart, which computes nothing.
+            ExecutionArena::close();
+            drop(channel.send(&FromWorker::TaskLeft { at_ns }, &[]));
         };
+        let listener = Listener { held: &held, left: &left };
         let stood = Stood::default();
         let computer = match gpu {
             Some(stream) => {
@@ -148,9 +152,9 @@ impl ServedTask {
                 };
                 let way = self.way.insert(way);
                 let bounds = Bounds { budget, way };
-                Computer::Gpu(stream, self.ahead.watch(stream, stop, bounds, &held, &stood))
+                Computer::Gpu(stream, self.ahead.watch(stream, stop, bounds, &listener, &stood))
             }
-            None => Computer::Host(HostPace { stop, held: &held, stood: &stood }),
+            None => Computer::Host(HostPace::new(stop, &listener, &stood)),
         };
         let pause = self.kept.train(&computer, stop, &stood, &place, channel)?;
         let stopped_ns = computer.end()?;
@@ -200,6 +204,14 @@ impl Computer<'_> {
         stop.load(Ordering::Relaxed) == control::END
     }
 
+    /// Whether a step has ended before it was whole.
+    fn has_left(&self) -> bool {
+        match self {
+            Computer::Host(pace) => pace.has_left(),
+            Computer::Gpu(_, pace) => pace.has_left(),
+        }
+    }
+
     fn pace(&self) -> &dyn Pace {
         match self {
             Computer::Host(pace) => pace,
@@ -236,6 +248,10 @@ impl KeptTask {
             stood.take();
             let begun = Instant::now();
             let (end, stats) = computer.step(&mut self.task, place);
+            if let (true, Err(error)) = (computer.has_left(), &end) {
+                // It wanted memory that is another's. Nobody knows what it keeps for the next step.
+                return Err(WorkerError::ComputesOn { reason: error.message.clone() });
+            }
             // After an error autograd's engine may keep some of it; but then nothing of this task runs here any more.
             if end.is_ok() && stats.in_use_bytes != 0 {
                 // How many there are tells a workspace of a library from a graph that lives on.

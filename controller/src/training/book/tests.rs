@@ -14,6 +14,7 @@ enum Worker {
     Holding,
     Held,
     Stopping,
+    Ending,
     Saving,
 }
 
@@ -71,7 +72,8 @@ impl World {
 
     /// Workers that have something in an arena.
     fn under_way(&self) -> usize {
-        self.computing() + self.workers.values().filter(|worker| **worker == Worker::Held).count()
+        let keeps = |worker: &&Worker| matches!(worker, Worker::Held | Worker::Ending);
+        self.computing() + self.workers.values().filter(keeps).count()
     }
 
     fn perform(&mut self, actions: Vec<TaskAction>) {
@@ -160,6 +162,11 @@ impl World {
                 self.feed(id, TaskEvent::Ready(Ok(TaskExtent { steps_done: saved, total_steps: STEPS })));
             }
             Worker::Stopping if !whole => {
+                self.workers.insert(id, Worker::Ending);
+                self.feed(id, TaskEvent::Left);
+                assert!(self.book.leaves_its_place_alone(id));
+            }
+            Worker::Ending => {
                 self.workers.insert(id, Worker::Idle);
                 self.feed(
                     id,
@@ -205,6 +212,13 @@ impl World {
                 }
             }
         }
+    }
+
+    /// The step of a worker that was told to end it ends.
+    fn end_step(&mut self, id: TaskId) {
+        self.advance(id, false);
+        assert_eq!((self.workers[&id], self.under_way()), (Worker::Ending, 1));
+        self.advance(id, false);
     }
 
     /// A worker attaches, and prepares the task.
@@ -325,7 +339,7 @@ fn it_gives_way_to_requests_and_goes_on_behind_them() {
     world.advance(task, true);
     world.close(true);
     assert_eq!(world.state(task), TaskState::Waiting);
-    world.advance(task, false);
+    world.end_step(task);
     world.at += Duration::from_secs(1);
     assert_eq!(world.workers[&task], Worker::Idle);
     world.close(false);
@@ -409,7 +423,7 @@ fn one_that_stands_still_ends_its_step_for_another_that_is_to_be_prepared() {
     assert_eq!(world.workers[&one], Worker::Held);
     world.advance(other, true);
     assert_eq!((world.workers[&one], world.workers[&other]), (Worker::Stopping, Worker::Attached));
-    world.advance(one, false);
+    world.end_step(one);
     assert_eq!((world.workers[&one], world.workers[&other]), (Worker::Idle, Worker::Preparing));
     let report = world.book.view(one, world.at).unwrap().progress;
     assert_eq!((report.steps_done, report.steps_computed, report.interruptions), (0, 1, 2));
@@ -518,7 +532,7 @@ fn a_task_that_is_stopped_writes_a_last_checkpoint() {
     let (mut world, task) = alone();
     world.feed(task, TaskEvent::Command(TaskCommand::Stop));
     assert_eq!(world.workers[&task], Worker::Stopping);
-    world.advance(task, false);
+    world.end_step(task);
     assert_eq!(world.workers[&task], Worker::Saving);
     world.advance(task, true);
     assert_eq!(world.state(task), TaskState::Stopped);

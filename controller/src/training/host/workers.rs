@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use pswitch_protocol::{FromWorker, TaskPause, ToWorker, control};
+use pswitch_protocol::{FromWorker, TaskPause, ToWorker, control, monotonic_ns};
 
 use super::super::book::{TaskEvent, TaskId};
 use super::super::{MOST_TASKS, Mail, worker};
-use super::{Host, Record};
+use super::{Host, Record, YIELD_TIMEOUT};
 use crate::scheduler::WorkerId;
 use crate::service::CheckpointStatus;
 use crate::supervisor::Loss;
@@ -173,6 +173,13 @@ impl Host {
                 self.note_yield(id, at_ns);
                 self.feed(id, TaskEvent::Held);
             }
+            FromWorker::TaskLeft { at_ns } => {
+                self.spins_until = Instant::now();
+                // It has to say as well that it has tidied up.
+                self.set_deadline(id, Some(YIELD_TIMEOUT));
+                self.note_yield(id, at_ns);
+                self.feed(id, TaskEvent::Left);
+            }
             FromWorker::TaskPaused(pause) => {
                 self.spins_until = Instant::now();
                 self.gate.vacate();
@@ -180,7 +187,8 @@ impl Host {
                 if let (TaskPause::Failed { reason }, Some(record)) = (&pause, self.tasks.get(&id)) {
                     tracing::error!(task = record.name, reason, "training task failed");
                 }
-                if let TaskPause::Stopped { at_ns, .. } = pause {
+                // A step that was thrown away has been left before.
+                if let TaskPause::Stopped { at_ns, discarded_ns: None } = pause {
                     self.note_yield(id, at_ns);
                 }
                 self.feed(id, TaskEvent::Paused(pause));
@@ -201,7 +209,8 @@ impl Host {
             && self.gate.is_closed()
         {
             record.last_yield_us = Some(nanos / 1000);
-            tracing::debug!(task = record.name, at_ns, yield_us = nanos / 1000, "gave way");
+            let heard_ns = monotonic_ns();
+            tracing::debug!(task = record.name, at_ns, heard_ns, yield_us = nanos / 1000, "gave way");
         }
     }
 
