@@ -252,23 +252,32 @@ fn a_wait_clears_its_last_word_and_no_other() {
     let id = device.properties().id;
     for stream in [GpuStream::open(id).unwrap(), GpuStream::open_waiting_by_kernels(id).unwrap()] {
         let (memory, bells) = (allocate(&*device, 8), allocate(&*device, 8));
-        let ones = pinned(&*device, &[1; 8]);
+        let (first, last) = (bells.sub(0, 4).unwrap(), bells.sub(4, 4).unwrap());
+        // Nothing is pinned while a kernel waits: the driver would wait for it.
+        let (ones, found) = (pinned(&*device, &[1; 8]), pinned(&*device, &[0xEE; 8]));
         let mut copies = device.copy_stream("test").unwrap();
+        let look = |copies: &mut dyn CopyStream, at: &DeviceSlice| {
+            copies.copy_out(at, &found).unwrap();
+            finish(copies);
+            let mut content = [0; 8];
+            found.read(0, &mut content).unwrap();
+            content
+        };
         copies.copy_in(&pinned(&*device, &[0; 8]), &memory).unwrap();
         copies.clear_words(&bells).unwrap();
         finish(&mut *copies);
-        let (first, last) = (bells.sub(0, 4).unwrap(), bells.sub(4, 4).unwrap());
         stream.wait_and_clear(std::slice::from_ref(&first), &last).unwrap();
         // SAFETY: the memory lives until the stream is done.
         unsafe { stream.copy_in(&ones, memory.address()) }.unwrap();
         copies.write_word(&last, doorbell::RUNG).unwrap();
         finish(&mut *copies);
         std::thread::sleep(Duration::from_millis(1));
-        assert_eq!(get(&*device, &memory), [0; 8], "it went on before the first word");
+        assert_eq!(look(&mut *copies, &memory), [0; 8], "it went on before the first word");
         copies.write_word(&first, doorbell::RUNG).unwrap();
         stream.synchronize().unwrap();
-        assert_eq!(get(&*device, &memory), [1; 8]);
-        assert_eq!(get(&*device, &bells), [doorbell::RUNG, doorbell::CLEAR].map(u32::to_le_bytes).concat());
+        assert_eq!(look(&mut *copies, &memory), [1; 8]);
+        let words = [doorbell::RUNG, doorbell::CLEAR].map(u32::to_le_bytes).concat();
+        assert_eq!(look(&mut *copies, &bells), *words);
     }
 }
 
