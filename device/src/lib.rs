@@ -57,6 +57,7 @@ mod host;
 mod id;
 mod memory;
 mod shared_memory;
+mod streaming;
 
 pub use cuda::{GpuGraph, GpuMoment, GpuRehearsal, GpuStream, GpuWay, WayWords};
 pub use device::{

@@ -11,7 +11,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::stat::fstat;
 use nix::unistd::ftruncate;
 
-use crate::DeviceError;
+use crate::{DeviceError, streaming};
 
 const WORD_BYTES: u64 = 4;
 
@@ -111,7 +111,7 @@ impl SharedMemory {
         self.start.as_ptr().cast()
     }
 
-    /// Writes all of `data` at `offset`.
+    /// Writes all of `data` at `offset`. If it is long, a device is to read it: it goes past the caches then.
     ///
     /// # Errors
     /// [`DeviceError::OutOfRange`]; nothing is written then.
@@ -119,7 +119,13 @@ impl SharedMemory {
         let to = self.at(offset, data.len() as u64)?;
         // SAFETY: `at` has checked that the range lies in the mapping; `data` is ordinary memory of this process, which
         // a mapping of ours can only overlap if somebody made a reference into it, and nobody may (see the type).
-        unsafe { ptr::copy_nonoverlapping(data.as_ptr(), to, data.len()) };
+        unsafe {
+            if data.len() < streaming::LEAST_BYTES {
+                ptr::copy_nonoverlapping(data.as_ptr(), to, data.len());
+            } else {
+                streaming::copy(data.as_ptr(), to, data.len());
+            }
+        }
         Ok(())
     }
 
