@@ -22,9 +22,9 @@ pub type OnLanded = Box<dyn Fn(TransferId, Result<TransferReport, TransferError>
 ///
 /// It has three streams, each with a thread that reports what has landed: for weights, for inputs alone, which overtake
 /// the weights of another transfer under way, and for state that makes room for weights or comes back. Within a stream all is
-/// done in order. Between streams there is none, but that weights wait for the state in their place to be saved: piece by
-/// piece, while those ahead of them come in, since the link is full duplex. Where there is memory to [set it
-/// aside](Transfer::set_aside), they wait for that alone.
+/// done in order. Between streams there is none, but that weights wait for the state in their place to leave it: piece by piece,
+/// while those ahead of them come in, since the link is full duplex. State that is [set aside](Transfer::set_aside) does not cross
+/// it at all.
 ///
 /// A call checks, enqueues everything and returns; it never waits for the device. May be shared between threads.
 ///
@@ -91,14 +91,13 @@ impl Engine {
         for word in input_doorbell.iter().chain(groups.iter().map(|group| &group.doorbell)) {
             self.check_word(word).map_err(cannot(WRITE_WORD))?;
         }
-        let mut room = Room::new(&save, &self.state).map_err(cannot(COPY_OUT))?;
+        let mut room = Room::new(&save, &set_aside, &self.state).map_err(cannot(MAKE_ROOM))?;
         let lane = if groups.is_empty() { &self.inputs } else { &self.weights };
         // As late as may be: computation waits for the first groups, and seldom for the last.
         let clear_at = groups.len().saturating_sub(1);
         lane.run(id, bytes, |stream| {
             let mut meanwhile = Some(meanwhile);
             let sent = send_inputs(stream, &inputs, input_doorbell.as_ref()).and_then(|()| {
-                room::set_aside(stream, &set_aside, &self.state)?;
                 if groups.is_empty() {
                     clear_words(stream, &clear)?;
                 }
@@ -218,7 +217,7 @@ impl Engine {
 const COPY_IN: &str = "copy to the device";
 const COPY_OUT: &str = "copy from the device";
 const COPY_WITHIN: &str = "copy within the device";
-const MAKE_ROOM: &str = "wait for state to make room";
+const MAKE_ROOM: &str = "let state make room";
 const WRITE_WORD: &str = "write a doorbell";
 const CLEAR: &str = "clear doorbells";
 const PREPARE: &str = "make memory to rehearse with";

@@ -518,7 +518,7 @@ fn with_asides(rig: &Rig, id: u64) -> Transfer {
 }
 
 #[test]
-fn state_is_set_aside_ahead_of_the_groups_and_comes_back_from_there_or_is_saved() {
+fn state_is_set_aside_ahead_of_what_comes_over_it_and_comes_back_from_there_or_is_saved() {
     let rig = Rig::new(LinkThrottle::default());
     let state = State::new(&rig);
     let aside = with_asides(&rig, 1).set_aside;
@@ -539,8 +539,12 @@ fn state_is_set_aside_ahead_of_the_groups_and_comes_back_from_there_or_is_saved(
         asked.iter().filter(|(stream, _)| stream == name).map(|(_, it)| it.clone()).collect()
     };
     let moved = |from: u64, to: u64, bytes| Asked::Within { from: from * KIB, to: to * KIB, bytes };
-    assert_eq!(of("weights")[..2], [moved(4, 512, 100), moved(60, 700, 8 * KIB)]);
-    assert_eq!(of("state"), [Asked::Wait, Asked::Out { offset: 512 * KIB, bytes: 100 }]);
+    let saved = Asked::Out { offset: 512 * KIB, bytes: 100 };
+    assert_eq!(of("state"), [moved(4, 512, 100), moved(60, 700, 8 * KIB), saved]);
+    // What lies where nothing is comes at once, the rest behind the state there.
+    let arrives = |begin: u64, end: u64| Asked::In { offset: begin, bytes: end - begin };
+    let (over, rest) = (4 * KIB + 100, arrives(4 * KIB + 100, 60 * KIB));
+    assert_eq!(of("weights")[..4], [arrives(0, 4 * KIB), Asked::Wait, arrives(4 * KIB, over), rest]);
 
     let within = vec![CopyWithin { from: aside[1].to.clone(), to: aside[1].from.clone() }];
     let copies = vec![state.bring_back(&rig, 4 * KIB, 100)];
@@ -554,8 +558,8 @@ fn state_is_set_aside_ahead_of_the_groups_and_comes_back_from_there_or_is_saved(
 #[test]
 fn no_byte_of_state_that_is_set_aside_is_lost_by_a_failure() {
     let rig = Rig::new(LinkThrottle::default());
-    // Two copies aside, the other stream's wait; copy, ring, twice.
-    for refused in 0..7 {
+    // Eight for the first group, with the state in its place; its bell; another copy and bell; the last wait.
+    for refused in 0..12 {
         let state = State::new(&rig);
         rig.device.until_refusal.store(refused, Ordering::Relaxed);
         rig.engine.start(with_asides(&rig, 1)).unwrap();

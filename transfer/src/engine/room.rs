@@ -2,32 +2,48 @@
 
 use std::sync::Arc;
 
-use pswitch_device::{CopyStream, DeviceError, Event};
+use pswitch_device::{CopyStream, DeviceError, DeviceSlice, Event};
 
 use super::lane::Lane;
 use super::{COPY_IN, COPY_OUT, COPY_WITHIN, CopyIn, CopyOut, CopyWithin, MAKE_ROOM, cannot};
 use crate::TransferError;
 
-/// Copies of state are this long: a newcomer is late by one, and what else crosses the link comes between two.
+/// Copies of state to the host are this long: a newcomer is late by one, and what else crosses the link comes between two.
 const PIECE_BYTES: u64 = 8 << 20;
 
-/// A piece of state, and whether its copy to the host is enqueued.
+/// Copies within the device are: memory is some ten times as fast as the link.
+const ASIDE_BYTES: u64 = 32 << 20;
+
+/// Where a piece of state goes.
+enum Leave {
+    Save(CopyOut),
+    SetAside(CopyWithin),
+}
+
+/// A piece of state, and whether its copy is enqueued.
 struct Piece {
-    copy: CopyOut,
-    saved: bool,
+    leave: Leave,
+    left: bool,
 }
 
 impl Piece {
+    fn place(&self) -> &DeviceSlice {
+        match &self.leave {
+            Leave::Save(copy) => &copy.from,
+            Leave::SetAside(copy) => &copy.from,
+        }
+    }
+
     fn begin(&self) -> u64 {
-        self.copy.from.address().0
+        self.place().address().0
     }
 
     fn end(&self) -> u64 {
-        self.begin() + self.copy.from.bytes()
+        self.begin() + self.place().bytes()
     }
 }
 
-/// The state that one transfer saves.
+/// The state that makes room for one transfer.
 pub(super) struct Room<'a> {
     /// In order of their places.
     pieces: Vec<Piece>,
@@ -38,14 +54,25 @@ pub(super) struct Room<'a> {
 
 impl<'a> Room<'a> {
     /// `lane` is that by which the state goes.
-    pub(super) fn new(save: &[CopyOut], lane: &'a Lane) -> Result<Self, DeviceError> {
-        let mut pieces = Vec::new();
+    pub(super) fn new(
+        save: &[CopyOut],
+        set_aside: &[CopyWithin],
+        lane: &'a Lane,
+    ) -> Result<Self, DeviceError> {
+        let mut leaves = Vec::new();
         for CopyOut { from, to } in save {
-            for (offset, bytes) in cut(from.bytes()) {
-                let copy = CopyOut { from: from.sub(offset, bytes)?, to: to.sub(offset, bytes)? };
-                pieces.push(Piece { copy, saved: false });
+            for (offset, bytes) in cut(from.bytes(), PIECE_BYTES) {
+                let (from, to) = (from.sub(offset, bytes)?, to.sub(offset, bytes)?);
+                leaves.push(Leave::Save(CopyOut { from, to }));
             }
         }
+        for CopyWithin { from, to } in set_aside {
+            for (offset, bytes) in cut(from.bytes(), ASIDE_BYTES) {
+                let (from, to) = (from.sub(offset, bytes)?, to.sub(offset, bytes)?);
+                leaves.push(Leave::SetAside(CopyWithin { from, to }));
+            }
+        }
+        let mut pieces: Vec<Piece> = leaves.into_iter().map(|leave| Piece { leave, left: false }).collect();
         pieces.sort_by_key(Piece::begin);
         Ok(Self { pieces, lane, last: None })
     }
@@ -60,14 +87,14 @@ impl<'a> Room<'a> {
         let mut done = 0;
         while done < bytes {
             let at = begin + done;
-            let next = self.pieces.iter().position(|piece| piece.end() > at && !piece.saved);
+            let next = self.pieces.iter().position(|piece| piece.end() > at && !piece.left);
             let next = next.filter(|&next| self.pieces[next].begin() < begin + bytes);
             let until = match next {
                 None => bytes,
                 Some(next) if self.pieces[next].begin() > at => self.pieces[next].begin() - begin,
                 Some(next) => {
-                    let saved = self.save(next)?;
-                    stream.wait_event(&saved).map_err(cannot(MAKE_ROOM))?;
+                    let left = self.leave(next)?;
+                    stream.wait_event(&left).map_err(cannot(MAKE_ROOM))?;
                     (self.pieces[next].end() - begin).min(bytes)
                 }
             };
@@ -78,60 +105,46 @@ impl<'a> Room<'a> {
         Ok(())
     }
 
-    /// Saves what nothing was copied over, if all is `well`, and lets the stream wait for all that was enqueued.
+    /// Has what nothing was copied over leave, if all is `well`, and lets the stream wait for all that was enqueued.
     pub(super) fn finish(mut self, stream: &mut dyn CopyStream, well: bool) -> Result<(), TransferError> {
         for piece in (0..self.pieces.len()).filter(|_| well) {
-            if !self.pieces[piece].saved {
-                self.save(piece)?;
+            if !self.pieces[piece].left {
+                self.leave(piece)?;
             }
         }
         self.last.map_or(Ok(()), |last| stream.wait_event(&last).map_err(cannot(MAKE_ROOM)))
     }
 
-    fn save(&mut self, piece: usize) -> Result<Arc<dyn Event>, TransferError> {
-        let piece = &mut self.pieces[piece];
-        let saved = self.lane.enqueue(|stream| {
-            stream.copy_out(&piece.copy.from, &piece.copy.to)?;
-            stream.record()
+    fn leave(&mut self, piece: usize) -> Result<Arc<dyn Event>, TransferError> {
+        let Piece { leave, left } = &mut self.pieces[piece];
+        let (what, gone) = self.lane.enqueue(|stream| match leave {
+            Leave::Save(CopyOut { from, to }) => {
+                (COPY_OUT, stream.copy_out(from, to).and_then(|()| stream.record()))
+            }
+            Leave::SetAside(CopyWithin { from, to }) => {
+                (COPY_WITHIN, stream.copy_within(from, to).and_then(|()| stream.record()))
+            }
         });
-        let saved = saved.map_err(cannot(COPY_OUT))?;
-        piece.saved = true;
-        self.last = Some(Arc::clone(&saved));
-        Ok(saved)
+        let gone = gone.map_err(cannot(what))?;
+        *left = true;
+        self.last = Some(Arc::clone(&gone));
+        Ok(gone)
     }
-}
-
-/// Sets state aside, ahead of all that comes on the stream, and of all that comes by `lane`, which may save it from there.
-pub(super) fn set_aside(
-    stream: &mut dyn CopyStream,
-    copies: &[CopyWithin],
-    lane: &Lane,
-) -> Result<(), TransferError> {
-    if copies.is_empty() {
-        return Ok(());
-    }
-    copies
-        .iter()
-        .try_for_each(|copy| stream.copy_within(&copy.from, &copy.to))
-        .map_err(cannot(COPY_WITHIN))?;
-    let aside = stream.record().map_err(cannot(MAKE_ROOM))?;
-    lane.enqueue(|stream| stream.wait_event(&aside)).map_err(cannot(MAKE_ROOM))
 }
 
 /// Copies state back, in pieces.
 pub(super) fn bring_back(stream: &mut dyn CopyStream, copy: &CopyIn) -> Result<(), DeviceError> {
-    cut(copy.to.bytes()).try_for_each(|(offset, bytes)| {
+    cut(copy.to.bytes(), PIECE_BYTES).try_for_each(|(offset, bytes)| {
         let part = part(copy, offset, bytes)?;
         stream.copy_in(&part.from, &part.to)
     })
 }
 
-/// Offsets and lengths of the pieces of so many bytes.
-fn cut(bytes: u64) -> impl Iterator<Item = (u64, u64)> {
-    let pieces = bytes.div_ceil(PIECE_BYTES);
-    (0..pieces).map(move |piece| {
-        let offset = piece * PIECE_BYTES;
-        (offset, PIECE_BYTES.min(bytes - offset))
+/// Offsets and lengths of the pieces of so many bytes, each but the last so long.
+fn cut(bytes: u64, piece_bytes: u64) -> impl Iterator<Item = (u64, u64)> {
+    (0..bytes.div_ceil(piece_bytes)).map(move |piece| {
+        let offset = piece * piece_bytes;
+        (offset, piece_bytes.min(bytes - offset))
     })
 }
 

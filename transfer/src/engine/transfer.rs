@@ -67,8 +67,8 @@ pub struct Transfer {
     /// State that makes room: what of it lies where a group goes is on the host before the group is copied over it, and all of
     /// it when the transfer has landed. No two overlap.
     pub save: Vec<CopyOut>,
-    /// State that makes room within the device: it is copied before the first group is. The weights are late by what the memory of
-    /// the device takes, and not by what the link does. No two ends overlap.
+    /// State that makes room within the device: as with [`save`](Self::save), but elsewhere in its memory. The weights are late by
+    /// what that takes, and not by what the link does. No two ends overlap.
     pub set_aside: Vec<CopyWithin>,
 }
 
