@@ -64,7 +64,7 @@ pub struct TaskConfig {
     /// The task's share of the device among tasks: one with 2 gets twice the time of one with 1.
     #[serde(default = "even_weight")]
     pub weight: f64,
-    /// Work that may be queued on a GPU, in microseconds: so long the task computes on when it is told to end. By default 1000
+    /// Work that may be queued on a GPU, in microseconds: so long the task computes on when it is told to end. By default 500
     /// where its state makes room for models, and 10000 where it only stands still for them, which is not for longer if more
     /// is queued. With 0 every operator is waited for, which costs a third of the speed and more.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const SAVE_AGAIN: Duration = Duration::from_secs(2);
 
 /// Work that is queued on a GPU, unless the task says otherwise: where it is computed before others have the GPU ...
-const RUN_AHEAD_TO_END: Duration = Duration::from_millis(1);
+const RUN_AHEAD_TO_END: Duration = Duration::from_micros(500);
 
 /// ... and where it stands still. Operators that take the host longer than the GPU follow each other for some milliseconds.
 const RUN_AHEAD_TO_HOLD: Duration = Duration::from_millis(10);
