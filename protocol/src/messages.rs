@@ -58,8 +58,8 @@ pub struct Attach {
     pub control_bytes: u64,
     /// How long to look for the next message before sleeping, in microseconds.
     pub spin_us: u64,
-    /// Whether graphs may wait for weights by kernels, which keep the GPU from others: no other process of the server computes
-    /// on it while this worker executes.
+    /// Whether it may wait by kernels, which keep the GPU from others: no other process of the server computes on it while this
+    /// worker executes.
     pub waits_by_kernels: bool,
     /// Whether libtorch is to choose kernels that give the same bits every time.
     pub deterministic: bool,

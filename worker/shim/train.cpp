@@ -61,19 +61,48 @@ struct StopHook : torch::autograd::FunctionPreHook {
   bool* stopped;
 };
 
-void hook_all(const std::shared_ptr<torch::autograd::Node>& root, const ps_watch& watch, bool* stopped) {
-  std::unordered_set<torch::autograd::Node*> seen;
-  std::vector<torch::autograd::Node*> next{root.get()};
-  while (!next.empty()) {
-    auto* node = next.back();
-    next.pop_back();
-    if (node == nullptr || !seen.insert(node).second) continue;
-    // Those that add to a parameter's gradient live as long as the parameter, and their hooks with them.
-    if (node->num_outputs() == 0) continue;
-    node->add_pre_hook(std::make_unique<StopHook>(watch, stopped));
-    for (const auto& edge : node->next_edges()) next.push_back(edge.function.get());
+// The same for what adds to a parameter's gradient, without a question: a part of the gradient of a weight that is used twice
+// waits there for the other, and would be added when that comes without anything in it.
+struct EmptyHook : torch::autograd::FunctionPreHook {
+  explicit EmptyHook(const bool* stopped) : stopped(stopped) {}
+
+  torch::autograd::variable_list operator()(const torch::autograd::variable_list& gradients) override {
+    const bool is_over = __atomic_load_n(stopped, __ATOMIC_ACQUIRE);
+    return is_over ? torch::autograd::variable_list(gradients.size()) : gradients;
   }
-}
+
+  const bool* stopped;
+};
+
+// The hooks of one backward pass. Nodes of the graph go with it; those that add to a parameter's gradient may live as long as the
+// parameter, and lose theirs here.
+struct Hooks {
+  Hooks(const std::shared_ptr<torch::autograd::Node>& root, const ps_watch& watch, bool* stopped) {
+    std::unordered_set<torch::autograd::Node*> seen;
+    std::vector<std::shared_ptr<torch::autograd::Node>> next{root};
+    while (!next.empty()) {
+      const auto node = std::move(next.back());
+      next.pop_back();
+      if (node == nullptr || !seen.insert(node.get()).second) continue;
+      if (node->num_outputs() == 0) {
+        node->add_pre_hook(std::make_unique<EmptyHook>(stopped));
+        accumulators.push_back(node);
+        continue;
+      }
+      node->add_pre_hook(std::make_unique<StopHook>(watch, stopped));
+      for (const auto& edge : node->next_edges()) next.push_back(edge.function);
+    }
+  }
+
+  ~Hooks() {
+    for (const auto& node : accumulators) node->pre_hooks().pop_back();
+  }
+
+  Hooks(const Hooks&) = delete;
+  Hooks& operator=(const Hooks&) = delete;
+
+  std::vector<std::shared_ptr<torch::autograd::Node>> accumulators;
+};
 
 // As PyTorch keeps an optimizer's state: strides like the parameter's if these leave no gaps, else row-major.
 at::Tensor state_like(const at::Tensor& tensor, void* data) {
@@ -343,7 +372,7 @@ bool ps_trainer_backward(ps_trainer* trainer, ps_values* values, uint32_t loss, 
     TORCH_CHECK(value.grad_fn() != nullptr, "the loss depends on no parameter");
     trainer->losses.push_back(value.detach().clone());
     const auto root = divisor == 1 ? value : value / divisor;
-    hook_all(root.grad_fn(), *watch, stopped);
+    const Hooks hooks(root.grad_fn(), *watch, stopped);
     torch::autograd::backward({root}, {});
   });
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use pswitch_device::DeviceAddress;
@@ -10,14 +11,16 @@ use pswitch_mem_pool::{Arena, ArenaStats};
 use crate::ffi;
 
 /// One process has one libtorch with one allocator for each kind of device, and a worker one device: hence one of these.
-static STATE: RwLock<State> = RwLock::new(State { pool: (0, 0), arena: None, is_closed: false });
+static STATE: RwLock<State> =
+    RwLock::new(State { pool: (0, 0), arena: None, is_closed: false, was_wanted: AtomicBool::new(false) });
 
 struct State {
     /// First address of the pool and the first behind it.
     pool: (u64, u64),
     arena: Option<Arena>,
-    /// Whether it gives nothing any more.
+    /// Whether it gives nothing any more, and whether anybody has asked since.
     is_closed: bool,
+    was_wanted: AtomicBool,
 }
 
 /// Points libtorch's allocator at an arena for as long as an execution runs, or is captured.
@@ -48,13 +51,23 @@ impl ExecutionArena {
     pub fn begin(base: DeviceAddress, bytes: u64) -> Self {
         let mut state = write();
         assert!(state.arena.is_none(), "a worker runs one execution at a time");
-        (state.arena, state.is_closed) = (Some(Arena::new(base, bytes)), false);
+        *state = State {
+            pool: state.pool,
+            arena: Some(Arena::new(base, bytes)),
+            is_closed: false,
+            was_wanted: AtomicBool::new(false),
+        };
         Self(())
     }
 
     /// Refuses all allocations until the next execution begins: what has them may only be given back. From any thread.
     pub(crate) fn close() {
         write().is_closed = true;
+    }
+
+    /// Whether an allocation was refused since it was closed.
+    pub(crate) fn was_wanted_closed(&self) -> bool {
+        read().was_wanted.load(Ordering::Relaxed)
     }
 
     /// Numbers of this moment.
@@ -83,6 +96,7 @@ pub(crate) extern "C" fn allocate(bytes: usize, refused: *mut bool) -> *mut c_vo
     let state = read();
     let Some(arena) = &state.arena else { return ptr::null_mut() };
     let allocated = (!state.is_closed).then(|| arena.allocate(bytes as u64));
+    state.was_wanted.fetch_or(allocated.is_none(), Ordering::Relaxed);
     match allocated {
         // An address is as wide as a pointer, on the host and on CUDA.
         #[allow(clippy::cast_possible_truncation)]
@@ -126,7 +140,9 @@ mod tests {
         let (pointer, refused) = get();
         assert!(!pointer.is_null() && !refused);
         ExecutionArena::close();
+        assert!(!arena.was_wanted_closed());
         assert_eq!(get(), (ptr::null_mut(), true));
+        assert!(arena.was_wanted_closed());
         assert!(release(pointer));
         assert_eq!(arena.end().in_use_bytes, 0);
         // Memory of the host serves outside of executions, and the next has all of its arena.

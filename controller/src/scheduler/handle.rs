@@ -364,20 +364,21 @@ impl Scheduler {
         }
     }
 
-    /// Begins whatever can begin.
+    /// Begins whatever can begin, also what could not before it was fetched in advance.
     pub(super) fn dispatch(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        while self.waiting > 0
-            && !self.held
-            && let Some(worker) = self.workers.next_standby()
-            && let Some(arena) = self.switcher.ledger().free_arena()
-            && let Some(model) = self.pick(now)
-            && let Some(action) = self.begin(model, worker, arena, now)
-        {
-            actions.push(action);
-        }
-        if let Some((model, place)) = self.pick_prefetch()
-            && let Some((transfer, load)) = self.switcher.prefetch(model, place)
-        {
+        loop {
+            while self.waiting > 0
+                && !self.held
+                && let Some(worker) = self.workers.next_standby()
+                && let Some(arena) = self.switcher.ledger().free_arena()
+                && let Some(model) = self.pick(now)
+                && let Some(action) = self.begin(model, worker, arena, now)
+            {
+                actions.push(action);
+            }
+            // No other while this one is on its way.
+            let Some((model, place)) = self.pick_prefetch() else { break };
+            let Some((transfer, load)) = self.switcher.prefetch(model, place) else { break };
             self.relist_load(model, Some(&load));
             actions.push(Action::Prefetch { transfer, model, load });
         }

@@ -33,7 +33,7 @@ pub(crate) struct ServedDevice {
     pub(crate) pool_bytes: u64,
     /// Whether workers can read tables from the host store.
     reads_host_tables: bool,
-    /// Whether its workers wait for weights by kernels.
+    /// Whether its workers wait by kernels.
     pub(crate) waits_by_kernels: bool,
     /// Held while a model is timed: models that do not all fit would drive each other out at every run.
     pub(crate) timing: tokio::sync::Mutex<()>,

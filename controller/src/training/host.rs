@@ -24,8 +24,8 @@ use crate::scheduler::WorkerId;
 use crate::service::{CheckpointStatus, Residence, ServiceError, TaskCommand, TaskStatus};
 use crate::supervisor::Supervisor;
 
-/// Time that a worker has to say that it stands still, before its step is to end, and then to end it: far longer than any
-/// operator takes.
+/// Time that a worker has to say that it stands still, before its step is to end, then to end it, and then to tidy up: far longer
+/// than any operator takes.
 const YIELD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The same where it is not known how long a step takes.

@@ -188,3 +188,46 @@ proptest! {
         prop_assert!(world.answers().all(Result::is_ok));
     }
 }
+
+/// What was fetched ahead of its turn is there then, and in the way of nobody who waits.
+#[test]
+fn what_has_been_fetched_begins_at_once_if_it_can() {
+    let ms = Duration::from_millis;
+    let setting = Setting {
+        home_units: 7,
+        arenas: 1,
+        training_units: 5,
+        workers: 2,
+        model_units: vec![1, 1, 3, 1, 1, 1],
+        options: SchedulerOptions {
+            max_consecutive: 1,
+            max_wait: Duration::ZERO,
+            queue_limit: 3,
+            execution_timeout: ms(400),
+            stop_grace: ms(50),
+            attempts: 1,
+            prefetch: true,
+            homes: Homes::LeastRecentlyUsed,
+        },
+    };
+    let submit = |model: usize| Step::Submit { model, deadline_ms: None };
+    let mut world = begin(&setting);
+    for step in [
+        Step::Hold(true),
+        submit(5),
+        Step::Submit { model: 5, deadline_ms: Some(1) },
+        Step::WorkerReady(0),
+        Step::RemoveModel(0),
+        submit(2),
+        Step::Train(true),
+        Step::Hold(false),
+        Step::EndWith(0),
+        Step::BreakTransfer,
+        Step::WorkerReady(0),
+        Step::Reap(0),
+        Step::Deliver,
+    ] {
+        take(&mut world, step);
+    }
+    world.settle();
+}

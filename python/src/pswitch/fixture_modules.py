@@ -303,6 +303,21 @@ class Perceptron(nn.Module):
         return F.cross_entropy(self.layers(features), labels)
 
 
+class TiedTagger(nn.Module):
+    """Returns its loss. One weight embeds and classifies, another is of a layer that comes twice: their gradients have two parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.layer = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens, labels):
+        hidden = torch.tanh(self.layer(torch.tanh(self.layer(self.embedding(tokens)))))
+        return F.cross_entropy(self.head(hidden).flatten(0, 1), labels.flatten())
+
+
 class PictureClassifier(nn.Module):
     """A network that returns its loss."""
 

@@ -27,7 +27,8 @@ class TrainingFixture:
     batches: tuple[int, int] | None = None
     # The runs whose final states are kept.
     finals: tuple[str, ...] = ALL_RUNS
-    # What a test may have to know: "batch-norm", "dropout", "partial-batch".
+    # What a test may have to know: "batch-norm", "dropout", "partial-batch",
+    # "shared-weights".
     tags: tuple[str, ...] = ()
 
 
@@ -61,6 +62,15 @@ def bert():
     return source.module, source.example(sources.Sizes(160, 24), torch.Generator().manual_seed(1))
 
 
+def tied():
+    import torch
+
+    from . import fixture_modules
+
+    data = {"tokens": torch.randint(11, (23, 5)), "labels": torch.randint(11, (23, 5))}
+    return fixture_modules.TiedTagger(), data
+
+
 FIXTURES = (
     TrainingFixture("resnet18", resnet18, batch_size=8, finals=("sgd", "adamw"), tags=("batch-norm",)),
     TrainingFixture("bert-2-layers", bert, batch_size=8, tags=("dropout",)),
@@ -71,6 +81,7 @@ FIXTURES = (
         batches=(2, 64),
         tags=("batch-norm", "dropout", "partial-batch"),
     ),
+    TrainingFixture("tied", tied, batch_size=5, batches=(2, 64), tags=("partial-batch", "shared-weights")),
 )
 
 

@@ -48,8 +48,8 @@ pub(super) struct Room<'a> {
     /// In order of their places.
     pieces: Vec<Piece>,
     lane: &'a Lane,
-    /// Behind the last piece whose copy is enqueued.
-    last: Option<Arc<dyn Event>>,
+    /// Whether anything may be under way there for this transfer.
+    is_used: bool,
 }
 
 impl<'a> Room<'a> {
@@ -74,7 +74,7 @@ impl<'a> Room<'a> {
         }
         let mut pieces: Vec<Piece> = leaves.into_iter().map(|leave| Piece { leave, left: false }).collect();
         pieces.sort_by_key(Piece::begin);
-        Ok(Self { pieces, lane, last: None })
+        Ok(Self { pieces, lane, is_used: false })
     }
 
     /// Copies weights in: at once where nothing lies, and behind each piece of state that does.
@@ -112,10 +112,16 @@ impl<'a> Room<'a> {
                 self.leave(piece)?;
             }
         }
-        self.last.map_or(Ok(()), |last| stream.wait_event(&last).map_err(cannot(MAKE_ROOM)))
+        if !self.is_used {
+            return Ok(());
+        }
+        // Also behind a copy that was enqueued and is not known by an event of its own.
+        let last = self.lane.enqueue(|stream| stream.record());
+        last.and_then(|last| stream.wait_event(&last)).map_err(cannot(MAKE_ROOM))
     }
 
     fn leave(&mut self, piece: usize) -> Result<Arc<dyn Event>, TransferError> {
+        self.is_used = true;
         let Piece { leave, left } = &mut self.pieces[piece];
         let (what, gone) = self.lane.enqueue(|stream| match leave {
             Leave::Save(CopyOut { from, to }) => {
@@ -127,7 +133,6 @@ impl<'a> Room<'a> {
         });
         let gone = gone.map_err(cannot(what))?;
         *left = true;
-        self.last = Some(Arc::clone(&gone));
         Ok(gone)
     }
 }

@@ -68,7 +68,7 @@ pub struct Transfer {
     /// it when the transfer has landed. No two overlap.
     pub save: Vec<CopyOut>,
     /// State that makes room within the device: as with [`save`](Self::save), but elsewhere in its memory. The weights are late by
-    /// what that takes, and not by what the link does. No two ends overlap.
+    /// what that takes, and not by what the link does. No two ends overlap, and none with what is saved.
     pub set_aside: Vec<CopyWithin>,
 }
 

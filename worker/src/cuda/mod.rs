@@ -450,7 +450,7 @@ impl CudaExecutor {
     }
 }
 
-/// A stream whose graphs wait by kernels, if they may and the driver can compile one.
+/// A stream that waits by kernels, if it may and the driver can compile one.
 fn open_stream(id: DeviceId, waits_by_kernels: bool) -> Result<GpuStream, DeviceError> {
     if waits_by_kernels {
         match GpuStream::open_waiting_by_kernels(id) {

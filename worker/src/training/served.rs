@@ -179,7 +179,7 @@ impl Computer<'_> {
                 let arena = ExecutionArena::begin(place.address(), place.bytes());
                 // SAFETY: nothing is uploaded.
                 let end = unsafe { task.step(pace, None) };
-                return (end, arena.end());
+                return over(end, arena);
             }
             Computer::Gpu(stream, pace) => (*stream, pace),
         };
@@ -195,7 +195,7 @@ impl Computer<'_> {
             // SAFETY: the place is this task's until the stream has done all that was launched, which `end` waits for.
             unsafe { task.step(pace, Some(upload)) }
         };
-        (end, arena.end())
+        over(end, arena)
     }
 
     /// Whether no other step is to begin; stands still before that for as long as it is to.
@@ -229,6 +229,18 @@ impl Computer<'_> {
             }
         }
     }
+}
+
+/// What became of a step, which has failed if it asked for memory when it had ended already.
+fn over(end: Result<TaskStep, RunError>, arena: ExecutionArena) -> (Result<TaskStep, RunError>, ArenaStats) {
+    let end = match end {
+        Ok(_) if arena.was_wanted_closed() => {
+            let message = "it got no memory and did without".to_owned();
+            Err(RunError { class: FaultClass::OutOfMemory, message })
+        }
+        end => end,
+    };
+    (end, arena.end())
 }
 
 impl KeptTask {

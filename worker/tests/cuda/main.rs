@@ -184,8 +184,7 @@ fn what_is_held_back_computes_when_it_is_let_go() {
 fn layers_are_timed_as_they_run() {
     let (_turn, mut desk, model, cases) = loaded("resnet18");
     let case = &cases[0];
-    // A wait by a kernel takes next to nothing.
-    for (waits_by_kernels, least_wait_us) in [(true, 0.0), (false, 0.1)] {
+    for waits_by_kernels in [true, false] {
         desk.waits_by_kernels = waits_by_kernels;
         desk.replace_worker();
         desk.load_again(model).unwrap();
@@ -197,7 +196,7 @@ fn layers_are_timed_as_they_run() {
         );
         // Some hundred microseconds; a second would be time spent waiting for something.
         assert!((50.0..1e5).contains(&total_us), "{total_us}");
-        assert!((least_wait_us..50.0).contains(&wait_us), "{wait_us}");
+        assert!((0.1..50.0).contains(&wait_us), "{wait_us}");
         // Not known where they take longer than the kernels that they are to be beside.
         assert!(copy_us == 0.0 || (2.0..50.0).contains(&copy_us), "{copy_us}");
         let outputs = desk.run(model, case, Arrival::EveryLayer).unwrap();
