@@ -7,9 +7,9 @@ pub(crate) const LEAST_BYTES: usize = 4 << 10;
 
 /// Copies as [`ptr::copy_nonoverlapping`] does, but to memory and not to a cache.
 ///
-/// What a device reads next is better not in a cache: 4.8 MB that a core had just written took 115 us to an H200 by PCIe 5, and
-/// up to 290 when it was another socket's, against 96 when they lay in memory. To write them so takes the core less time, too: 0.38
-/// ms against 0.43, since it need not fetch the lines first.
+/// What a device reads next is better not in a cache: 4.8 MB that a core had just written took 115 us to an H200 by PCIe 5, against 96
+/// when they lay in memory, and some 200 more in a third of the requests to a ResNet152, probably when the core was of another socket.
+/// To write them so takes the core less time, too: 0.38 ms against 0.43, since it need not fetch the lines first.
 ///
 /// # Safety
 /// That of [`ptr::copy_nonoverlapping`].
