@@ -304,7 +304,7 @@ class Perceptron(nn.Module):
 
 
 class TiedTagger(nn.Module):
-    """Returns its loss. One weight embeds and classifies, another is of a layer that comes twice: their gradients have two parts."""
+    """Returns its loss. A weight embeds and classifies, a layer comes twice: their gradients have two parts each."""
 
     def __init__(self):
         super().__init__()
