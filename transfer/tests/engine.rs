@@ -605,6 +605,16 @@ fn no_byte_of_state_is_lost_by_a_failure() {
         assert_eq!(id, TransferId(1));
         report.unwrap_err();
         rig.device.until_refusal.store(usize::MAX, Ordering::Relaxed);
+        let asked = std::mem::take(&mut *rig.device.asked.lock().unwrap());
+        let last = |name: &str| asked.iter().rfind(|(stream, _)| stream == name).map(|(_, it)| it);
+        // The last of all is that wait.
+        if last("state").is_some() && refused < 13 {
+            assert_eq!(
+                last("weights"),
+                Some(&Asked::Wait),
+                "{refused}: it is reported and still being saved"
+            );
+        }
         for piece in 0..4 {
             let offset = piece * 16 * KIB;
             if rig.there(offset, 16 * KIB) != state.part(offset, 16 * KIB) {

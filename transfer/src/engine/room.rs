@@ -20,7 +20,7 @@ enum Leave {
     SetAside(CopyWithin),
 }
 
-/// A piece of state, and whether its copy is enqueued.
+/// A piece of state, and whether the device was told to copy it.
 struct Piece {
     leave: Leave,
     left: bool,
@@ -48,8 +48,6 @@ pub(super) struct Room<'a> {
     /// In order of their places.
     pieces: Vec<Piece>,
     lane: &'a Lane,
-    /// Whether anything may be under way there for this transfer.
-    is_used: bool,
 }
 
 impl<'a> Room<'a> {
@@ -59,22 +57,22 @@ impl<'a> Room<'a> {
         set_aside: &[CopyWithin],
         lane: &'a Lane,
     ) -> Result<Self, DeviceError> {
-        let mut leaves = Vec::new();
+        let mut pieces = Vec::new();
+        let mut add = |leave| pieces.push(Piece { leave, left: false });
         for CopyOut { from, to } in save {
             for (offset, bytes) in cut(from.bytes(), PIECE_BYTES) {
                 let (from, to) = (from.sub(offset, bytes)?, to.sub(offset, bytes)?);
-                leaves.push(Leave::Save(CopyOut { from, to }));
+                add(Leave::Save(CopyOut { from, to }));
             }
         }
         for CopyWithin { from, to } in set_aside {
             for (offset, bytes) in cut(from.bytes(), ASIDE_BYTES) {
                 let (from, to) = (from.sub(offset, bytes)?, to.sub(offset, bytes)?);
-                leaves.push(Leave::SetAside(CopyWithin { from, to }));
+                add(Leave::SetAside(CopyWithin { from, to }));
             }
         }
-        let mut pieces: Vec<Piece> = leaves.into_iter().map(|leave| Piece { leave, left: false }).collect();
         pieces.sort_by_key(Piece::begin);
-        Ok(Self { pieces, lane, is_used: false })
+        Ok(Self { pieces, lane })
     }
 
     /// Copies weights in: at once where nothing lies, and behind each piece of state that does.
@@ -105,35 +103,32 @@ impl<'a> Room<'a> {
         Ok(())
     }
 
-    /// Has what nothing was copied over leave, if all is `well`, and lets the stream wait for all that was enqueued.
+    /// Has what nothing was copied over leave, if all is `well`, and lets the stream wait for all that was enqueued, also if not
+    /// all of it was.
     pub(super) fn finish(mut self, stream: &mut dyn CopyStream, well: bool) -> Result<(), TransferError> {
-        for piece in (0..self.pieces.len()).filter(|_| well) {
-            if !self.pieces[piece].left {
-                self.leave(piece)?;
-            }
-        }
-        if !self.is_used {
-            return Ok(());
+        let left = (0..self.pieces.len())
+            .filter(|_| well)
+            .try_for_each(|piece| if self.pieces[piece].left { Ok(()) } else { self.leave(piece).map(drop) });
+        if !self.pieces.iter().any(|piece| piece.left) {
+            return left;
         }
         // Also behind a copy that was enqueued and is not known by an event of its own.
         let last = self.lane.enqueue(|stream| stream.record());
-        last.and_then(|last| stream.wait_event(&last)).map_err(cannot(MAKE_ROOM))
+        let waits = last.and_then(|last| stream.wait_event(&last)).map_err(cannot(MAKE_ROOM));
+        left.and(waits)
     }
 
     fn leave(&mut self, piece: usize) -> Result<Arc<dyn Event>, TransferError> {
-        self.is_used = true;
         let Piece { leave, left } = &mut self.pieces[piece];
-        let (what, gone) = self.lane.enqueue(|stream| match leave {
-            Leave::Save(CopyOut { from, to }) => {
-                (COPY_OUT, stream.copy_out(from, to).and_then(|()| stream.record()))
-            }
-            Leave::SetAside(CopyWithin { from, to }) => {
-                (COPY_WITHIN, stream.copy_within(from, to).and_then(|()| stream.record()))
-            }
-        });
-        let gone = gone.map_err(cannot(what))?;
         *left = true;
-        Ok(gone)
+        let (what, gone) = self.lane.enqueue(|stream| {
+            let (what, copied) = match leave {
+                Leave::Save(CopyOut { from, to }) => (COPY_OUT, stream.copy_out(from, to)),
+                Leave::SetAside(CopyWithin { from, to }) => (COPY_WITHIN, stream.copy_within(from, to)),
+            };
+            (what, copied.and_then(|()| stream.record()))
+        });
+        gone.map_err(cannot(what))
     }
 }
 
