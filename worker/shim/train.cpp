@@ -44,34 +44,24 @@ struct Group {
 
 // Lets a backward pass run empty once it is to stop: operations without gradients compute nothing and pass none on. To throw
 // would end it as well, but leave gradients in the engine's queues until the next pass.
+//
+// Without a watch nobody is asked. So it is for what adds to a parameter's gradient, which is no operation of its own: a part of the
+// gradient of a weight that is used twice waits there for the other, and would be added when that comes without anything in it.
 struct StopHook : torch::autograd::FunctionPreHook {
-  StopHook(const ps_watch& watch, bool* stopped) : watch(watch), stopped(stopped) {}
+  StopHook(const ps_watch* watch, bool* stopped) : watch(watch), stopped(stopped) {}
 
   torch::autograd::variable_list operator()(const torch::autograd::variable_list& gradients) override {
     // Set by one of autograd's threads, read by another after it.
     bool is_over = __atomic_load_n(stopped, __ATOMIC_ACQUIRE);
-    if (!is_over && watch.stops(watch.user)) {
+    if (!is_over && watch != nullptr && watch->stops(watch->user)) {
       is_over = true;
       __atomic_store_n(stopped, true, __ATOMIC_RELEASE);
     }
     return is_over ? torch::autograd::variable_list(gradients.size()) : gradients;
   }
 
-  ps_watch watch;
+  const ps_watch* watch;
   bool* stopped;
-};
-
-// The same for what adds to a parameter's gradient, without a question: a part of the gradient of a weight that is used twice
-// waits there for the other, and would be added when that comes without anything in it.
-struct EmptyHook : torch::autograd::FunctionPreHook {
-  explicit EmptyHook(const bool* stopped) : stopped(stopped) {}
-
-  torch::autograd::variable_list operator()(const torch::autograd::variable_list& gradients) override {
-    const bool is_over = __atomic_load_n(stopped, __ATOMIC_ACQUIRE);
-    return is_over ? torch::autograd::variable_list(gradients.size()) : gradients;
-  }
-
-  const bool* stopped;
 };
 
 // The hooks of one backward pass. Nodes of the graph go with it; those that add to a parameter's gradient may live as long as the
@@ -84,12 +74,9 @@ struct Hooks {
       const auto node = std::move(next.back());
       next.pop_back();
       if (node == nullptr || !seen.insert(node.get()).second) continue;
-      if (node->num_outputs() == 0) {
-        node->add_pre_hook(std::make_unique<EmptyHook>(stopped));
-        accumulators.push_back(node);
-        continue;
-      }
-      node->add_pre_hook(std::make_unique<StopHook>(watch, stopped));
+      const bool is_accumulator = node->num_outputs() == 0;
+      node->add_pre_hook(std::make_unique<StopHook>(is_accumulator ? nullptr : &watch, stopped));
+      if (is_accumulator) accumulators.push_back(node);
       for (const auto& edge : node->next_edges()) next.push_back(edge.function);
     }
   }

@@ -11,16 +11,14 @@ use pswitch_mem_pool::{Arena, ArenaStats};
 use crate::ffi;
 
 /// One process has one libtorch with one allocator for each kind of device, and a worker one device: hence one of these.
-static STATE: RwLock<State> =
-    RwLock::new(State { pool: (0, 0), arena: None, is_closed: false, was_wanted: AtomicBool::new(false) });
+static STATE: RwLock<State> = RwLock::new(State { pool: (0, 0), arena: None, closed: None });
 
 struct State {
     /// First address of the pool and the first behind it.
     pool: (u64, u64),
     arena: Option<Arena>,
-    /// Whether it gives nothing any more, and whether anybody has asked since.
-    is_closed: bool,
-    was_wanted: AtomicBool,
+    /// If it gives nothing any more, whether anybody has asked since.
+    closed: Option<AtomicBool>,
 }
 
 /// Points libtorch's allocator at an arena for as long as an execution runs, or is captured.
@@ -51,23 +49,18 @@ impl ExecutionArena {
     pub fn begin(base: DeviceAddress, bytes: u64) -> Self {
         let mut state = write();
         assert!(state.arena.is_none(), "a worker runs one execution at a time");
-        *state = State {
-            pool: state.pool,
-            arena: Some(Arena::new(base, bytes)),
-            is_closed: false,
-            was_wanted: AtomicBool::new(false),
-        };
+        (state.arena, state.closed) = (Some(Arena::new(base, bytes)), None);
         Self(())
     }
 
     /// Refuses all allocations until the next execution begins: what has them may only be given back. From any thread.
     pub(crate) fn close() {
-        write().is_closed = true;
+        write().closed = Some(AtomicBool::new(false));
     }
 
-    /// Whether an allocation was refused since it was closed.
-    pub(crate) fn was_wanted_closed(&self) -> bool {
-        read().was_wanted.load(Ordering::Relaxed)
+    /// Whether an allocation was refused since it was [closed](Self::close); none if it was not.
+    pub(crate) fn was_wanted_closed(&self) -> Option<bool> {
+        read().closed.as_ref().map(|wanted| wanted.load(Ordering::Relaxed))
     }
 
     /// Numbers of this moment.
@@ -95,13 +88,18 @@ fn write() -> RwLockWriteGuard<'static, State> {
 pub(crate) extern "C" fn allocate(bytes: usize, refused: *mut bool) -> *mut c_void {
     let state = read();
     let Some(arena) = &state.arena else { return ptr::null_mut() };
-    let allocated = (!state.is_closed).then(|| arena.allocate(bytes as u64));
-    state.was_wanted.fetch_or(allocated.is_none(), Ordering::Relaxed);
+    let allocated = match &state.closed {
+        None => arena.allocate(bytes as u64).ok(),
+        Some(wanted) => {
+            wanted.store(true, Ordering::Relaxed);
+            None
+        }
+    };
     match allocated {
         // An address is as wide as a pointer, on the host and on CUDA.
         #[allow(clippy::cast_possible_truncation)]
-        Some(Ok(address)) => address.0 as usize as *mut c_void,
-        Some(Err(_)) | None => {
+        Some(address) => address.0 as usize as *mut c_void,
+        None => {
             // SAFETY: the shim passes a pointer to a bool of its own.
             unsafe { *refused = true };
             ptr::null_mut()
@@ -140,15 +138,15 @@ mod tests {
         let (pointer, refused) = get();
         assert!(!pointer.is_null() && !refused);
         ExecutionArena::close();
-        assert!(!arena.was_wanted_closed());
+        assert_eq!(arena.was_wanted_closed(), Some(false));
         assert_eq!(get(), (ptr::null_mut(), true));
-        assert!(arena.was_wanted_closed());
+        assert_eq!(arena.was_wanted_closed(), Some(true));
         assert!(release(pointer));
         assert_eq!(arena.end().in_use_bytes, 0);
         // Memory of the host serves outside of executions, and the next has all of its arena.
         assert_eq!(get(), (ptr::null_mut(), false));
         let arena = ExecutionArena::begin(DeviceAddress(BASE), 4096);
-        assert_eq!(get(), (pointer, false));
+        assert_eq!((get(), arena.was_wanted_closed()), ((pointer, false), None));
         arena.end();
     }
 }

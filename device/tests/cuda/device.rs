@@ -35,6 +35,19 @@ pub(crate) fn finish(stream: &mut dyn CopyStream) {
     stream.record().unwrap().wait(soon()).unwrap();
 }
 
+/// What lies there, by a stream and memory that are there already: while a stream is stuck nothing can be pinned.
+fn look_at<const BYTES: usize>(
+    copies: &mut dyn CopyStream,
+    at: &DeviceSlice,
+    found: &HostSlice,
+) -> [u8; BYTES] {
+    copies.copy_out(at, found).unwrap();
+    finish(copies);
+    let mut content = [0; BYTES];
+    found.read(0, &mut content).unwrap();
+    content
+}
+
 pub(crate) fn get(device: &dyn Device, from: &DeviceSlice) -> Vec<u8> {
     let mut content = vec![0; usize::try_from(from.bytes()).unwrap()];
     let target = pinned(device, &content);
@@ -171,13 +184,7 @@ fn a_doorbell_can_be_waited_for_inside_a_graph() {
     // While a stream is stuck nothing is pinned: unpinning may wait for all streams.
     let (zeros, found) = (pinned(&*device, &[0; 8]), pinned(&*device, &[0xEE; 8]));
     let mut copies = device.copy_stream("test").unwrap();
-    let look = |copies: &mut dyn CopyStream| {
-        copies.copy_out(&memory, &found).unwrap();
-        finish(copies);
-        let mut content = [0; 8];
-        found.read(0, &mut content).unwrap();
-        content
-    };
+    let look = |copies: &mut dyn CopyStream| look_at::<8>(copies, &memory, &found);
     for _ in 0..100 {
         device.set_word(&bell, doorbell::CLEAR).unwrap();
         copies.copy_in(&zeros, &memory).unwrap();
@@ -191,14 +198,19 @@ fn a_doorbell_can_be_waited_for_inside_a_graph() {
     }
 }
 
-#[test]
-fn waits_of_a_capture_come_ahead_of_what_follows_them_at_every_launch() {
+/// Checks streams that wait by operations and by kernels.
+fn with_waits_of_both_kinds(check: fn(&dyn Device, &GpuStream)) {
     let _execution = Execution::start();
     let device = open();
     let id = device.properties().id;
     for stream in [GpuStream::open(id).unwrap(), GpuStream::open_waiting_by_kernels(id).unwrap()] {
-        check_waits_of_a_capture(&*device, &stream);
+        check(&*device, &stream);
     }
+}
+
+#[test]
+fn waits_of_a_capture_come_ahead_of_what_follows_them_at_every_launch() {
+    with_waits_of_both_kinds(check_waits_of_a_capture);
 }
 
 fn check_waits_of_a_capture(device: &dyn Device, stream: &GpuStream) {
@@ -220,10 +232,7 @@ fn check_waits_of_a_capture(device: &dyn Device, stream: &GpuStream) {
     let found = pinned(device, &[0xEE; 24]);
     let mut copies = device.copy_stream("test").unwrap();
     let look = |copies: &mut dyn CopyStream| {
-        copies.copy_out(&memory, &found).unwrap();
-        finish(copies);
-        let mut content = [0; 24];
-        found.read(0, &mut content).unwrap();
+        let content = look_at::<24>(copies, &memory, &found);
         [content[0], content[8], content[16]]
     };
     // Each rings first in its turn; the second alone lets nothing on.
@@ -247,38 +256,30 @@ fn check_waits_of_a_capture(device: &dyn Device, stream: &GpuStream) {
 
 #[test]
 fn a_wait_clears_its_last_word_and_no_other() {
-    let _execution = Execution::start();
-    let device = open();
-    let id = device.properties().id;
-    for stream in [GpuStream::open(id).unwrap(), GpuStream::open_waiting_by_kernels(id).unwrap()] {
-        let (memory, bells) = (allocate(&*device, 8), allocate(&*device, 8));
-        let (first, last) = (bells.sub(0, 4).unwrap(), bells.sub(4, 4).unwrap());
-        // Nothing is pinned while a kernel waits: the driver would wait for it.
-        let (ones, found) = (pinned(&*device, &[1; 8]), pinned(&*device, &[0xEE; 8]));
-        let mut copies = device.copy_stream("test").unwrap();
-        let look = |copies: &mut dyn CopyStream, at: &DeviceSlice| {
-            copies.copy_out(at, &found).unwrap();
-            finish(copies);
-            let mut content = [0; 8];
-            found.read(0, &mut content).unwrap();
-            content
-        };
-        copies.copy_in(&pinned(&*device, &[0; 8]), &memory).unwrap();
-        copies.clear_words(&bells).unwrap();
-        finish(&mut *copies);
-        stream.wait_and_clear(std::slice::from_ref(&first), &last).unwrap();
-        // SAFETY: the memory lives until the stream is done.
-        unsafe { stream.copy_in(&ones, memory.address()) }.unwrap();
-        copies.write_word(&last, doorbell::RUNG).unwrap();
-        finish(&mut *copies);
-        std::thread::sleep(Duration::from_millis(1));
-        assert_eq!(look(&mut *copies, &memory), [0; 8], "it went on before the first word");
-        copies.write_word(&first, doorbell::RUNG).unwrap();
-        stream.synchronize().unwrap();
-        assert_eq!(look(&mut *copies, &memory), [1; 8]);
-        let words = [doorbell::RUNG, doorbell::CLEAR].map(u32::to_le_bytes).concat();
-        assert_eq!(look(&mut *copies, &bells), *words);
-    }
+    with_waits_of_both_kinds(check_what_a_wait_clears);
+}
+
+fn check_what_a_wait_clears(device: &dyn Device, stream: &GpuStream) {
+    let (memory, bells) = (allocate(device, 8), allocate(device, 8));
+    let (first, last) = (bells.sub(0, 4).unwrap(), bells.sub(4, 4).unwrap());
+    // Nothing is pinned while a kernel waits: the driver would wait for it.
+    let (ones, found) = (pinned(device, &[1; 8]), pinned(device, &[0xEE; 8]));
+    let mut copies = device.copy_stream("test").unwrap();
+    copies.copy_in(&pinned(device, &[0; 8]), &memory).unwrap();
+    copies.clear_words(&bells).unwrap();
+    finish(&mut *copies);
+    stream.wait_and_clear(std::slice::from_ref(&first), &last).unwrap();
+    // SAFETY: the memory lives until the stream is done.
+    unsafe { stream.copy_in(&ones, memory.address()) }.unwrap();
+    copies.write_word(&last, doorbell::RUNG).unwrap();
+    finish(&mut *copies);
+    std::thread::sleep(Duration::from_millis(1));
+    assert_eq!(look_at(&mut *copies, &memory, &found), [0; 8], "it went on before the first word");
+    copies.write_word(&first, doorbell::RUNG).unwrap();
+    stream.synchronize().unwrap();
+    assert_eq!(look_at(&mut *copies, &memory, &found), [1; 8]);
+    let words = [doorbell::RUNG, doorbell::CLEAR].map(u32::to_le_bytes).concat();
+    assert_eq!(look_at::<8>(&mut *copies, &bells, &found), *words);
 }
 
 #[test]

@@ -78,6 +78,7 @@ pub(super) struct HostPace<'a> {
     stop: &'a AtomicU32,
     listener: &'a Listener<'a>,
     stood: &'a Stood,
+    /// Whether a step has ended before it was whole.
     has_left: AtomicBool,
 }
 
@@ -108,21 +109,17 @@ impl<'a> HostPace<'a> {
     pub(super) fn new(stop: &'a AtomicU32, listener: &'a Listener<'a>, stood: &'a Stood) -> Self {
         Self { stop, listener, stood, has_left: AtomicBool::new(false) }
     }
-
-    /// Whether a step has ended before it was whole.
-    pub(super) fn has_left(&self) -> bool {
-        self.has_left.load(Ordering::Relaxed)
-    }
 }
 
 impl Pace for HostPace<'_> {
     fn stops(&self) -> bool {
-        if self.has_left() {
+        if self.has_left.load(Ordering::Relaxed) {
             return true;
         }
         self.rests();
         let ends = self.stop.load(Ordering::Relaxed) == control::END;
-        if ends && !self.has_left.swap(true, Ordering::Relaxed) {
+        if ends {
+            self.has_left.store(true, Ordering::Relaxed);
             (self.listener.left)(monotonic_ns());
         }
         ends

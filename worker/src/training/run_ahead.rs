@@ -238,11 +238,6 @@ impl<'a> GpuPace<'a> {
         state.failure.map_or(Ok(state.stopped_ns), Err)
     }
 
-    /// Whether a step has ended before it was whole.
-    pub(crate) fn has_left(&self) -> bool {
-        self.state().stopped_ns.is_some()
-    }
-
     fn state(&self) -> MutexGuard<'_, State<'a>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

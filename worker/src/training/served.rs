@@ -173,7 +173,7 @@ impl ServedTask {
 
 impl Computer<'_> {
     /// One step within a place in the pool. Behind one that was finished a GPU may still have the optimizer before it.
-    fn step(&self, task: &mut TrainingTask, place: &DeviceSlice) -> (Result<TaskStep, RunError>, ArenaStats) {
+    fn step(&self, task: &mut TrainingTask, place: &DeviceSlice) -> Result<Ended, WorkerError> {
         let (stream, pace) = match self {
             Computer::Host(pace) => {
                 let arena = ExecutionArena::begin(place.address(), place.bytes());
@@ -204,14 +204,6 @@ impl Computer<'_> {
         stop.load(Ordering::Relaxed) == control::END
     }
 
-    /// Whether a step has ended before it was whole.
-    fn has_left(&self) -> bool {
-        match self {
-            Computer::Host(pace) => pace.has_left(),
-            Computer::Gpu(_, pace) => pace.has_left(),
-        }
-    }
-
     fn pace(&self) -> &dyn Pace {
         match self {
             Computer::Host(pace) => pace,
@@ -231,16 +223,21 @@ impl Computer<'_> {
     }
 }
 
-/// What became of a step, which has failed if it asked for memory when it had ended already.
-fn over(end: Result<TaskStep, RunError>, arena: ExecutionArena) -> (Result<TaskStep, RunError>, ArenaStats) {
-    let end = match end {
-        Ok(_) if arena.was_wanted_closed() => {
-            let message = "it got no memory and did without".to_owned();
-            Err(RunError { class: FaultClass::OutOfMemory, message })
+/// How a step ended, and how it used its arena.
+type Ended = (Result<TaskStep, RunError>, ArenaStats);
+
+/// What became of a step. One that had left its arena and still wanted memory, which is another's by then, is an error: nobody knows
+/// what it keeps for the next.
+fn over(end: Result<TaskStep, RunError>, arena: ExecutionArena) -> Result<Ended, WorkerError> {
+    let wanted = arena.was_wanted_closed();
+    let stats = arena.end();
+    match (wanted, end) {
+        (Some(_), Err(error)) => Err(WorkerError::ComputesOn { reason: error.message }),
+        (Some(true), Ok(_)) => {
+            Err(WorkerError::ComputesOn { reason: "it got no memory and did without".to_owned() })
         }
-        end => end,
-    };
-    (end, arena.end())
+        (_, end) => Ok((end, stats)),
+    }
 }
 
 impl KeptTask {
@@ -259,11 +256,7 @@ impl KeptTask {
             }
             stood.take();
             let begun = Instant::now();
-            let (end, stats) = computer.step(&mut self.task, place);
-            if let (true, Err(error)) = (computer.has_left(), &end) {
-                // It wanted memory that is another's. Nobody knows what it keeps for the next step.
-                return Err(WorkerError::ComputesOn { reason: error.message.clone() });
-            }
+            let (end, stats) = computer.step(&mut self.task, place)?;
             // After an error autograd's engine may keep some of it; but then nothing of this task runs here any more.
             if end.is_ok() && stats.in_use_bytes != 0 {
                 // How many there are tells a workspace of a library from a graph that lives on.
