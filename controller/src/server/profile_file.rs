@@ -93,7 +93,7 @@ impl ProfileFile {
     ) -> Self {
         let place = match device.id {
             DeviceId::Cuda(_) => {
-                let waits = if waits_by_kernels { "in-line" } else { "queued" };
+                let waits = if waits_by_kernels { "kernel" } else { "operation" };
                 format!("cuda-{}-{waits}-waits", slug(&device.name))
             }
             DeviceId::Host(_) => {

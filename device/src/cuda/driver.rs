@@ -150,7 +150,6 @@ mod tests {
     #[test]
     fn all_that_is_called_was_looked_for() {
         let sources = [
-            include_str!("branch.rs"),
             include_str!("context.rs"),
             include_str!("driver.rs"),
             include_str!("event.rs"),

@@ -224,7 +224,7 @@ fn sleep_exactly(pause: Duration) {
 
 /// An event of the driver, without the time stamps that would make it dearer.
 #[derive(Debug)]
-pub(super) struct RawEvent {
+struct RawEvent {
     raw: sys::CUevent,
     context: Arc<Context>,
 }
@@ -235,7 +235,7 @@ unsafe impl Send for RawEvent {}
 unsafe impl Sync for RawEvent {}
 
 impl RawEvent {
-    pub(super) fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
+    fn new(context: &Arc<Context>) -> Result<Self, DeviceError> {
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
         let mut raw = ptr::null_mut();
         let _entered = context.enter()?;
@@ -245,13 +245,13 @@ impl RawEvent {
     }
 
     /// Has it stand for the point where a stream of its context is now, which was entered.
-    pub(super) fn record(&self, stream: sys::CUstream) -> Result<(), DeviceError> {
+    fn record(&self, stream: sys::CUstream) -> Result<(), DeviceError> {
         // SAFETY: event and stream live and belong to one context; nobody looks for the point that it stood for before.
         check("cuEventRecord", unsafe { sys::cuEventRecord(self.raw, stream) })
     }
 
     /// Lets a stream wait for that point, in the context that was entered.
-    pub(super) fn hold_up(&self, stream: sys::CUstream) -> Result<(), DeviceError> {
+    fn hold_up(&self, stream: sys::CUstream) -> Result<(), DeviceError> {
         // SAFETY: the event was recorded and lives, and so does the stream; the driver remembers the point, not the event,
         // which may be recorded again afterwards.
         check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream, self.raw, 0) })

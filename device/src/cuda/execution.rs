@@ -4,7 +4,6 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::branch::Branch;
 use super::context::{Context, RawStream, log_failure};
 use super::driver::{check, size, sys};
 use super::looker::Looker;
@@ -25,16 +24,9 @@ pub struct GpuStream {
     id: DeviceId,
     stream: RawStream,
     done: PinnedWord,
-    waits: Waits,
+    /// The kernel by which it waits for words of the GPU's memory; without one, it does by its operations.
+    looker: Option<Arc<Looker>>,
     is_capturing: AtomicBool,
-}
-
-/// How a stream waits for words of the GPU's memory.
-#[derive(Debug)]
-enum Waits {
-    /// By its operations; in a capture, by those of a branch.
-    Queued(Branch),
-    ByKernel(Arc<Looker>),
 }
 
 impl GpuStream {
@@ -43,7 +35,7 @@ impl GpuStream {
     /// # Errors
     /// [`DeviceError::Unavailable`] if there is no such GPU; [`DeviceError::Cuda`].
     pub fn open(id: DeviceId) -> Result<Self, DeviceError> {
-        Self::open_with(id, |context| Branch::new(context).map(Waits::Queued))
+        Self::open_with(id, |_| Ok(None))
     }
 
     /// The same for a process that has the GPU to itself while it executes: it waits by kernels, which costs less and keeps
@@ -53,12 +45,12 @@ impl GpuStream {
     /// As [`open`](Self::open); [`DeviceError::Cuda`] if the driver cannot compile for the GPU, or not for one of compute
     /// capability below 7.0.
     pub fn open_waiting_by_kernels(id: DeviceId) -> Result<Self, DeviceError> {
-        Self::open_with(id, |context| Looker::new(context).map(Arc::new).map(Waits::ByKernel))
+        Self::open_with(id, |context| Looker::new(context).map(Arc::new).map(Some))
     }
 
     fn open_with(
         id: DeviceId,
-        waits: impl FnOnce(&Arc<Context>) -> Result<Waits, DeviceError>,
+        looker: impl FnOnce(&Arc<Context>) -> Result<Option<Arc<Looker>>, DeviceError>,
     ) -> Result<Self, DeviceError> {
         let DeviceId::Cuda(ordinal) = id else {
             return Err(DeviceError::WrongExecutionStream { device: id });
@@ -68,7 +60,7 @@ impl GpuStream {
             id,
             stream: RawStream::of_greatest_priority(&context)?,
             done: PinnedWord::new(&context)?,
-            waits: waits(&context)?,
+            looker: looker(&context)?,
             is_capturing: AtomicBool::new(false),
         })
     }
@@ -84,8 +76,6 @@ impl GpuStream {
     }
 
     /// Computes nothing more before `words` have rung, one after the other. Poisoned words let it go on, too.
-    ///
-    /// In a capture the words may be waited for beside the work ahead of the wait.
     ///
     /// # Errors
     /// [`DeviceError::NotAWord`], [`DeviceError::ForeignMemory`], [`DeviceError::Cuda`].
@@ -105,20 +95,12 @@ impl GpuStream {
     fn wait_for(&self, words: &[DeviceSlice], cleared: Option<&DeviceSlice>) -> Result<(), DeviceError> {
         words.iter().chain(cleared).try_for_each(|word| self.check_word(word))?;
         let _entered = self.stream.context().enter()?;
-        let branch = match &self.waits {
-            Waits::Queued(branch) => branch,
-            Waits::ByKernel(looker) => {
-                words.iter().try_for_each(|word| looker.launch(&self.stream, word.address(), false))?;
-                return cleared.map_or(Ok(()), |word| looker.launch(&self.stream, word.address(), true));
-            }
-        };
-        let addresses: Vec<_> = words.iter().chain(cleared).map(DeviceSlice::address).collect();
-        let mut operations = Vec::new();
-        if self.is_capturing.load(Ordering::Relaxed) && !addresses.is_empty() {
-            branch.wait(&self.stream, &addresses)?;
-        } else {
-            operations.extend(addresses.iter().map(|word| wait_op(*word, doorbell::RUNG)));
+        if let Some(looker) = &self.looker {
+            words.iter().try_for_each(|word| looker.launch(&self.stream, word.address(), false))?;
+            return cleared.map_or(Ok(()), |word| looker.launch(&self.stream, word.address(), true));
         }
+        let words = words.iter().chain(cleared);
+        let mut operations: Vec<_> = words.map(|word| wait_op(word.address(), doorbell::RUNG)).collect();
         operations.extend(cleared.map(|word| write_op(word.address(), doorbell::CLEAR)));
         enqueue_batch(&self.stream, &mut operations)
     }
@@ -291,8 +273,7 @@ impl GpuStream {
         let begun = unsafe { sys::cuStreamBeginCapture_v2(self.stream.raw(), mode) };
         check("cuStreamBeginCapture", begun)?;
         self.is_capturing.store(true, Ordering::Relaxed);
-        let Waits::Queued(branch) = &self.waits else { return Ok(()) };
-        branch.begin(&self.stream).inspect_err(|_| self.abandon_capture())
+        Ok(())
     }
 
     /// Ends a capture and makes a graph of it. Memory that was used in it must stay where it is for as long as the graph is
@@ -310,11 +291,7 @@ impl GpuStream {
         let ended = unsafe { sys::cuStreamEndCapture(self.stream.raw(), &raw mut graph) };
         let template = Template { raw: graph, context: Arc::clone(context) };
         check("cuStreamEndCapture", ended)?;
-        let looker = match &self.waits {
-            Waits::Queued(_) => None,
-            Waits::ByKernel(looker) => Some(Arc::clone(looker)),
-        };
-        GpuGraph::new(template, &self.stream, looker)
+        GpuGraph::new(template, &self.stream, self.looker.clone())
     }
 
     /// Ends a capture, if one is under way, and forgets it.

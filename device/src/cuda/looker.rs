@@ -39,8 +39,7 @@ again:
 ///
 /// Between two kernels it costs the GPU 0.8 us if the word has rung, and it notices sooner than an operation of the stream
 /// that it rings: a cold Inception_v3 is 1.4 % faster by it, ResNet152 and its ready runs 0.5 % (H200, driver 580). But it
-/// takes the GPU from other processes for as long as it looks: it is for those who have the GPU to themselves. In a branch of
-/// a graph, it takes a place on a multiprocessor from the kernels beside it, too, which costs more than it saves.
+/// takes the GPU from other processes for as long as it looks: it is for those who have the GPU to themselves.
 #[derive(Debug)]
 pub(super) struct Looker {
     module: sys::CUmodule,

@@ -4,7 +4,6 @@
 //! Everything happens in the GPU's primary context, which libtorch uses as well. It is current on a thread only while one
 //! of this module's functions runs there.
 
-mod branch;
 mod context;
 mod driver;
 mod event;
