@@ -26,6 +26,27 @@ pub(crate) struct Trained<'a> {
     name: String,
 }
 
+/// How often something happened in some time.
+#[derive(Debug, Default)]
+pub(crate) struct Counted {
+    pub(crate) count: u64,
+    pub(crate) time: Duration,
+}
+
+impl Counted {
+    pub(crate) fn add(&mut self, more: &Self) {
+        self.count += more.count;
+        self.time += more.time;
+    }
+
+    pub(crate) fn per_s(&self) -> f64 {
+        // Some thousands.
+        #[allow(clippy::cast_precision_loss)]
+        let count = self.count as f64;
+        count / self.time.as_secs_f64()
+    }
+}
+
 /// What PyTorch's own loop makes of a task, as the module prints it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PyTorchLoop {
@@ -90,6 +111,11 @@ impl<'a> Trained<'a> {
 
     /// Steps a second, over some time.
     pub(crate) fn steps_per_s(&self, time: Duration) -> anyhow::Result<f64> {
+        Ok(self.steps_in(time)?.per_s())
+    }
+
+    /// Steps in some time, or a little more.
+    pub(crate) fn steps_in(&self, time: Duration) -> anyhow::Result<Counted> {
         // From the end of one step to that of another.
         let from = self.status()?.progress.steps_done + 1;
         self.await_steps(from)?;
@@ -97,11 +123,8 @@ impl<'a> Trained<'a> {
         thread::sleep(time);
         let to = self.status()?.progress.steps_done + 1;
         self.await_steps(to)?;
-        ensure!(to > from, "not a step in {} s: give it more --seconds", time.as_secs());
-        // Counts of some thousands.
-        #[allow(clippy::cast_precision_loss)]
-        let rate = (to - from) as f64 / begun.elapsed().as_secs_f64();
-        Ok(rate)
+        ensure!(to > from, "not a step in {:.1} s", time.as_secs_f64());
+        Ok(Counted { count: to - from, time: begun.elapsed() })
     }
 }
 

@@ -19,7 +19,7 @@ use crate::serving::{Bench, Plan, Serving, Zygotes};
 use crate::stats::{Samples, Summary, milliseconds};
 use crate::subject::Subject;
 use crate::task;
-use crate::trained::{PyTorchLoop, Trained};
+use crate::trained::{Counted, PyTorchLoop, Trained};
 
 /// The task's name in the server.
 const TASK: &str = "bench";
@@ -33,9 +33,10 @@ const WARM_UP_STEPS: u64 = 5;
 /// A bound on what is queued on a GPU that bounds nothing: as if nobody ever asked for it to be short.
 const UNBOUNDED_US: u64 = 1 << 40;
 
-/// How often tasks with and without a bound take turns, of which the medians count: a step is as fast as the host, which changes
-/// within seconds.
-const TURNS: u32 = 12;
+/// How often tasks with and without a bound take turns, and for how long: a step is as fast as the host, which changes by a tenth
+/// from one turn to the next.
+const TURNS: usize = 60;
+const TURN: Duration = Duration::from_millis(300);
 
 /// In the first of so many turns the task and the requests are alone for a second as well.
 const ALONE_EVERY: u32 = 3;
@@ -105,32 +106,11 @@ struct Turns {
     mixed_steps: Counted,
 }
 
-/// How often something happened in some time.
-#[derive(Debug, Default)]
-struct Counted {
-    count: u64,
-    time: Duration,
-}
-
-impl Counted {
-    fn add(&mut self, (count, time): (u64, Duration)) {
-        self.count += count;
-        self.time += time;
-    }
-
-    fn per_s(&self) -> f64 {
-        // Some thousands.
-        #[allow(clippy::cast_precision_loss)]
-        let count = self.count as f64;
-        count / self.time.as_secs_f64()
-    }
-}
-
-/// Steps a second with a bound on what is queued, and without one.
+/// Steps with a bound on what is queued, and without one, in all turns.
 struct Bounded {
-    with: f64,
-    without: f64,
-    /// The one as a share of the other, turn by turn.
+    with: Counted,
+    without: Counted,
+    /// The rate of the one as a share of that of the other, turn by turn.
     percent: Summary,
 }
 
@@ -219,7 +199,8 @@ impl Train {
         let mut rates = Table::new(["steps a second", ""]);
         let mut goals = Vec::new();
         rates.push(["as served".to_owned(), ms(found.alone_steps_per_s)]);
-        if let Some(Bounded { with, without, .. }) = found.bounded {
+        if let Some(Bounded { with, without, .. }) = &found.bounded {
+            let (with, without) = (with.per_s(), without.per_s());
             rates.push(["the same, in turn with the next".to_owned(), ms(with)]);
             rates.push(["without a bound on what is queued".to_owned(), ms(without)]);
             let what = "steps a second, of those without a bound";
@@ -267,8 +248,8 @@ impl Train {
             "device": served.device.to_string(),
             "threads": served.threads,
             "alone_steps_per_s": found.alone_steps_per_s,
-            "bounded_steps_per_s": found.bounded.as_ref().map(|it| it.with),
-            "unbounded_steps_per_s": found.bounded.as_ref().map(|it| it.without),
+            "bounded_steps_per_s": found.bounded.as_ref().map(|it| it.with.per_s()),
+            "unbounded_steps_per_s": found.bounded.as_ref().map(|it| it.without.per_s()),
             "bounded_percent": found.bounded.as_ref().map(|it| it.percent),
             "synchronous_steps_per_s": found.synchronous_steps_per_s,
             "pytorch": pytorch,
@@ -302,32 +283,37 @@ impl Train {
         Ok(task)
     }
 
-    /// Steps a second of a task that is paused before and after.
-    fn turn(task: &Trained<'_>, time: Duration) -> anyhow::Result<f64> {
+    /// Steps of a task that is paused before and after.
+    fn turn(task: &Trained<'_>, time: Duration) -> anyhow::Result<Counted> {
         task.tell(TaskCommand::Resume)?;
         let begun = task.status()?.progress.steps_done;
         task.await_steps(begun + WARM_UP_STEPS)?;
-        let rate = task.steps_per_s(time)?;
+        let counted = task.steps_in(time)?;
         task.tell(TaskCommand::Pause)?;
-        Ok(rate)
+        Ok(counted)
     }
 
-    /// The rates of two tasks that train in turn.
-    fn in_turn(&self, with: &Trained<'_>, without: &Trained<'_>) -> anyhow::Result<Bounded> {
-        let time = Duration::from_secs(self.seconds) / TURNS;
-        let [mut rates, mut free_rates, mut percent] = [const { Vec::new() }; 3];
-        for _ in 0..TURNS {
-            let [rate, free_rate] = [Self::turn(with, time)?, Self::turn(without, time)?];
-            percent.push(rate / free_rate * 100.0);
-            rates.push(rate);
-            free_rates.push(free_rate);
+    /// The steps of two tasks that train in turn.
+    fn in_turn(with: &Trained<'_>, without: &Trained<'_>) -> anyhow::Result<Bounded> {
+        let mut all = [Counted::default(), Counted::default()];
+        let mut percent = Vec::new();
+        let progress = Progress::new("turns with and without a bound", TURNS);
+        for turn in 0..TURNS {
+            // Who comes first in one turn comes second in the next: a host that becomes faster or slower favours nobody.
+            let mut order = [0, 1];
+            order.rotate_left(turn % 2);
+            let mut rates = [0.0; 2];
+            for which in order {
+                let counted = Self::turn([with, without][which], TURN)?;
+                rates[which] = counted.per_s();
+                all[which].add(&counted);
+            }
+            percent.push(rates[0] / rates[1] * 100.0);
+            progress.step();
         }
-        let summary = |values: &[f64]| Summary::of(values).context("there are no turns");
-        Ok(Bounded {
-            with: summary(&rates)?.median,
-            without: summary(&free_rates)?.median,
-            percent: summary(&percent)?,
-        })
+        let [with, without] = all;
+        let percent = Summary::of(&percent).context("there are no turns")?;
+        Ok(Bounded { with, without, percent })
     }
 
     fn measure(&self, bench: &Bench, callers: &mut Callers, config: &TaskConfig) -> anyhow::Result<Found> {
@@ -341,11 +327,10 @@ impl Train {
         let (mut synchronous_steps_per_s, mut bounded) = (None, None);
         if on_gpu {
             task.tell(TaskCommand::Pause)?;
-            progress::say(format_args!("with and without a bound, {} s each ...", self.seconds));
             let synchronous = Self::with_bound(bench, config, 0)?;
             let free = Self::with_bound(bench, config, UNBOUNDED_US)?;
-            bounded = Some(self.in_turn(&task, &free)?);
-            synchronous_steps_per_s = Some(Self::turn(&synchronous, seconds / 4)?);
+            bounded = Some(Self::in_turn(&task, &free)?);
+            synchronous_steps_per_s = Some(Self::turn(&synchronous, seconds / 4)?.per_s());
             synchronous.tell(TaskCommand::Stop)?;
             free.tell(TaskCommand::Stop)?;
             task.tell(TaskCommand::Resume)?;
@@ -407,20 +392,20 @@ impl Train {
     /// first of every so many turns either is alone for a second as well.
     fn take_turns(&self, bench: &Bench, caller: &mut Caller, task: &Trained<'_>) -> anyhow::Result<Turns> {
         const SECOND: Duration = Duration::from_secs(1);
-        let steps = || -> anyhow::Result<(u64, Duration)> {
+        let steps = || -> anyhow::Result<Counted> {
             let (from, begun) = (task.status()?.progress.steps_done, Instant::now());
             thread::sleep(SECOND);
-            Ok((task.status()?.progress.steps_done - from, begun.elapsed()))
+            Ok(Counted { count: task.status()?.progress.steps_done - from, time: begun.elapsed() })
         };
         let mut turns = Turns::default();
         let progress = Progress::new("seconds of either in turn", self.turns as usize);
         for turn in 0..self.turns {
-            turns.mixed_requests.add(ask_for(bench, caller, SECOND)?);
-            turns.mixed_steps.add(steps()?);
+            turns.mixed_requests.add(&ask_for(bench, caller, SECOND)?);
+            turns.mixed_steps.add(&steps()?);
             if turn.is_multiple_of(ALONE_EVERY) {
-                turns.alone_steps.add(steps()?);
+                turns.alone_steps.add(&steps()?);
                 task.tell(TaskCommand::Pause)?;
-                turns.alone_requests.add(ask_for(bench, caller, SECOND)?);
+                turns.alone_requests.add(&ask_for(bench, caller, SECOND)?);
                 task.tell(TaskCommand::Resume)?;
                 task.await_state(TaskState::Training)?;
             }
@@ -455,12 +440,12 @@ fn await_interruption(task: &Trained<'_>, before: u64) -> anyhow::Result<Option<
 }
 
 /// One request after the other for some time: how many were answered, and how long that took.
-fn ask_for(bench: &Bench, caller: &mut Caller, time: Duration) -> anyhow::Result<(u64, Duration)> {
+fn ask_for(bench: &Bench, caller: &mut Caller, time: Duration) -> anyhow::Result<Counted> {
     let begun = Instant::now();
-    let mut requests = 0;
+    let mut count = 0;
     while begun.elapsed() < time {
         bench.call(caller)?;
-        requests += 1;
+        count += 1;
     }
-    Ok((requests, begun.elapsed()))
+    Ok(Counted { count, time: begun.elapsed() })
 }
