@@ -41,6 +41,15 @@ impl Channel {
         Self { socket }
     }
 
+    /// The same end for another thread.
+    ///
+    /// # Errors
+    /// [`ProtocolError::Io`] if the process has too many descriptors.
+    pub fn try_clone(&self) -> Result<Self, ProtocolError> {
+        let socket = self.socket.try_clone();
+        Ok(Self { socket: socket.map_err(|source| ProtocolError::Io { operation: "duplication", source })? })
+    }
+
     /// Makes `receive` and `send` return [`ProtocolError::would_block`] instead of waiting.
     pub fn set_nonblocking(&self, nonblocking: bool) -> Result<(), ProtocolError> {
         use nix::fcntl::{FcntlArg, OFlag, fcntl};

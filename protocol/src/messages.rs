@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Raised with every change of a message; both ends come from one build, so only equal versions talk.
-pub const PROTOCOL_VERSION: u16 = 10;
+pub const PROTOCOL_VERSION: u16 = 11;
 
 /// Numbers of a profile behind those of the nodes: what a wait costs, and what a copy of the device's least length takes, with
 /// its doorbell, beside the model's computation; 0 if that is not known.
@@ -238,7 +238,8 @@ pub enum ToWorker {
         /// by itself.
         holds: bool,
     },
-    /// Write a checkpoint now, if the task has a place for them; answered by [`FromWorker::TaskSaved`].
+    /// Write a checkpoint now, if the task has a place for them; answered by [`FromWorker::TaskCopied`] and, in either order,
+    /// [`FromWorker::TaskSaved`].
     SaveTask,
     /// Forget the training task: its memory may be used otherwise; not answered.
     DropTask,
@@ -362,13 +363,16 @@ pub enum FromWorker {
     },
     /// A step counts.
     TaskStep(TaskStep),
-    /// A checkpoint was written, or why it could not be.
+    /// A checkpoint was written, or why it could not be. May come at any time, also while others train. That of the last step is tried
+    /// again and again until it was written.
     TaskSaved {
         /// Steps that it stands for.
         step: u64,
         /// Its file.
         result: Result<String, String>,
     },
+    /// All that a checkpoint needs of the pool is copied.
+    TaskCopied,
     /// The task stands still where it is, as the stop word says.
     TaskHeld {
         /// `CLOCK_MONOTONIC` when it computed no more, in nanoseconds.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::OptimizerKind;
 
 pub use read::{Checkpoint, CheckpointTensor, latest_checkpoint};
-pub use write::{SavedTensor, write_checkpoint};
+pub use write::{SavedTensor, check_checkpoint, write_checkpoint};
 
 /// What stands ahead of the names of the optimizer's tensors in a checkpoint, and of no tensor of the model's.
 pub const OPTIMIZER_PREFIX: &str = "optimizer.";

@@ -54,7 +54,7 @@ mod state;
 
 pub use batches::{BatchRows, Batches};
 pub use checkpoint::{
-    Checkpoint, CheckpointState, CheckpointTensor, OPTIMIZER_PREFIX, Position, SavedTensor,
+    Checkpoint, CheckpointState, CheckpointTensor, OPTIMIZER_PREFIX, Position, SavedTensor, check_checkpoint,
     latest_checkpoint, write_checkpoint,
 };
 pub use config::{CheckpointConfig, DataConfig, Length, Optimizer, OptimizerKind, TaskConfig};

@@ -54,8 +54,6 @@ pub enum InterruptionReason {
     Request,
     /// It is another task's turn.
     Turn,
-    /// A checkpoint is written.
-    Checkpoint,
     /// The worker died and another takes over.
     Failure,
     /// Somebody asked for it.

@@ -8,6 +8,9 @@ use crate::config::Optimizer;
 /// Every tensor begins at a multiple of this.
 const ALIGNMENT_BYTES: u64 = 512;
 
+/// More than any machine has.
+const MOST_BYTES: u64 = 1 << 50;
+
 /// The state of a training task as one range of bytes: the program's span as an archive has it, behind it what the
 /// optimizer keeps of every parameter, and last copies of the buffers, on which a step works until it is finished.
 ///
@@ -69,8 +72,10 @@ impl StateLayout {
     /// The state of a program under an optimizer.
     ///
     /// # Errors
-    /// [`TrainError::Program`] if there is nothing to train, or parameters overlap without being the same.
+    /// [`TrainError::Program`] if there is nothing to train, parameters overlap without being the same, elements of one tensor share
+    /// memory, or the weights are larger than a petabyte.
     pub fn new(program: &Program, optimizer: &Optimizer) -> Result<Self, TrainError> {
+        check_lengths(program)?;
         let kept_of_each = kept_tensors(optimizer);
         let span = program.span();
         let place = |weight: &Weight| span.offset(weight.storage) + weight.offset_bytes;
@@ -160,9 +165,10 @@ impl StateLayout {
             let first_copy = take(0);
             for &index in &others {
                 let weight = &program.weights[index];
+                // Those that no step changes are written, too, when a task goes on from a checkpoint.
+                check_elements_apart(weight)?;
                 let mut buffer = tensor(index, Role::Buffer, place(weight));
                 if matches!(weight.kind, WeightKind::Buffer { .. }) {
-                    check_elements_apart(weight)?;
                     let (begin, end) = (place(weight), place(weight) + weight.extent_bytes());
                     let overlaps = |known: &&StateTensor| {
                         let other = &program.weights[known.weight];
@@ -224,4 +230,22 @@ fn check_elements_apart(weight: &Weight) -> Result<(), TrainError> {
 
 fn dense_bytes(dtype: DType, sizes: &[u64]) -> u64 {
     sizes.iter().product::<u64>() * dtype.size_bytes()
+}
+
+/// Refuses weights of so many elements (with strides that overlap, an archive need not have as many) that sums of their lengths
+/// would not be what they seem.
+fn check_lengths(program: &Program) -> Result<(), TrainError> {
+    let mut sum = 0_u64;
+    for weight in &program.weights {
+        let bytes =
+            weight.sizes.iter().try_fold(weight.dtype.size_bytes(), |bytes, size| bytes.checked_mul(*size));
+        let so_far = bytes.and_then(|bytes| sum.checked_add(bytes)).filter(|sum| *sum <= MOST_BYTES);
+        sum = so_far.ok_or_else(|| TrainError::Program {
+            reason: format!(
+                "'{}' has {:?} elements: with it the weights are larger than {MOST_BYTES} bytes",
+                weight.name, weight.sizes
+            ),
+        })?;
+    }
+    Ok(())
 }

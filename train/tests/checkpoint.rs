@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use pswitch_model::DType;
 use pswitch_train::{
     Checkpoint, CheckpointState, CheckpointTensor, OptimizerKind, Position, SavedTensor, TrainError,
-    latest_checkpoint, write_checkpoint,
+    check_checkpoint, latest_checkpoint, write_checkpoint,
 };
 use tempfile::TempDir;
 
@@ -213,6 +213,14 @@ fn a_tensor_is_fetched_when_those_before_it_are_written() {
 fn tensors_that_cannot_be_saved_are_refused() {
     let folder = TempDir::new().unwrap();
     let refused = |tensor| write_checkpoint(folder.path(), 1, &state(1), [tensor]).unwrap_err();
+    // The same before there is anything to be written.
+    let foreseen = |name: &str, dtype, shape: &[u64]| {
+        let tensor = SavedTensor::of_model(name, dtype, shape, || unreachable!("it is not fetched"));
+        check_checkpoint(folder.path(), &state(1), [tensor])
+    };
+    foreseen("x", DType::F32, &[2]).unwrap();
+    assert!(matches!(foreseen("optimizer.x", DType::F32, &[2]), Err(TrainError::TensorName { .. })));
+    assert!(matches!(foreseen("x", DType::C128, &[1]), Err(TrainError::ElementType { .. })));
     for name in ["__metadata__", "optimizer.weight"] {
         let error = refused(saved(name, DType::U8, &[1], &[0]));
         assert!(matches!(error, TrainError::TensorName { ref tensor, .. } if tensor == name), "{error}");

@@ -114,7 +114,7 @@ fn interruptions_are_counted_by_reason_and_while_they_last() {
     for (at, event) in [
         (10, began(InterruptionReason::Request)),
         (15, ProgressEvent::InterruptionEnded),
-        (20, began(InterruptionReason::Checkpoint)),
+        (20, began(InterruptionReason::Turn)),
         (50, ProgressEvent::InterruptionEnded),
         (60, ProgressEvent::StepDiscarded { duration: ms(7) }),
         (60, began(InterruptionReason::Request)),

@@ -64,8 +64,8 @@ struct StopHook : torch::autograd::FunctionPreHook {
   bool* stopped;
 };
 
-// The hooks of one backward pass. Nodes of the graph go with it; those that add to a parameter's gradient may live as long as the
-// parameter, and lose theirs here.
+// The hooks of one backward pass. Nodes may live on: those that add to a parameter's gradient as long as the parameter, others in a
+// buffer that the next micro-batch goes on from. All lose theirs here.
 struct Hooks {
   Hooks(const std::shared_ptr<torch::autograd::Node>& root, const ps_watch& watch, bool* stopped) {
     std::unordered_set<torch::autograd::Node*> seen;
@@ -76,19 +76,19 @@ struct Hooks {
       if (node == nullptr || !seen.insert(node.get()).second) continue;
       const bool is_accumulator = node->num_outputs() == 0;
       node->add_pre_hook(std::make_unique<StopHook>(is_accumulator ? nullptr : &watch, stopped));
-      if (is_accumulator) accumulators.push_back(node);
       for (const auto& edge : node->next_edges()) next.push_back(edge.function);
+      nodes.push_back(node);
     }
   }
 
   ~Hooks() {
-    for (const auto& node : accumulators) node->pre_hooks().pop_back();
+    for (const auto& node : nodes) node->pre_hooks().pop_back();
   }
 
   Hooks(const Hooks&) = delete;
   Hooks& operator=(const Hooks&) = delete;
 
-  std::vector<std::shared_ptr<torch::autograd::Node>> accumulators;
+  std::vector<std::shared_ptr<torch::autograd::Node>> nodes;
 };
 
 // As PyTorch keeps an optimizer's state: strides like the parameter's if these leave no gaps, else row-major.

@@ -131,6 +131,12 @@ pub enum WorkerError {
         /// What libtorch said of it.
         reason: String,
     },
+    /// The state of a task that has done all its steps cannot be copied, and so not be written.
+    #[error("the state of a training task cannot be read: {reason}")]
+    Unread {
+        /// libtorch's words.
+        reason: String,
+    },
     /// libtorch cannot compute on the GPU.
     #[error("{reason}")]
     Libtorch {

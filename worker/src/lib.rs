@@ -36,5 +36,7 @@ pub use executable::{Executable, Input, OutputShape, Watch};
 pub use libtorch::TorchDevice;
 pub use process::serve;
 pub use pswitch_protocol::Channel;
-pub use training::{Pace, Phase, Snapshot, StepEnd, StepOrder, TaskStep, Trainer, TrainingTask, Upload};
+pub use training::{
+    Pace, PartialSnapshot, Phase, Snapshot, StepEnd, StepOrder, TaskStep, Trainer, TrainingTask, Upload,
+};
 pub use zygote::Zygote;

@@ -71,7 +71,7 @@ pub fn serve(channel: &Channel) -> Result<(), WorkerError> {
             ToWorker::Release { model } => worker.release(model)?,
             ToWorker::DropTask => worker.task = None,
             ToWorker::PrepareTask(order) => {
-                let result = worker.prepare_task(&order)?;
+                let result = worker.prepare_task(&order, channel)?;
                 channel.send(&FromWorker::TaskReady { result }, &[])?;
             }
             ToWorker::Train { arena, holds } => {
@@ -265,13 +265,17 @@ impl Worker {
     }
 
     /// Prepares the task of this worker; the inner error is a line for the controller.
-    fn prepare_task(&mut self, order: &PrepareTask) -> Result<Result<TaskExtent, String>, WorkerError> {
+    fn prepare_task(
+        &mut self,
+        order: &PrepareTask,
+        channel: &Channel,
+    ) -> Result<Result<TaskExtent, String>, WorkerError> {
         if let Executor::Cuda(cuda) = &self.executor
             && let Err(error) = cuda.prepare_training(&self.shared)
         {
             return Ok(Err(error.to_string()));
         }
-        let prepared = ServedTask::prepare(order, &self.shared)?;
+        let prepared = ServedTask::prepare(order, &self.shared, channel)?;
         // A checkpoint may be on its way into the state, whose place others may have next.
         if let Executor::Cuda(cuda) = &self.executor {
             cuda.stream().synchronize()?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use pswitch_device::{DeviceAddress, DeviceId, LinkThrottle, SharedMemory, open_device};
 use pswitch_model::{Archive, StorageId};
 use pswitch_train::{Role, StateLayout, TaskConfig, TrainError, latest_checkpoint};
-use pswitch_worker::{ExecutionArena, TaskError, TaskStep, TrainingTask};
+use pswitch_worker::{ExecutionArena, PartialSnapshot, Snapshot, TaskError, TaskStep, TrainingTask};
 use safetensors::SafeTensors;
 
 const ARENA_BYTES: u64 = 64 << 20;
@@ -91,6 +91,10 @@ impl Rig {
         }
     }
 
+    fn snapshot(&self) -> Snapshot {
+        self.task.snapshot(&mut PartialSnapshot::default(), || true).unwrap().expect("it goes on")
+    }
+
     fn losses(&mut self) -> Vec<f64> {
         let mut losses = Vec::new();
         while !self.task.is_finished() {
@@ -141,7 +145,7 @@ fn a_task_goes_on_from_any_checkpoint_as_if_it_had_never_stopped() {
         for expected in &losses[..stop_at] {
             assert_eq!(first.step().to_bits(), expected.to_bits());
         }
-        first.task.snapshot().unwrap().write(place.path(), 2).unwrap();
+        first.snapshot().write(place.path(), 2).unwrap();
         drop(first);
         let mut next = Rig::new(&config).unwrap();
         next.task.resume(&latest_checkpoint(place.path()).unwrap().unwrap()).unwrap();
@@ -164,7 +168,7 @@ fn a_checkpoint_of_another_task_is_refused() {
     let place = tempfile::tempdir().unwrap();
     let mut rig = Rig::new(&config(SHUFFLED)).unwrap();
     rig.step();
-    rig.task.snapshot().unwrap().write(place.path(), 1).unwrap();
+    rig.snapshot().write(place.path(), 1).unwrap();
     let checkpoint = latest_checkpoint(place.path()).unwrap().unwrap();
     let mut other = Rig::new(&config("optimizer: {kind: adamw, lr: 0.1}\nlength: {steps: 3}")).unwrap();
     let before = other.state();
@@ -174,12 +178,34 @@ fn a_checkpoint_of_another_task_is_refused() {
 }
 
 #[test]
+fn a_snapshot_that_is_taken_in_parts_is_the_same() {
+    let _turn = turn();
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut rig = Rig::new(&config(SHUFFLED)).unwrap();
+    rig.step();
+    rig.snapshot().write(whole.path(), 1).unwrap();
+    let (mut part, mut interruptions) = (PartialSnapshot::default(), 0);
+    let snapshot = loop {
+        // One tensor at a time.
+        let mut tensors = 0..1;
+        match rig.task.snapshot(&mut part, || tensors.next().is_some()).unwrap() {
+            Some(snapshot) => break snapshot,
+            None => interruptions += 1,
+        }
+    };
+    assert!(interruptions > 2);
+    let path = snapshot.write(parts.path(), 1).unwrap();
+    let name = path.file_name().unwrap();
+    assert!(std::fs::read(&path).unwrap() == std::fs::read(whole.path().join(name)).unwrap());
+}
+
+#[test]
 fn what_cannot_be_written_is_an_error_and_the_task_goes_on() {
     let _turn = turn();
     let mut rig = Rig::new(&config(SHUFFLED)).unwrap();
     let expected = Rig::new(&config(SHUFFLED)).unwrap().losses();
     assert_eq!(rig.step().to_bits(), expected[0].to_bits());
-    let error = rig.task.snapshot().unwrap().write(Path::new("/dev/null/nowhere"), 2).unwrap_err();
+    let error = rig.snapshot().write(Path::new("/dev/null/nowhere"), 2).unwrap_err();
     assert!(error.to_string().contains("/dev/null/nowhere"), "{error}");
     assert_eq!(rig.step().to_bits(), expected[1].to_bits());
 }
@@ -275,7 +301,7 @@ fn child() {
         writeln!(out, "\nstep {step} {:x}", loss.to_bits()).unwrap();
         std::thread::sleep(Duration::from_millis(2));
         if rig.task.steps_done().is_multiple_of(checkpoints.every_steps) {
-            rig.task.snapshot().unwrap().write(&checkpoints.folder, checkpoints.keep).unwrap();
+            rig.snapshot().write(&checkpoints.folder, checkpoints.keep).unwrap();
         }
     }
     writeln!(out, "\nfinished").unwrap();

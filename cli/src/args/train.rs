@@ -35,9 +35,20 @@ pub(crate) enum TrainCommand {
     Pause(Named),
     /// Lets a paused task go on.
     Resume(Named),
-    /// Ends a task, with a last checkpoint if it has a place for them.
-    Stop(Named),
+    Stop(Stop),
     Plot(Plot),
+}
+
+/// Ends a task, with a last checkpoint if it has a place for them.
+///
+/// One whose checkpoint cannot be written is paused instead; one that has made all its steps goes on trying.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Stop {
+    #[command(flatten)]
+    pub(crate) task: Named,
+    /// Writes no checkpoint: what it has learned since its last one is lost.
+    #[arg(long)]
+    pub(crate) discard: bool,
 }
 
 /// Gives a server a training task.

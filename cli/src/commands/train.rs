@@ -32,7 +32,10 @@ pub(crate) fn run(command: &TrainCommand) -> anyhow::Result<()> {
         }
         TrainCommand::Pause(args) => tell(&args.name, &args.server, "pause"),
         TrainCommand::Resume(args) => tell(&args.name, &args.server, "resume"),
-        TrainCommand::Stop(args) => tell(&args.name, &args.server, "stop"),
+        TrainCommand::Stop(args) => {
+            let command = if args.discard { "discard" } else { "stop" };
+            tell(&args.task.name, &args.task.server, command)
+        }
         TrainCommand::Plot(args) => {
             let log = Log::open(&args.log).class(Failure::Input)?;
             Ok(args.out.write(&Curve::new(&args.log, &log))?)

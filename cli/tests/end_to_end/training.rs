@@ -27,6 +27,17 @@ impl Place {
         Self(tempfile::tempdir().unwrap())
     }
 
+    /// Puts a file where a task has its checkpoints.
+    fn block(&self, name: &str) -> PathBuf {
+        let folder = self.0.path().join(name);
+        eventually("a file is where the checkpoints were", || {
+            // One may be written meanwhile.
+            let _ = std::fs::remove_dir_all(&folder);
+            std::fs::write(&folder, "").map_err(|error| error.to_string())
+        });
+        folder
+    }
+
     /// Writes the configuration of a task of so many steps, with a folder for its checkpoints.
     pub(crate) fn task(&self, name: &str, steps: u32) -> PathBuf {
         let program = program();
@@ -277,12 +288,7 @@ fn a_last_checkpoint_is_tried_until_it_is_there() {
     let server = serve(&fixture).start();
     submit(&server.client, "blocked", &place.task("blocked", 1200));
     await_steps(&server.client, "blocked", 60);
-    let folder = place.0.path().join("blocked");
-    eventually("a file is where the checkpoints were", || {
-        // One may be written meanwhile.
-        let _ = std::fs::remove_dir_all(&folder);
-        std::fs::write(&folder, "").map_err(|error| error.to_string())
-    });
+    let folder = place.block("blocked");
     await_steps(&server.client, "blocked", 1200);
     let told = eventually("that it cannot be written is told", || {
         let status = status(&server.client, "blocked");
@@ -290,9 +296,29 @@ fn a_last_checkpoint_is_tried_until_it_is_there() {
     });
     assert_ne!(told["state"], "finished", "{told}");
     server.client.check(&fixture.name, &fixture.cases[0]);
+    // Another task trains meanwhile, and one that is to end without its checkpoint does.
+    submit(&server.client, "other", &place.task("other", 300));
+    await_state(&server.client, "other", "finished");
+    let blocked = status(&server.client, "blocked");
+    assert!(blocked["state"] == "waiting" && blocked["checkpoint_error"] != "", "{blocked}");
     std::fs::remove_file(&folder).unwrap();
     await_state(&server.client, "blocked", "finished");
     check_against_a_whole_run(&server.client, &place, "blocked", 1200);
+}
+
+#[test]
+fn a_task_whose_checkpoints_cannot_be_written_can_be_ended() {
+    let (fixture, place) = (Fixture::load("integer-outputs"), Place::new());
+    let server = serve(&fixture).start();
+    submit(&server.client, "blocked", &place.task("blocked", 100_000));
+    await_steps(&server.client, "blocked", 60);
+    place.block("blocked");
+    // What it has learned is kept ...
+    let kept = command(&server.client, "blocked", "stop");
+    assert!(kept["state"] == "paused" && kept["checkpoint_error"] != "", "{kept}");
+    // ... unless nobody wants it.
+    assert_eq!(command(&server.client, "blocked", "discard")["state"], "stopped");
+    server.client.check(&fixture.name, &fixture.cases[0]);
 }
 
 #[test]

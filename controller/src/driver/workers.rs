@@ -124,6 +124,7 @@ impl Driver {
             FromWorker::TaskReady { .. }
             | FromWorker::TaskStep(_)
             | FromWorker::TaskSaved { .. }
+            | FromWorker::TaskCopied
             | FromWorker::TaskHeld { .. }
             | FromWorker::TaskLeft { .. }
             | FromWorker::TaskPaused(_) => self.break_with(worker, "it trains, and was not told to"),

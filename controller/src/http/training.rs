@@ -23,6 +23,7 @@ pub(super) fn router() -> Router<App> {
         .route("/v2/training/tasks/{task}/pause", command(TaskCommand::Pause))
         .route("/v2/training/tasks/{task}/resume", command(TaskCommand::Resume))
         .route("/v2/training/tasks/{task}/stop", command(TaskCommand::Stop))
+        .route("/v2/training/tasks/{task}/discard", command(TaskCommand::Discard))
 }
 
 /// The name of the task in a path. It follows the rules for models' names.

@@ -123,6 +123,8 @@ pub enum TaskCommand {
     Pause,
     /// To go on.
     Resume,
-    /// To write a last checkpoint, if it has a place for them, and end.
+    /// To write a last checkpoint, if it has a place for them, and end. One that cannot write it is paused.
     Stop,
+    /// To end without a checkpoint: what it has learned since its last one is lost.
+    Discard,
 }

@@ -35,6 +35,8 @@ pub(super) enum TaskEvent {
     Step(TaskStep),
     /// A checkpoint of so many steps was written, or not.
     Saved { step: u64, written: bool },
+    /// All that a checkpoint needs of its state is copied.
+    Copied,
     /// It stands still, where the gate has it do so.
     Held,
     /// It was told to stand still and has said nothing since: perhaps it waits for a GPU that stands still already.
@@ -104,8 +106,10 @@ enum Phase {
     Ending {
         reason: InterruptionReason,
     },
-    /// It writes its last checkpoint.
+    /// Its state is copied for its last checkpoint.
     Saving,
+    /// Its last checkpoint is written, behind which it is over. It needs neither the device nor its place.
+    Writing(TaskState),
     Over(TaskState),
 }
 
@@ -271,7 +275,12 @@ impl Book {
         self.tasks.get(&id).is_none_or(|task| {
             matches!(
                 task.phase,
-                Phase::Queued | Phase::Starting | Phase::Attached | Phase::Idle | Phase::Ending { .. }
+                Phase::Queued
+                    | Phase::Starting
+                    | Phase::Attached
+                    | Phase::Idle
+                    | Phase::Ending { .. }
+                    | Phase::Writing(_)
             )
         })
     }
@@ -452,7 +461,8 @@ impl Task {
             | Phase::Held { .. }
             | Phase::Yielding { .. }
             | Phase::Ending { .. }
-            | Phase::Saving => TaskState::Waiting,
+            | Phase::Saving
+            | Phase::Writing(_) => TaskState::Waiting,
             Phase::Over(state) => state,
         }
     }
@@ -530,15 +540,27 @@ impl Task {
                 if written {
                     self.saved = self.saved.max(step);
                 }
-                // Saving, written or not -> Stopped. One that was being written before is another step's.
-                if self.phase == Phase::Saving && step == self.extent.steps_done {
-                    if written {
-                        self.end(id, TaskState::Stopped, String::new(), actions);
-                    } else {
-                        // Saving, not written -> Idle, paused: what it has learned is not thrown away.
-                        self.phase = Phase::Idle;
-                        (self.is_stopping, self.is_paused) = (false, true);
+                // One that was being written before is another step's.
+                if step == self.extent.steps_done {
+                    match (self.phase, written) {
+                        // Saving or Writing, written -> Over.
+                        (Phase::Saving, true) => self.end(id, TaskState::Stopped, String::new(), actions),
+                        (Phase::Writing(end), true) => self.end(id, end, String::new(), actions),
+                        // Writing, not written -> Writing: its worker tries again.
+                        (Phase::Writing(TaskState::Finished), false) => self.is_stopping = false,
+                        (Phase::Saving | Phase::Writing(_), false) => {
+                            // Saving or Writing, not written -> Idle, paused: what it has learned is not thrown away.
+                            self.phase = Phase::Idle;
+                            (self.is_stopping, self.is_paused) = (false, true);
+                        }
+                        _ => {}
                     }
+                }
+            }
+            TaskEvent::Copied => {
+                if self.phase == Phase::Saving {
+                    // Saving, copied -> Writing.
+                    self.phase = Phase::Writing(TaskState::Stopped);
                 }
             }
             TaskEvent::Held => {
@@ -578,7 +600,12 @@ impl Task {
                 self.stop_if_told(id, actions);
             }
             TaskEvent::Paused(TaskPause::Finished) => {
-                self.end(id, TaskState::Finished, String::new(), actions);
+                if self.has_checkpoints && self.saved < self.extent.steps_done {
+                    // Under way, finished -> Writing.
+                    self.phase = Phase::Writing(TaskState::Finished);
+                } else {
+                    self.end(id, TaskState::Finished, String::new(), actions);
+                }
             }
             TaskEvent::Paused(TaskPause::Failed { reason }) => {
                 self.end(id, TaskState::Failed, reason, actions);
@@ -588,6 +615,14 @@ impl Task {
             TaskEvent::Command(TaskCommand::Resume) => self.is_paused = false,
             TaskEvent::Command(TaskCommand::Stop) => {
                 self.is_stopping = true;
+                self.stop_if_told(id, actions);
+            }
+            TaskEvent::Command(TaskCommand::Discard) => {
+                (self.is_stopping, self.has_checkpoints) = (true, false);
+                if matches!(self.phase, Phase::Saving | Phase::Writing(_)) {
+                    // Saving or Writing, told to do without -> Stopped.
+                    self.end(id, TaskState::Stopped, String::new(), actions);
+                }
                 self.stop_if_told(id, actions);
             }
         }
@@ -626,6 +661,7 @@ impl Task {
             | Phase::Yielding { .. }
             | Phase::Ending { .. }
             | Phase::Saving
+            | Phase::Writing(_)
             | Phase::Over(_) => {}
         }
     }

@@ -56,8 +56,9 @@ impl Gate {
     /// Requests have the device from now on.
     pub(crate) fn close(&self) {
         if !self.closed.swap(true, Ordering::SeqCst) {
-            let stops = self.stop(true);
+            // First: a task that stands still says so to somebody who looks here.
             self.closed_ns.store(monotonic_ns(), Ordering::SeqCst);
+            let stops = self.stop(true);
             if stops {
                 self.wake();
             }

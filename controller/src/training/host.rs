@@ -323,7 +323,7 @@ impl Host {
             book.view(id, at).is_none_or(|view| match command {
                 TaskCommand::Resume => true,
                 TaskCommand::Pause => book.has_paused(id),
-                TaskCommand::Stop => view.state.is_over() || !book.is_stopping(id),
+                TaskCommand::Stop | TaskCommand::Discard => view.state.is_over() || !book.is_stopping(id),
             })
         };
         let (done, waiting) = std::mem::take(&mut self.waiting)

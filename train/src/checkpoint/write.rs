@@ -90,6 +90,21 @@ pub fn write_checkpoint<'a>(
     Ok(path)
 }
 
+/// Whether [`write_checkpoint`] could write these tensors. Nothing is fetched and nothing written.
+///
+/// # Errors
+///
+/// What is wrong with them: [`TrainError::TensorName`], [`TrainError::ElementType`], [`TrainError::TensorTooLarge`],
+/// [`TrainError::CheckpointHeader`].
+pub fn check_checkpoint<'a>(
+    folder: &Path,
+    state: &CheckpointState,
+    tensors: impl IntoIterator<Item = SavedTensor<'a>>,
+) -> Result<(), TrainError> {
+    let tensors: Vec<_> = tensors.into_iter().collect();
+    header(&folder.join(file_name::of(state.position.step)), state, &tensors).map(|_| ())
+}
+
 /// A file that is removed again unless it is finished.
 struct Partial {
     path: PathBuf,

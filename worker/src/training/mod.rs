@@ -5,6 +5,7 @@ mod ffi;
 mod loader;
 mod pace;
 mod run_ahead;
+mod saver;
 mod served;
 mod steps;
 mod task;
@@ -21,7 +22,7 @@ pub use pace::Pace;
 pub(crate) use served::ServedTask;
 use steps::{BackwardEnd, Steps};
 pub(crate) use steps::{GradMode, choose_deterministic_kernels};
-pub use task::{Snapshot, TaskStep, TrainingTask, Upload};
+pub use task::{PartialSnapshot, Snapshot, TaskStep, TrainingTask, Upload};
 
 /// A training program over its state.
 ///

@@ -1,9 +1,7 @@
 //! A training task of a worker process: prepared, trained and written down as its controller says.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use pswitch_device::{DeviceAddress, DeviceSlice, GpuStream, GpuWay, HostSlice, SharedMemory, WayWords};
@@ -13,11 +11,12 @@ use pswitch_protocol::{
     Channel, FaultClass, FromWorker, PrepareTask, Region, TaskExtent, TaskPause, TaskStep as Counted,
     control, monotonic_ns,
 };
-use pswitch_train::{StateLayout, TaskConfig, TrainError, latest_checkpoint};
+use pswitch_train::{StateLayout, TaskConfig, latest_checkpoint};
 
 use super::pace::{HostPace, Listener, Pace, Stood, at_a_gate};
 use super::run_ahead::{Bounds, GpuPace, RunAhead};
-use super::task::{TaskStep, TrainingTask, Upload};
+use super::saver::{Known, Saver, saved};
+use super::task::{PartialSnapshot, TaskStep, TrainingTask, Upload};
 use crate::arena::ExecutionArena;
 use crate::error::{RunError, WorkerError};
 use crate::work::Shared;
@@ -25,17 +24,11 @@ use crate::work::Shared;
 /// Longest that a copy of the initial state may take.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// How long after a last checkpoint was begun that could not be written the next is tried.
-const SAVE_AGAIN: Duration = Duration::from_secs(2);
-
 /// Work that is queued on a GPU, unless the task says otherwise: where it is computed before others have the GPU ...
 const RUN_AHEAD_TO_END: Duration = Duration::from_micros(500);
 
 /// ... and where it stands still. Operators that take the host longer than the GPU follow each other for some milliseconds.
 const RUN_AHEAD_TO_HOLD: Duration = Duration::from_millis(10);
-
-/// How often a last checkpoint is looked after, and the stop word meanwhile.
-const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// The task of a worker.
 pub(crate) struct ServedTask {
@@ -50,12 +43,10 @@ pub(crate) struct ServedTask {
 struct KeptTask {
     task: TrainingTask,
     config: TaskConfig,
-    /// Writes the last snapshot while steps go on.
-    writer: Option<Writer>,
-    /// Steps of the last checkpoint that is there.
-    written: Option<u64>,
-    /// When a last checkpoint may be begun: not at once again where the disk was full.
-    again_at: Instant,
+    /// Writes checkpoints, if they have a place.
+    saver: Option<Saver>,
+    /// What is copied of a checkpoint that is due, no step having been made since. It is finished first when the task trains again.
+    due: Option<PartialSnapshot>,
 }
 
 /// What computes the steps of a task: the host, or a GPU whose queue is kept short.
@@ -64,19 +55,23 @@ enum Computer<'a> {
     Gpu(&'a GpuStream, GpuPace<'a>),
 }
 
-struct Writer {
-    step: u64,
-    thread: JoinHandle<Result<PathBuf, TrainError>>,
-}
-
 impl ServedTask {
     /// Fills the state, and builds the task over it. The inner error is a line for the controller.
-    pub(crate) fn prepare(order: &PrepareTask, shared: &Shared) -> Result<Result<Self, String>, WorkerError> {
+    pub(crate) fn prepare(
+        order: &PrepareTask,
+        shared: &Shared,
+        channel: &Channel,
+    ) -> Result<Result<Self, String>, WorkerError> {
         let state = shared.slice(order.state)?;
-        Ok(Self::build(order, shared, &state))
+        Ok(Self::build(order, shared, &state, channel.try_clone()?))
     }
 
-    fn build(order: &PrepareTask, shared: &Shared, state: &DeviceSlice) -> Result<Self, String> {
+    fn build(
+        order: &PrepareTask,
+        shared: &Shared,
+        state: &DeviceSlice,
+        channel: Channel,
+    ) -> Result<Self, String> {
         let config = TaskConfig::from_yaml(&order.config).map_err(chain)?;
         let archive = Archive::open(&config.archive()).map_err(chain)?;
         if archive.digest() != order.digest {
@@ -96,15 +91,18 @@ impl ServedTask {
         let mut task =
             unsafe { TrainingTask::build(&config, &archive, shared.device.as_ref(), state.address()) }
                 .map_err(chain)?;
-        let mut written = None;
-        if let Some(checkpoints) = &config.checkpoint
-            && let Some(checkpoint) = latest_checkpoint(&checkpoints.folder).map_err(chain)?
-        {
-            task.resume(&checkpoint).map_err(chain)?;
-            written = Some(task.steps_done());
-            tracing::info!(task = order.name, step = task.steps_done(), file = %checkpoint.path().display(), "resumed");
+        let mut saver = None;
+        if let Some(checkpoints) = &config.checkpoint {
+            task.check_checkpoints(&checkpoints.folder).map_err(chain)?;
+            let mut written = None;
+            if let Some(checkpoint) = latest_checkpoint(&checkpoints.folder).map_err(chain)? {
+                task.resume(&checkpoint).map_err(chain)?;
+                written = Some((task.steps_done(), checkpoint.path().to_owned()));
+                tracing::info!(task = order.name, step = task.steps_done(), file = %checkpoint.path().display(), "resumed");
+            }
+            saver = Some(Saver::start(checkpoints, written, channel).map_err(chain)?);
         }
-        let kept = KeptTask { task, config, writer: None, written, again_at: Instant::now() };
+        let kept = KeptTask { task, config, saver, due: None };
         Ok(Self { kept, ahead: RunAhead::default(), way: None })
     }
 
@@ -143,9 +141,7 @@ impl ServedTask {
                     None => {
                         let control = shared.device.pin(Arc::clone(&shared.control))?;
                         let word = |offset| HostSlice::new(control.clone(), shared.block + offset, 4);
-                        // Where every operator is waited for, a gate would hold up nothing.
-                        let gates = holds && !budget.is_zero();
-                        let gate = gates.then(|| word(control::STOP)).transpose()?;
+                        let gate = holds.then(|| word(control::STOP)).transpose()?;
                         let (reached, passed) = (word(control::REACHED)?, word(control::PASSED)?);
                         GpuWay::new(stream, WayWords { reached, passed, gate })?
                     }
@@ -164,8 +160,7 @@ impl ServedTask {
         })
     }
 
-    /// Writes a checkpoint of this moment, if it has a place for them, and waits until it is there or
-    /// cannot be written, which is told.
+    /// Copies what a checkpoint of this moment needs, if it has a place for them, and has it written. Both are told.
     pub(crate) fn save(&mut self, channel: &Channel) -> Result<(), WorkerError> {
         self.kept.save(channel)
     }
@@ -250,6 +245,9 @@ impl KeptTask {
         place: &DeviceSlice,
         channel: &Channel,
     ) -> Result<TaskPause, WorkerError> {
+        if !self.write_due(computer, stop, channel)? {
+            return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: 0 });
+        }
         while !self.task.is_finished() {
             if computer.stops(stop) {
                 return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: 0 });
@@ -286,9 +284,11 @@ impl KeptTask {
                         }),
                         &[],
                     )?;
-                    self.tell_written(channel, false)?;
-                    if self.is_due() {
-                        at_a_gate(computer.pace(), || self.begin_write(channel))?;
+                    if self.is_due(channel)? {
+                        self.due = Some(PartialSnapshot::default());
+                        if !self.write_due(computer, stop, channel)? {
+                            return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: 0 });
+                        }
                     }
                 }
                 Ok(TaskStep::Stopped) => {
@@ -296,95 +296,84 @@ impl KeptTask {
                 }
                 Err(error) => {
                     let reason = explain(error, stats.capacity_bytes);
-                    // What is being written is its last.
-                    self.tell_written(channel, true)?;
+                    // What is being written is its last, and the process ends with it.
+                    if let Some(saver) = &self.saver {
+                        at_a_gate(computer.pace(), || saver.wait());
+                    }
                     return Ok(TaskPause::Failed { reason });
                 }
             }
         }
-        // All of it would be lost otherwise. Others have the device meanwhile: a disk may be slow, or full for a while.
-        at_a_gate(computer.pace(), || {
-            while !self.write_last(channel)? {
-                if stop.load(Ordering::Relaxed) == control::END {
-                    return Ok(TaskPause::Stopped { discarded_ns: None, at_ns: 0 });
-                }
-                std::thread::sleep(LOOK_EVERY);
-            }
-            Ok(TaskPause::Finished)
-        })
+        Ok(TaskPause::Finished)
     }
 
-    /// Gets on with the checkpoint of the last step. True once it is there, or if there is no place for any.
-    fn write_last(&mut self, channel: &Channel) -> Result<bool, WorkerError> {
-        self.tell_written(channel, false)?;
-        if self.is_written() {
+    /// Whether a checkpoint is due, and nothing is in its way, which is told.
+    fn is_due(&self, channel: &Channel) -> Result<bool, WorkerError> {
+        let (Some(saver), Some(checkpoints)) = (&self.saver, &self.config.checkpoint) else {
+            return Ok(false);
+        };
+        let step = self.task.steps_done();
+        if self.task.is_finished() {
             return Ok(true);
         }
-        if self.writer.is_none() && Instant::now() >= self.again_at {
-            self.again_at = Instant::now() + SAVE_AGAIN;
-            self.begin_write(channel)?;
+        if !step.is_multiple_of(checkpoints.every_steps.max(1)) {
+            return Ok(false);
         }
-        Ok(false)
+        if saver.is_busy() {
+            let reason = "the one before is still being written: is the disk slow, or every_steps small?";
+            channel.send(&FromWorker::TaskSaved { step, result: Err(reason.to_owned()) }, &[])?;
+            return Ok(false);
+        }
+        Ok(true)
     }
 
-    /// Whether what the task has learned is written down, if it is to be.
-    fn is_written(&self) -> bool {
-        self.config.checkpoint.is_none() || self.written == Some(self.task.steps_done())
-    }
-
-    fn is_due(&self) -> bool {
-        let every = self.config.checkpoint.as_ref().map(|checkpoints| checkpoints.every_steps);
-        every.is_some_and(|every| self.task.steps_done().is_multiple_of(every.max(1)))
-            && !self.task.is_finished()
+    /// Copies what is left of a checkpoint that is due, if one is, and has it written. False if the task is to end before all is
+    /// copied.
+    fn write_due(
+        &mut self,
+        computer: &Computer<'_>,
+        stop: &AtomicU32,
+        channel: &Channel,
+    ) -> Result<bool, WorkerError> {
+        if self.due.is_none() {
+            return Ok(true);
+        }
+        at_a_gate(computer.pace(), || self.copy(channel, || stop.load(Ordering::Relaxed) != control::END))
     }
 
     /// As [`ServedTask::save`].
     fn save(&mut self, channel: &Channel) -> Result<(), WorkerError> {
-        self.tell_written(channel, true)?;
-        self.begin_write(channel)?;
-        self.tell_written(channel, true)
-    }
-
-    /// Copies the state and has it written by a thread.
-    fn begin_write(&mut self, channel: &Channel) -> Result<(), WorkerError> {
-        let Some(checkpoints) = self.config.checkpoint.clone() else { return Ok(()) };
+        let Some(saver) = &self.saver else { return Ok(()) };
         let step = self.task.steps_done();
-        let refused = |reason: String| FromWorker::TaskSaved { step, result: Err(reason) };
-        if self.writer.is_some() {
-            let reason = "the one before is still being written: is the disk slow, or every_steps small?";
-            channel.send(&refused(reason.to_owned()), &[])?;
-            return Ok(());
-        }
-        let snapshot = match self.task.snapshot() {
-            Ok(snapshot) => snapshot,
-            Err(error) => {
-                channel.send(&refused(error.message), &[])?;
-                return Ok(());
+        match saver.known(step) {
+            Known::UnderWay => {}
+            Known::Written(path) => channel.send(&saved(step, Ok(path)), &[])?,
+            Known::Unwritten => {
+                self.due.get_or_insert_default();
+                self.copy(channel, || true)?;
             }
-        };
-        let thread = std::thread::Builder::new()
-            .name("pswitch-checkpoint".to_owned())
-            .spawn(move || snapshot.write(&checkpoints.folder, checkpoints.keep));
-        match thread {
-            Ok(thread) => self.writer = Some(Writer { step, thread }),
-            Err(error) => channel.send(&refused(error.to_string()), &[])?,
         }
+        channel.send(&FromWorker::TaskCopied, &[])?;
         Ok(())
     }
 
-    /// Tells what became of the checkpoint that is being written, once that is known.
-    fn tell_written(&mut self, channel: &Channel, wait: bool) -> Result<(), WorkerError> {
-        let is_over = self.writer.as_ref().is_some_and(|writer| wait || writer.thread.is_finished());
-        let Some(Writer { step, thread }) = self.writer.take_if(|_| is_over) else { return Ok(()) };
-        let result = match thread.join() {
-            Ok(written) => written.map(|path| path.display().to_string()).map_err(chain),
-            Err(_) => Err("writing it panicked".to_owned()),
-        };
-        if result.is_ok() {
-            self.written = Some(step);
+    /// Copies the state and has it written, unless it is not to go on.
+    fn copy(&mut self, channel: &Channel, goes_on: impl FnMut() -> bool) -> Result<bool, WorkerError> {
+        let (Some(saver), Some(due)) = (&self.saver, &mut self.due) else { return Ok(true) };
+        match self.task.snapshot(due, goes_on) {
+            Ok(None) => return Ok(false),
+            Ok(Some(snapshot)) => saver.write(snapshot, self.task.is_finished()),
+            // Nothing would write it any more; another worker makes the steps behind the last checkpoint again.
+            Err(error) if self.task.is_finished() => {
+                return Err(WorkerError::Unread { reason: error.message });
+            }
+            Err(error) => {
+                let step = self.task.steps_done();
+                channel.send(&FromWorker::TaskSaved { step, result: Err(error.message) }, &[])?;
+            }
         }
-        channel.send(&FromWorker::TaskSaved { step, result }, &[])?;
-        Ok(())
+        self.due = None;
+        Ok(true)
     }
 }
 
@@ -421,7 +410,7 @@ fn explain(error: RunError, arena_bytes: u64) -> String {
 
 /// An error with its causes, in one line.
 #[allow(clippy::needless_pass_by_value)] // as `map_err` gives it
-fn chain(error: impl std::error::Error) -> String {
+pub(super) fn chain(error: impl std::error::Error) -> String {
     let mut line = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

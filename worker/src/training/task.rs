@@ -9,8 +9,8 @@ use pswitch_model::{Archive, DType, Dim, InputKind, Program};
 use pswitch_protocol::FaultClass;
 use pswitch_train::{
     ArrayInfo, Batches, Checkpoint, CheckpointState, DataConfig, Dataset, OptimizerKind, Position, Role,
-    RowSource, SavedTensor, StateTensor, Synthetic, SyntheticArray, TaskConfig, TrainError, step_seed,
-    write_checkpoint,
+    RowSource, SavedTensor, StateTensor, Synthetic, SyntheticArray, TaskConfig, TrainError, check_checkpoint,
+    step_seed, write_checkpoint,
 };
 
 use super::loader::{Batch, BatchLayout, Loader};
@@ -185,22 +185,46 @@ impl TrainingTask {
         }
     }
 
-    /// Copies the whole state to host memory, to be written while steps go on.
+    /// Copies the whole state to host memory, to be written while steps go on. None if it is not to go on, which is asked ahead of
+    /// every tensor; called with the same part again, it copies what is left. No step may be made in between.
     ///
     /// # Errors
     /// What libtorch raised.
-    pub fn snapshot(&self) -> Result<Snapshot, RunError> {
-        let tensors = self.trainer.state().tensors.clone();
-        let bytes = tensors.iter().map(|tensor| self.trainer.read(tensor)).collect::<Result<_, _>>()?;
-        Ok(Snapshot {
-            state: CheckpointState {
-                position: Position { step: self.step, samples: self.samples, seed: self.config.seed },
-                optimizer: self.config.optimizer.kind(),
-            },
-            tensors,
-            bytes,
+    pub fn snapshot(
+        &self,
+        part: &mut PartialSnapshot,
+        mut goes_on: impl FnMut() -> bool,
+    ) -> Result<Option<Snapshot>, RunError> {
+        let tensors = &self.trainer.state().tensors;
+        while let Some(tensor) = tensors.get(part.bytes.len()) {
+            if !goes_on() {
+                return Ok(None);
+            }
+            part.bytes.push(self.trainer.read(tensor)?);
+        }
+        Ok(Some(Snapshot {
+            state: self.checkpoint_state(),
+            tensors: tensors.clone(),
+            bytes: std::mem::take(&mut part.bytes),
             counts: self.trainer.counts(),
-        })
+        }))
+    }
+
+    /// Refuses a task whose state no checkpoint can hold.
+    ///
+    /// # Errors
+    /// Those of [`check_checkpoint`].
+    pub fn check_checkpoints(&self, folder: &Path) -> Result<(), TrainError> {
+        let fetch = |_| &[][..];
+        let tensors = saved_tensors(&self.trainer.state().tensors, self.config.optimizer.kind(), fetch);
+        check_checkpoint(folder, &self.checkpoint_state(), tensors)
+    }
+
+    fn checkpoint_state(&self) -> CheckpointState {
+        CheckpointState {
+            position: Position { step: self.step, samples: self.samples, seed: self.config.seed },
+            optimizer: self.config.optimizer.kind(),
+        }
     }
 
     /// Goes on from a checkpoint.
@@ -251,6 +275,12 @@ impl TrainingTask {
     }
 }
 
+/// The first tensors of a [`Snapshot`].
+#[derive(Debug, Default)]
+pub struct PartialSnapshot {
+    bytes: Vec<Vec<u8>>,
+}
+
 /// The state of a task at the end of a step, in host memory.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -272,24 +302,32 @@ impl Snapshot {
     /// Those of [`write_checkpoint`].
     pub fn write(&self, folder: &Path, keep: u32) -> Result<PathBuf, TrainError> {
         let counts: Vec<u8> = self.counts.iter().flat_map(|count| count.to_le_bytes()).collect();
-        let optimizer = self.state.optimizer;
-        let tensors = self.tensors.iter().zip(&self.bytes).flat_map(|(tensor, bytes)| {
-            let names =
-                std::iter::once(saved_name(tensor, optimizer)).chain(tensor.also_named.iter().cloned());
-            names.map(move |name| {
-                let fetch = move || Ok(Cow::Borrowed(bytes.as_slice()));
-                if tensor.in_state_dict {
-                    SavedTensor::of_model(&name, tensor.dtype, &tensor.sizes, fetch)
-                } else {
-                    SavedTensor::of_optimizer(&name, tensor.dtype, &tensor.sizes, fetch)
-                }
-            })
-        });
+        let fetch = |index: usize| self.bytes[index].as_slice();
+        let tensors = saved_tensors(&self.tensors, self.state.optimizer, fetch);
         let shape = [self.counts.len() as u64];
         let counts =
             SavedTensor::of_optimizer(COUNTS, DType::I64, &shape, || Ok(Cow::Borrowed(counts.as_slice())));
         write_checkpoint(folder, keep, &self.state, tensors.chain([counts]))
     }
+}
+
+/// What a checkpoint holds of a state beside the counts of steps. `fetch` gives the bytes of a tensor by its number.
+fn saved_tensors<'a>(
+    tensors: &'a [StateTensor],
+    optimizer: OptimizerKind,
+    fetch: impl Fn(usize) -> &'a [u8] + Copy + 'a,
+) -> impl Iterator<Item = SavedTensor<'a>> {
+    tensors.iter().enumerate().flat_map(move |(index, tensor)| {
+        let names = std::iter::once(saved_name(tensor, optimizer)).chain(tensor.also_named.iter().cloned());
+        names.map(move |name| {
+            let fetch = move || Ok(Cow::Borrowed(fetch(index)));
+            if tensor.in_state_dict {
+                SavedTensor::of_model(&name, tensor.dtype, &tensor.sizes, fetch)
+            } else {
+                SavedTensor::of_optimizer(&name, tensor.dtype, &tensor.sizes, fetch)
+            }
+        })
+    })
 }
 
 /// What a tensor of the state is called in a checkpoint: parameters and buffers as in the state dict, what the optimizer keeps

@@ -142,7 +142,7 @@ pub(super) fn example() -> TaskStatus {
             "interruptions": 7, "paused_us": 1500000,
             "by_reason": {
                 "request": {"interruptions": 6, "paused_us": 1400000},
-                "checkpoint": {"interruptions": 1, "paused_us": 100000}
+                "turn": {"interruptions": 1, "paused_us": 100000}
             }
         },
         "checkpoint": {"step": 100, "path": "/kept/step-100.safetensors"}, "checkpoint_error": "", "last_yield_us": 850,

@@ -15,7 +15,12 @@ enum Worker {
     Held,
     Stopping,
     Ending,
+    /// It copies its state.
     Saving,
+    /// It writes what it has copied.
+    Writing,
+    /// The same when all its steps are done: until it is there.
+    WritingLast,
 }
 
 /// Tasks with workers that do as they are told, in their own time.
@@ -178,7 +183,13 @@ impl World {
                 self.feed(id, TaskEvent::Held);
             }
             Worker::Training | Worker::Holding | Worker::Stopping if done == STEPS => {
-                self.workers.insert(id, Worker::Idle);
+                let writes = id.0.is_multiple_of(2) && saved < done;
+                if writes && !whole {
+                    // It is there before the worker comes to say that it has finished.
+                    self.save(id);
+                }
+                let then = if writes && whole { Worker::WritingLast } else { Worker::Idle };
+                self.workers.insert(id, then);
                 self.feed(id, TaskEvent::Paused(TaskPause::Finished));
             }
             Worker::Training | Worker::Holding | Worker::Stopping => {
@@ -199,19 +210,35 @@ impl World {
             }
             Worker::Saving => {
                 // One that was under way is told of first.
-                self.feed(id, TaskEvent::Saved { step: done.saturating_sub(1), written: true });
                 if done > 0 {
-                    assert!(!self.ended[&id]);
+                    self.feed(id, TaskEvent::Saved { step: done - 1, written: true });
                 }
-                self.workers.insert(id, Worker::Idle);
+                assert!(!self.book.leaves_its_place_alone(id));
                 if whole {
-                    self.done.insert(id, (done, done));
-                }
-                if !self.ended[&id] {
-                    self.feed(id, TaskEvent::Saved { step: done, written: whole });
+                    self.workers.insert(id, Worker::Writing);
+                    self.feed(id, TaskEvent::Copied);
+                    assert!(self.book.leaves_its_place_alone(id));
+                } else {
+                    // It is there before the worker comes to say that it has copied.
+                    self.save(id);
+                    assert!(self.ended[&id]);
                 }
             }
+            Worker::Writing if whole => self.save(id),
+            Worker::Writing => {
+                self.workers.insert(id, Worker::Idle);
+                self.feed(id, TaskEvent::Saved { step: done, written: false });
+            }
+            Worker::WritingLast if whole => self.save(id),
+            Worker::WritingLast => self.feed(id, TaskEvent::Saved { step: done, written: false }),
         }
+    }
+
+    /// A checkpoint is there.
+    fn save(&mut self, id: TaskId) {
+        let (done, _) = self.done[&id];
+        self.done.insert(id, (done, done));
+        self.feed(id, TaskEvent::Saved { step: done, written: true });
     }
 
     /// The step of a worker that was told to end it ends.
@@ -258,7 +285,7 @@ enum Happening {
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
-    let command = prop_oneof![4 => Just(TaskCommand::Pause), 4 => Just(TaskCommand::Resume), 1 => Just(TaskCommand::Stop)];
+    let command = prop_oneof![4 => Just(TaskCommand::Pause), 4 => Just(TaskCommand::Resume), 1 => Just(TaskCommand::Stop), 1 => Just(TaskCommand::Discard)];
     prop_oneof![
         3 => any::<bool>().prop_map(Happening::Close),
         1 => (0..3_u32).prop_map(Happening::HeldLate),
@@ -451,7 +478,60 @@ fn nothing_is_done_with_a_state_where_models_may_lie() {
     assert_eq!(world.workers[&task], Worker::Saving);
     assert!(!world.book.leaves_its_place_alone(task));
     world.advance(task, true);
+    // It is copied, and a disk may take its time.
+    assert_eq!((world.state(task), world.book.wants_places()), (TaskState::Paused, false));
+    assert!(world.book.leaves_its_place_alone(task));
+    world.leave(true);
+    world.advance(task, true);
     assert_eq!((world.state(task), world.book.wants_places()), (TaskState::Stopped, false));
+}
+
+#[test]
+fn nobody_waits_for_a_last_checkpoint_but_its_task() {
+    let mut world = World::new(&[1.0, 1.0]);
+    let (one, other) = (TaskId(0), TaskId(1));
+    world.come_up(one);
+    while world.workers[&one] != Worker::WritingLast {
+        world.advance(one, true);
+    }
+    // The disk is full.
+    world.advance(one, false);
+    assert_eq!(world.state(one), TaskState::Waiting);
+    world.come_up(other);
+    for done in 1..3 {
+        world.advance(other, true);
+        assert_eq!(world.done[&other].0, done);
+        world.advance(one, false);
+    }
+    // To be told to stop changes nothing of that.
+    world.feed(one, TaskEvent::Command(TaskCommand::Stop));
+    assert!(world.book.is_stopping(one));
+    world.advance(one, false);
+    assert_eq!((world.state(one), world.book.is_stopping(one)), (TaskState::Waiting, false));
+    world.advance(one, true);
+    assert_eq!((world.state(one), world.state(other)), (TaskState::Finished, TaskState::Training));
+}
+
+#[test]
+fn one_that_is_to_do_without_a_checkpoint_ends_whatever_it_does() {
+    for steps in [1, usize::try_from(STEPS).unwrap() + 1] {
+        let (mut world, task) = alone();
+        for _ in 0..steps {
+            world.advance(task, true);
+        }
+        if world.workers[&task] == Worker::Training {
+            world.feed(task, TaskEvent::Command(TaskCommand::Stop));
+            world.end_step(task);
+            world.advance(task, true);
+        }
+        assert!(matches!(world.workers[&task], Worker::Writing | Worker::WritingLast));
+        world.feed(task, TaskEvent::Command(TaskCommand::Discard));
+        assert_eq!(world.state(task), TaskState::Stopped);
+    }
+    let (mut world, task) = alone();
+    world.feed(task, TaskEvent::Command(TaskCommand::Discard));
+    world.end_step(task);
+    assert_eq!(world.state(task), TaskState::Stopped);
 }
 
 #[test]
@@ -459,7 +539,7 @@ fn only_what_is_over_is_forgotten() {
     let (mut world, task) = alone();
     world.book.forget(task);
     assert_eq!(world.state(task), TaskState::Training);
-    world.feed(task, TaskEvent::Paused(TaskPause::Finished));
+    world.feed(task, TaskEvent::Paused(TaskPause::Failed { reason: String::new() }));
     world.book.forget(task);
     assert_eq!(world.book.view(task, world.at), None);
     // A late word of its worker is of nobody.
@@ -534,6 +614,8 @@ fn a_task_that_is_stopped_writes_a_last_checkpoint() {
     assert_eq!(world.workers[&task], Worker::Stopping);
     world.end_step(task);
     assert_eq!(world.workers[&task], Worker::Saving);
+    world.advance(task, true);
+    assert_eq!((world.workers[&task], world.state(task)), (Worker::Writing, TaskState::Waiting));
     world.advance(task, true);
     assert_eq!(world.state(task), TaskState::Stopped);
 }

@@ -165,6 +165,7 @@ impl Host {
                 }
                 self.feed(id, TaskEvent::Saved { step, written });
             }
+            FromWorker::TaskCopied => self.feed(id, TaskEvent::Copied),
             FromWorker::TaskHeld { at_ns } => {
                 // One who is to end by now still has to.
                 if self.book.could_end(id) {

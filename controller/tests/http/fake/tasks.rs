@@ -46,7 +46,7 @@ impl Tasks {
         task.state = match command {
             TaskCommand::Pause => TaskState::Paused,
             TaskCommand::Resume => TaskState::Training,
-            TaskCommand::Stop => TaskState::Stopped,
+            TaskCommand::Stop | TaskCommand::Discard => TaskState::Stopped,
         };
         Ok(task.clone())
     }

@@ -1,0 +1,130 @@
+//! Checkpoints that are written while steps go on.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
+
+use pswitch_protocol::{Channel, FromWorker};
+use pswitch_train::{CheckpointConfig, TrainError};
+
+use super::task::Snapshot;
+
+/// How long after a last checkpoint that could not be written it is tried again.
+const AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// Writes the checkpoints of a task by a thread of its own, one after the other, and tells the controller of each. The thread ends
+/// behind those that were begun when this is dropped.
+pub(super) struct Saver {
+    orders: mpsc::Sender<Order>,
+    shared: Arc<Shared>,
+}
+
+struct Order {
+    snapshot: Snapshot,
+    is_last: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Steps of the one that was begun last, until it is there or was given up.
+    under_way: Option<u64>,
+    /// Steps and file of the last one that is there.
+    written: Option<(u64, PathBuf)>,
+}
+
+/// What is known of the checkpoint of a step.
+pub(super) enum Known {
+    Unwritten,
+    /// What becomes of it is told when it is known.
+    UnderWay,
+    Written(PathBuf),
+}
+
+impl Saver {
+    /// `written` is what the task goes on from.
+    pub(super) fn start(
+        place: &CheckpointConfig,
+        written: Option<(u64, PathBuf)>,
+        channel: Channel,
+    ) -> std::io::Result<Self> {
+        let (orders, received) = mpsc::channel();
+        let state = Mutex::new(State { under_way: None, written });
+        let shared = Arc::new(Shared { state, changed: Condvar::new() });
+        let (place, told) = (place.clone(), Arc::clone(&shared));
+        std::thread::Builder::new().name("pswitch-checkpoint".to_owned()).spawn(move || {
+            for order in received {
+                told.write(&order, &place, &channel);
+            }
+        })?;
+        Ok(Self { orders, shared })
+    }
+
+    pub(super) fn known(&self, step: u64) -> Known {
+        match &*self.shared.state() {
+            State { under_way: Some(begun), .. } if *begun == step => Known::UnderWay,
+            State { written: Some((there, path)), .. } if *there == step => Known::Written(path.clone()),
+            _ => Known::Unwritten,
+        }
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        self.shared.state().under_way.is_some()
+    }
+
+    /// Has a snapshot written, behind those before. The last one of a task is tried until it is there.
+    pub(super) fn write(&self, snapshot: Snapshot, is_last: bool) {
+        self.shared.state().under_way = Some(snapshot.step());
+        // The thread ends behind this.
+        let _ = self.orders.send(Order { snapshot, is_last });
+    }
+
+    /// Returns when everything that was begun is there or was given up.
+    pub(super) fn wait(&self) {
+        let state = self.shared.state();
+        let waited = self.shared.changed.wait_while(state, |state| state.under_way.is_some());
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, order: &Order, place: &CheckpointConfig, channel: &Channel) {
+        while !self.try_to_write(order, place, channel) {
+            std::thread::sleep(AGAIN_AFTER);
+        }
+    }
+
+    /// False if it is to be tried again.
+    fn try_to_write(&self, order: &Order, place: &CheckpointConfig, channel: &Channel) -> bool {
+        let step = order.snapshot.step();
+        let written = order.snapshot.write(&place.folder, place.keep);
+        // Whoever asks from here on knows what is told.
+        let mut state = self.state();
+        let is_over = written.is_ok() || !order.is_last;
+        if let Ok(path) = &written {
+            state.written = Some((step, path.clone()));
+        }
+        if is_over && state.under_way == Some(step) {
+            state.under_way = None;
+            self.changed.notify_all();
+        }
+        // A channel that is broken is noticed by who serves it.
+        let _ = channel.send(&saved(step, written), &[]);
+        is_over
+    }
+}
+
+/// What is told of a checkpoint.
+pub(super) fn saved(step: u64, written: Result<PathBuf, TrainError>) -> FromWorker {
+    let result = written.map(|path| path.display().to_string()).map_err(super::served::chain);
+    FromWorker::TaskSaved { step, result }
+}
