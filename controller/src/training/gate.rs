@@ -33,7 +33,7 @@ pub(crate) struct Gate {
 const NOBODY: u64 = u64::MAX;
 
 /// Requests that follow each other sooner find the device free: what is computed between them is in their way.
-const LINGER: Duration = Duration::from_millis(5);
+pub(super) const LINGER: Duration = Duration::from_millis(5);
 
 impl Gate {
     /// An open one over the control page of training workers. The waker is told of changes. If it `holds`, tasks stand still
@@ -80,13 +80,11 @@ impl Gate {
         }
     }
 
-    /// Training may have it at once, though there are requests.
+    /// Training may have it at once, though there are requests or were a moment ago.
     pub(crate) fn open_for_a_turn(&self) {
-        if self.closed.load(Ordering::SeqCst) {
-            self.opened_ns.store(0, Ordering::SeqCst);
-            self.closed.store(false, Ordering::SeqCst);
-            self.wake();
-        }
+        self.opened_ns.store(0, Ordering::SeqCst);
+        self.closed.store(false, Ordering::SeqCst);
+        self.wake();
     }
 
     /// Says whether a task could compute, and how long one of its steps takes.

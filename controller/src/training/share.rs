@@ -5,6 +5,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::gate::LINGER;
+
 /// The least length of a turn. Shorter ones would hardly finish a step.
 const LEAST_TURN: Duration = Duration::from_millis(100);
 
@@ -55,12 +57,17 @@ pub(crate) struct Share {
     share: f64,
     phase: Phase,
     owed: Duration,
+    /// When it was looked at last, what there was from then on, and for how long there had been no request by then.
     last: Instant,
+    demand: Demand,
+    idle: Duration,
 }
 
 impl Share {
     pub(crate) fn new(share: f64, now: Instant) -> Self {
-        Self { share, phase: Phase::Requests, owed: Duration::ZERO, last: now }
+        let demand = Demand { requests: false, executing: false, training: false, step: Duration::ZERO };
+        let (phase, owed, idle) = (Phase::Requests, Duration::ZERO, Duration::ZERO);
+        Self { share, phase, owed, last: now, demand, idle }
     }
 
     /// Whether training has a turn among requests.
@@ -80,20 +87,12 @@ impl Share {
 
     /// Takes what there is now and says what is to be done. `now` never goes back.
     pub(crate) fn update(&mut self, demand: Demand, now: Instant) -> Option<TurnAction> {
-        let time = now.saturating_duration_since(self.last);
-        self.last = now;
+        let turn = Self::turn(demand);
+        self.account(now, turn);
+        self.demand = demand;
         if self.share <= 0.0 {
             return None;
         }
-        let turn = Self::turn(demand);
-        self.owed = match self.phase {
-            // Nobody wants what it is owed.
-            _ if !demand.training => Duration::ZERO,
-            Phase::Requests | Phase::Emptying if demand.requests => {
-                (self.owed + self.due(time)).min(turn + MOST_OWED)
-            }
-            _ => self.owed.saturating_sub(time),
-        };
         match self.phase {
             Phase::Requests if demand.requests && demand.training && self.owed >= turn => {
                 // Requests, it is owed a turn -> Emptying.
@@ -112,13 +111,36 @@ impl Share {
                 self.phase = Phase::Turn { until: now + self.owed.max(turn) };
                 Some(TurnAction::Admit)
             }
-            Phase::Turn { until } if now >= until || !demand.training || !demand.requests => {
-                // Turn, it is over, or nobody is kept waiting -> Requests.
+            Phase::Turn { until } if now >= until || !demand.training => {
+                // Turn, it is over -> Requests.
                 self.phase = Phase::Requests;
                 Some(TurnAction::Release)
             }
             Phase::Turn { .. } => None,
         }
+    }
+
+    /// Takes the time since the last look into account, by what there was since.
+    fn account(&mut self, now: Instant, turn: Duration) {
+        let time = now.saturating_duration_since(self.last);
+        self.last = now;
+        // A device that requests have just left is theirs for a while still.
+        let lingers = if self.demand.requests {
+            self.idle = Duration::ZERO;
+            time
+        } else {
+            let lingers = time.min(LINGER.saturating_sub(self.idle));
+            self.idle += time;
+            lingers
+        };
+        self.owed = match self.phase {
+            // Nobody wants what it is owed.
+            _ if !self.demand.training => Duration::ZERO,
+            Phase::Turn { .. } => self.owed.saturating_sub(time),
+            Phase::Requests | Phase::Emptying => {
+                (self.owed + self.due(lingers)).min(turn + MOST_OWED).saturating_sub(time - lingers)
+            }
+        };
     }
 
     /// When to look again, if nothing happens before.
@@ -142,34 +164,66 @@ mod tests {
 
     use super::*;
 
-    /// Requests that never end, one execution after the other, beside a task that always wants to compute.
-    fn trained(share: f64, step: Duration, execution: Duration, time: Duration) -> f64 {
+    /// What a client does who sends a request some time after each answer.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Client {
+        Thinks { since: Instant },
+        Waits,
+        Runs { until: Instant },
+    }
+
+    /// The share of the time in which a task that always wants to can compute, beside that client.
+    fn trained(share: f64, step: Duration, execution: Duration, thinks: Duration, time: Duration) -> f64 {
         let begun = Instant::now();
         let mut now = begun;
         let mut turns = Share::new(share, now);
-        let (mut held, mut execution_ends, mut training) = (false, None::<Instant>, Duration::ZERO);
+        let (mut held, mut client, mut training) = (false, Client::Waits, Duration::ZERO);
+        let mut turn_since = None;
         while now < begun + time {
-            let demand = Demand { requests: true, executing: execution_ends.is_some(), training: true, step };
-            match turns.update(demand, now) {
-                Some(TurnAction::Hold) => held = true,
-                Some(TurnAction::Admit) => assert!(held && execution_ends.is_none()),
-                Some(TurnAction::Release) => held = false,
-                None => {}
+            let demand = Demand {
+                requests: !matches!(client, Client::Thinks { .. }),
+                executing: matches!(client, Client::Runs { .. }),
+                training: true,
+                step,
+            };
+            while let Some(action) = turns.update(demand, now) {
+                match action {
+                    TurnAction::Hold => held = true,
+                    TurnAction::Admit => assert!(held && !demand.executing, "training beside an execution"),
+                    TurnAction::Release => held = false,
+                }
             }
-            if execution_ends.is_none() && !held {
-                execution_ends = Some(now + execution);
+            if client == Client::Waits && !held {
+                client = Client::Runs { until: now + execution };
+                continue;
             }
-            assert!(!(turns.is_turn() && execution_ends.is_some()), "training beside an execution");
-            let demand = Demand { executing: execution_ends.is_some(), ..demand };
-            let ends = execution_ends.into_iter();
-            let next = ends.chain(turns.next(demand)).min();
+            let client_next = match client {
+                Client::Thinks { since } => Some(since + thinks),
+                Client::Waits => None,
+                Client::Runs { until } => Some(until),
+            };
             let next =
-                if held && execution_ends.is_none() && !turns.is_turn() { now } else { next.unwrap_or(now) };
+                client_next.into_iter().chain(turns.next(demand)).min().expect("somebody goes on").max(now);
+            // What it has of the device beside its turns.
+            let free_from = match client {
+                _ if turns.is_turn() => now,
+                Client::Thinks { since } => since + LINGER,
+                Client::Waits | Client::Runs { .. } => next,
+            };
+            training += next.saturating_duration_since(free_from.max(now));
             if turns.is_turn() {
-                training += next.saturating_duration_since(now);
+                let lasts = next - *turn_since.get_or_insert(now);
+                let turn = LEAST_TURN.max(step.mul_f64(STEPS_A_TURN));
+                assert!(lasts <= turn + turns.due(execution) + thinks + LINGER, "a turn of {lasts:?}");
+            } else {
+                turn_since = None;
             }
-            now = now.max(next);
-            execution_ends = execution_ends.filter(|end| *end > now);
+            now = next;
+            client = match client {
+                Client::Thinks { since } if now >= since + thinks => Client::Waits,
+                Client::Runs { until } if now >= until => Client::Thinks { since: now },
+                other => other,
+            };
         }
         training.as_secs_f64() / time.as_secs_f64()
     }
@@ -177,18 +231,32 @@ mod tests {
     proptest! {
         #[test]
         fn training_has_its_share(
-            share in 0.02..0.5_f64, step_ms in 1..400_u64, execution_ms in 1..900_u64,
+            share in 0.02..0.5_f64, step_ms in 1..400_u64, execution_us in 500..900_000_u64, thinks_us in 0..20_000_u64,
         ) {
-            let [step, execution] = [step_ms, execution_ms].map(Duration::from_millis);
-            let found = trained(share, step, execution, Duration::from_secs(400));
-            prop_assert!((found - share).abs() < 0.05 * share + 0.01, "{found} of {share}");
+            let (step, thinks) = (Duration::from_millis(step_ms), Duration::from_micros(thinks_us));
+            let execution = Duration::from_micros(execution_us);
+            let found = trained(share, step, execution, thinks, Duration::from_secs(400));
+            prop_assert!(found > 0.95 * share - 0.01, "{found} of {share}");
+            if thinks <= LINGER {
+                prop_assert!(found < 1.05 * share + 0.01, "{found} of {share}");
+            }
         }
     }
 
     #[test]
     fn without_a_share_requests_are_never_held() {
         let [step, execution] = [10, 7].map(Duration::from_millis);
-        assert_eq!(trained(0.0, step, execution, Duration::from_secs(10)), 0.0);
+        assert_eq!(trained(0.0, step, execution, Duration::ZERO, Duration::from_secs(10)), 0.0);
+    }
+
+    #[test]
+    fn nothing_is_owed_for_a_time_without_requests() {
+        let now = Instant::now();
+        let mut share = Share::new(0.5, now);
+        let idle = Demand { requests: false, executing: false, training: true, step: Duration::ZERO };
+        assert_eq!(share.update(idle, now), None);
+        let busy = Demand { requests: true, executing: true, ..idle };
+        assert_eq!(share.update(busy, now + Duration::from_secs(60)), None);
     }
 
     #[test]
@@ -196,7 +264,7 @@ mod tests {
         let now = Instant::now();
         let mut share = Share::new(0.5, now);
         let demand = Demand { requests: true, executing: true, training: false, step: Duration::ZERO };
-        for second in 1..100 {
+        for second in 0..100 {
             assert_eq!(share.update(demand, now + Duration::from_secs(second)), None);
         }
         // Nor is what it did not want owed afterwards.
@@ -205,18 +273,19 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_ends_with_the_task_or_the_requests() {
-        for (training, requests) in [(false, true), (true, false)] {
-            let now = Instant::now();
-            let mut share = Share::new(0.5, now);
-            let demand = Demand { requests: true, executing: false, training: true, step: Duration::ZERO };
-            let at = |ms| now + Duration::from_millis(ms);
-            assert_eq!(share.update(demand, at(100)), Some(TurnAction::Hold));
-            assert_eq!(share.update(demand, at(101)), Some(TurnAction::Admit));
-            assert!(share.is_turn());
-            let demand = Demand { training, requests, ..demand };
-            assert_eq!(share.update(demand, at(120)), Some(TurnAction::Release));
-            assert!(!share.is_turn());
-        }
+    fn a_turn_ends_with_the_task_and_lasts_though_no_request_waits() {
+        let now = Instant::now();
+        let mut share = Share::new(0.5, now);
+        let demand = Demand { requests: true, executing: false, training: true, step: Duration::ZERO };
+        let at = |ms| now + Duration::from_millis(ms);
+        assert_eq!(share.update(demand, at(0)), None);
+        assert_eq!(share.update(demand, at(100)), Some(TurnAction::Hold));
+        // The client has its answer, and has not asked again.
+        let demand = Demand { requests: false, ..demand };
+        assert_eq!(share.update(demand, at(101)), Some(TurnAction::Admit));
+        assert_eq!(share.update(demand, at(120)), None);
+        assert!(share.is_turn());
+        assert_eq!(share.update(Demand { training: false, ..demand }, at(130)), Some(TurnAction::Release));
+        assert!(!share.is_turn());
     }
 }
