@@ -28,7 +28,7 @@ fn serve_with(fixture: &Fixture, homes_bytes: u64, training_bytes: u64) -> Serve
         .flags(&["--training-gives-way"])
 }
 
-pub(crate) fn steps(status: &Value) -> u64 {
+fn steps(status: &Value) -> u64 {
     status["steps_done"].as_u64().unwrap()
 }
 

@@ -9,7 +9,6 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::making_room::steps;
 use crate::support::{
     Client, Dice, Fixture, Models, Process, Serve, Server, assert_says, await_end, eventually, pswitch, run,
 };
@@ -320,25 +319,6 @@ fn a_task_whose_checkpoints_cannot_be_written_can_be_ended() {
     // ... unless nobody wants it.
     assert_eq!(command(&server.client, "blocked", "discard")["state"], "stopped");
     server.client.check(&fixture.name, &fixture.cases[0]);
-}
-
-#[test]
-fn a_task_has_its_share_beside_a_client_that_never_pauses() {
-    let (fixture, place) = (Fixture::load("integer-outputs"), Place::new());
-    let server = serve(&fixture).flag("--training-share", "0.3").start();
-    submit(&server.client, "shared", &place.task("shared", 1_000_000));
-    await_steps(&server.client, "shared", 10);
-    // Each turn is one of some steps.
-    for _ in 0..3 {
-        let before = steps(&status(&server.client, "shared"));
-        eventually("it goes on among requests", || {
-            for _ in 0..100 {
-                server.client.check(&fixture.name, &fixture.cases[0]);
-            }
-            let now = steps(&status(&server.client, "shared"));
-            if now > before + 5 { Ok(()) } else { Err(format!("{now} steps, {before} before")) }
-        });
-    }
 }
 
 #[test]

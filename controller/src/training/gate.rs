@@ -252,6 +252,20 @@ mod tests {
     }
 
     #[test]
+    fn a_turn_begins_at_once_whether_requests_are_there_or_have_just_gone() {
+        for has_gone in [false, true] {
+            let (gate, _poll) = gate(true);
+            gate.close();
+            if has_gone {
+                gate.open();
+                assert!(gate.opens_in().is_some_and(|rest| !rest.is_zero()));
+            }
+            gate.open_for_a_turn();
+            assert_eq!(gate.opens_in(), Some(Duration::ZERO));
+        }
+    }
+
+    #[test]
     fn whoever_stands_still_is_told_anew_for_other_requests_only() {
         let (gate, _poll) = gate(true);
         gate.admit(control::BLOCK_BYTES);
