@@ -320,6 +320,14 @@ pub enum TrainError {
         #[source]
         source: serde_json::Error,
     },
+    /// A folder with checkpoints of which none can be read.
+    #[error("no checkpoint in {} can be read: take them away to begin anew, or put back one that can", folder.display())]
+    NoCheckpoint {
+        /// The folder.
+        folder: PathBuf,
+        /// What is wrong with the one of the least steps.
+        source: Box<TrainError>,
+    },
 
     /// An interruption begins while another lasts.
     #[error("the task is interrupted already: end that before another interruption begins")]

@@ -244,6 +244,17 @@ fn tensors_that_cannot_be_saved_are_refused() {
 }
 
 #[test]
+fn nothing_begins_anew_where_no_checkpoint_can_be_read() {
+    let folder = TempDir::new().unwrap();
+    let paths = [write(folder.path(), 2, 1), write(folder.path(), 2, 2)];
+    fs::write(&paths[1], "torn").unwrap();
+    assert_eq!(latest_step(folder.path()), Some(1));
+    fs::write(&paths[0], "").unwrap();
+    let error = latest_checkpoint(folder.path()).unwrap_err();
+    assert!(matches!(error, TrainError::NoCheckpoint { .. }), "{error}");
+}
+
+#[test]
 fn an_open_checkpoint_outlives_its_file() {
     let folder = TempDir::new().unwrap();
     write(folder.path(), 1, 1);

@@ -19,7 +19,8 @@ impl Server {
                 Err(error) => Err(chain(&error)),
             };
             if let Err(reason) = taken {
-                tracing::error!(task = name, reason, "training task refused");
+                let file = file.display();
+                tracing::error!(task = name, %file, reason, "training task refused");
             }
         }
     }

@@ -134,6 +134,8 @@ struct Task {
     step: Duration,
     is_interrupted: bool,
     progress: Progress,
+    /// When it came to its end.
+    over_at: Option<Duration>,
     reason: String,
 }
 
@@ -181,6 +183,7 @@ impl Book {
             step: Duration::ZERO,
             is_interrupted: false,
             progress: Progress::new(0, at, WINDOW),
+            over_at: None,
             reason: String::new(),
         };
         self.tasks.insert(task, record);
@@ -208,6 +211,7 @@ impl Book {
                 task.phase = Phase::Holding { since };
             }
             task.handle(id, event, at, &mut actions);
+            task.over_at = task.is_over().then_some(at);
         }
         self.dispatch(at, is_step, &mut actions);
         actions
@@ -250,7 +254,7 @@ impl Book {
             reason: task.reason.clone(),
             extent: task.extent,
             rate: task.rate,
-            progress: task.progress.report(at),
+            progress: task.progress.report(task.over_at.unwrap_or(at)),
         })
     }
 

@@ -21,12 +21,15 @@ use super::places::Places;
 use super::worker::{self, Attachment, TaskWorker};
 use super::{Gate, Mail, Mailbox, Reply, Statuses, TrainingParts};
 use crate::scheduler::WorkerId;
-use crate::service::{CheckpointStatus, Residence, ServiceError, TaskCommand, TaskStatus};
+use crate::service::{CheckpointStatus, Residence, ServiceError, TaskCommand, TaskState, TaskStatus};
 use crate::supervisor::Supervisor;
 
 /// Time that a worker has to say that it stands still, before its step is to end, then to end it, and then to tidy up: far longer
 /// than any operator takes.
 const YIELD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often it is said anew how far tasks are that are not over: they may stand still, and rates are those of the last seconds.
+const PUBLISH_EVERY: Duration = Duration::from_secs(1);
 
 /// The same where it is not known how long a step takes.
 const FIRST_STEP_TIMEOUT: Duration = Duration::from_secs(300);
@@ -52,6 +55,22 @@ struct Record {
     peak_bytes: u64,
     log: PathBuf,
     log_file: Option<File>,
+    /// The last line could not be written, which was said.
+    log_failed: bool,
+}
+
+impl Record {
+    /// Writes a line of progress.
+    fn append(&mut self, line: &str) -> std::io::Result<()> {
+        let file = match &mut self.log_file {
+            Some(file) => file,
+            none => {
+                self.log.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+                none.insert(OpenOptions::new().create(true).append(true).open(&self.log)?)
+            }
+        };
+        file.write_all(line.as_bytes())
+    }
 }
 
 pub(super) struct Host {
@@ -295,6 +314,7 @@ impl Host {
                     self.check_sent(id, sent);
                 }
                 TaskAction::End(id) => {
+                    self.say_end(id);
                     let Some(record) = self.tasks.get_mut(&id) else { continue };
                     record.log_file = None;
                     match &record.worker {
@@ -375,7 +395,8 @@ impl Host {
         let deadlines = self.tasks.values().filter_map(|record| record.deadline);
         let deadline = deadlines.map(|deadline| deadline.saturating_duration_since(now)).min();
         let places = self.places.due().map(|due| due.saturating_duration_since(now));
-        [retry, opens_in, deadline, places].into_iter().flatten().min()
+        let publish = self.tasks.keys().any(|id| !self.is_over(*id)).then_some(PUBLISH_EVERY);
+        [retry, opens_in, deadline, places, publish].into_iter().flatten().min()
     }
 
     fn is_closed(&self) -> bool {
@@ -402,19 +423,28 @@ impl Host {
         if record.log.as_os_str().is_empty() {
             return;
         }
-        if record.log_file.is_none() {
-            let folder = record.log.parent().map_or(Ok(()), std::fs::create_dir_all);
-            match folder.and_then(|()| OpenOptions::new().create(true).append(true).open(&record.log)) {
-                Ok(file) => record.log_file = Some(file),
-                Err(error) => {
-                    tracing::warn!(task = record.name, file = %record.log.display(), %error, "no line of progress");
+        match record.append(&line) {
+            Ok(()) => record.log_failed = false,
+            // Said once, and not for each line.
+            Err(error) => {
+                if !std::mem::replace(&mut record.log_failed, true) {
+                    let file = record.log.display();
+                    tracing::warn!(task = record.name, %file, %error, "no lines of progress until it can be written");
                 }
             }
         }
-        if let Some(file) = &mut record.log_file
-            && let Err(error) = file.write_all(line.as_bytes())
-        {
-            tracing::warn!(task = record.name, file = %record.log.display(), %error, "no line of progress");
+    }
+
+    /// A line for people when a task is over.
+    fn say_end(&self, id: TaskId) {
+        let (Some(record), Some(view)) = (self.tasks.get(&id), self.book.view(id, self.now())) else {
+            return;
+        };
+        let (task, state, steps) = (&record.name, view.state.name(), view.extent.steps_done);
+        if view.state == TaskState::Failed {
+            tracing::error!(task, steps, reason = view.reason, "training task failed");
+        } else {
+            tracing::info!(task, state, steps, reason = view.reason, "training task is over");
         }
     }
 

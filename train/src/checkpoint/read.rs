@@ -94,21 +94,25 @@ fn metadata<T: DeserializeOwned>(path: &Path, file: &TensorFile, key: &'static s
 ///
 /// # Errors
 ///
-/// [`TrainError::Io`] if the folder cannot be listed.
+/// [`TrainError::Io`] if the folder cannot be listed, [`TrainError::NoCheckpoint`] if there are some and none can be read: to begin
+/// anew would lose what they hold.
 pub fn latest_checkpoint(folder: &Path) -> Result<Option<Checkpoint>, TrainError> {
     let listing = match file_name::list(folder) {
         Ok(listing) => listing,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(TrainError::Io { path: folder.to_owned(), action: "list", source }),
     };
+    let mut refusal = Ok(None);
     for (_, path) in listing.checkpoints {
         match Checkpoint::open(&path) {
             Ok(checkpoint) => return Ok(Some(checkpoint)),
             Err(error) => {
-                let error: &dyn std::error::Error = &error;
-                tracing::warn!(file = %path.display(), error, "passing over a checkpoint that cannot be read");
+                let shown: &dyn std::error::Error = &error;
+                tracing::warn!(file = %path.display(), error = shown, "passing over a checkpoint that cannot be read");
+                refusal =
+                    Err(TrainError::NoCheckpoint { folder: folder.to_owned(), source: Box::new(error) });
             }
         }
     }
-    Ok(None)
+    refusal
 }

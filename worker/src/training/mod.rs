@@ -272,8 +272,10 @@ impl Trainer {
         }
         let loss = self.steps.loss().map_err(|raised| fault("the loss", raised))?;
         if !loss.is_finite() {
-            let message =
-                format!("the loss is {loss}: the step is thrown away, and the state is as before it");
+            let message = format!(
+                "the loss is {loss}: the step is thrown away, and the state is as before it; lower the learning rate or set \
+                     clip_norm, and go on from a checkpoint ahead of where the loss rose"
+            );
             return Err(RunError { class: FaultClass::Model, message });
         }
         self.steps

@@ -9,13 +9,15 @@ use super::super::text::{count, printable, seconds};
 pub(super) fn told(task: &TaskStatus) -> String {
     let reason =
         if task.reason.is_empty() { String::new() } else { format!(": {}", printable(&task.reason)) };
-    format!(
-        "{} is {} on {}{reason}; its log is {}\n",
-        printable(&task.name),
-        task.state.name(),
-        printable(&task.device),
-        task.log.display()
-    )
+    let mut text =
+        format!("{} is {} on {}{reason}", printable(&task.name), task.state.name(), printable(&task.device));
+    if !task.checkpoint_error.is_empty() {
+        text += &format!("; no checkpoint of its last steps: {}", printable(&task.checkpoint_error));
+    }
+    if !task.log.as_os_str().is_empty() {
+        text += &format!("; its log is {}", task.log.display());
+    }
+    text + "\n"
 }
 
 /// A line for each task.
@@ -27,7 +29,7 @@ pub(super) fn table(tasks: &[TaskStatus]) -> String {
         [
             printable(&task.name),
             task.state.name().to_owned(),
-            task.residence.name().to_owned(),
+            if task.state.is_over() { none() } else { task.residence.name().to_owned() },
             steps(task),
             progress.last_loss.map_or_else(none, |loss| format!("{loss:.6}")),
             format!("{:.2}", progress.steps_per_s),
@@ -76,7 +78,9 @@ pub(super) fn facts(task: &TaskStatus) -> String {
     if !task.checkpoint_error.is_empty() {
         facts.push(("failed", printable(&task.checkpoint_error)));
     }
-    facts.push(("log", task.log.display().to_string()));
+    if !task.log.as_os_str().is_empty() {
+        facts.push(("log", task.log.display().to_string()));
+    }
     facts.iter().map(|(name, fact)| format!("{name:<13}  {fact}\n")).collect()
 }
 
@@ -188,7 +192,7 @@ samples        3840
 goodput        96.0 % of 125 steps computed
 computed       9.60 s for steps that were kept
 discarded      0.250 s for steps that were thrown away
-interruptions  7 in 1.50 s, request 6 in 1.40 s, checkpoint 1 in 0.100 s
+interruptions  7 in 1.50 s, request 6 in 1.40 s, turn 1 in 0.100 s
 last yield     0.85 ms after the request
 its state is   host, and made room 3 times
 checkpoint     /kept/step-100.safetensors of step 100
@@ -208,7 +212,8 @@ log            /logs/resnet18.jsonl
         let text = told(&failed);
         assert_eq!(
             text,
-            "resnet18 is failed on cuda:0: the worker died\u{fffd}[31m; its log is /logs/resnet18.jsonl\n"
+            "resnet18 is failed on cuda:0: the worker died\u{fffd}[31m; no checkpoint of its last steps: no space left; its log is \
+             /logs/resnet18.jsonl\n"
         );
     }
 }

@@ -547,6 +547,18 @@ fn only_what_is_over_is_forgotten() {
 }
 
 #[test]
+fn the_account_of_one_that_is_over_stands_still() {
+    let (mut world, task) = alone();
+    world.advance(task, true);
+    world.feed(task, TaskEvent::Command(TaskCommand::Discard));
+    world.end_step(task);
+    let ended = world.book.view(task, world.at).unwrap();
+    assert_eq!(ended.state, TaskState::Stopped);
+    let later = world.book.view(task, world.at + Duration::from_secs(60)).unwrap();
+    assert_eq!(later.progress, ended.progress);
+}
+
+#[test]
 fn turns_are_as_long_as_weights_say() {
     let mut world = World::new(&[1.0, 3.0]);
     // No task ends while this is looked at.

@@ -58,6 +58,7 @@ impl Host {
             peak_bytes: 0,
             log: log.unwrap_or_default(),
             log_file: None,
+            log_failed: false,
         };
         tracing::info!(
             task = record.name,

@@ -185,9 +185,6 @@ impl Host {
                 self.spins_until = Instant::now();
                 self.gate.vacate();
                 self.set_deadline(id, None);
-                if let (TaskPause::Failed { reason }, Some(record)) = (&pause, self.tasks.get(&id)) {
-                    tracing::error!(task = record.name, reason, "training task failed");
-                }
                 // A step that was thrown away has been left before.
                 if let TaskPause::Stopped { at_ns, discarded_ns: None } = pause {
                     self.note_yield(id, at_ns);
