@@ -238,7 +238,7 @@ pub enum ToWorker {
         /// by itself.
         holds: bool,
     },
-    /// Write a checkpoint now, if the task has a place for them; answered by [`FromWorker::TaskCopied`] and, in either order,
+    /// Write a checkpoint now, if the task has a place for them; answered by [`FromWorker::TaskCopied`] and then
     /// [`FromWorker::TaskSaved`].
     SaveTask,
     /// Forget the training task: its memory may be used otherwise; not answered.

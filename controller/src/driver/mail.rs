@@ -164,6 +164,8 @@ pub(crate) enum Mail {
     TrainingAsks,
     /// Training uses it no more.
     TrainingLeaves,
+    /// No task could compute any more: whoever waits for one need not.
+    TrainingRests,
     /// Refuse what is new; `done` when nothing is left.
     Drain {
         done: oneshot::Sender<()>,

@@ -448,6 +448,8 @@ impl Driver {
             }
             Mail::TrainingAsks => self.feed(Event::TrainingAsks),
             Mail::TrainingLeaves => self.feed(Event::TrainingLeaves),
+            // It is looked at in any case.
+            Mail::TrainingRests => {}
             Mail::Drain { done } => {
                 self.draining = Some(done);
                 self.feed(Event::Draining);

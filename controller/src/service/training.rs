@@ -123,7 +123,8 @@ pub enum TaskCommand {
     Pause,
     /// To go on.
     Resume,
-    /// To write a last checkpoint, if it has a place for them, and end. One that cannot write it is paused.
+    /// To write a last checkpoint, if it has a place for them, and end. One that cannot write it is paused; one that has made all its
+    /// steps goes on trying.
     Stop,
     /// To end without a checkpoint: what it has learned since its last one is lost.
     Discard,

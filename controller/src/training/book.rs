@@ -289,6 +289,11 @@ impl Book {
         })
     }
 
+    /// Whether its last checkpoint is written: its worker has a copy of its state, which is used no more if that succeeds.
+    pub(super) fn is_writing(&self, id: TaskId) -> bool {
+        self.tasks.get(&id).is_some_and(|task| matches!(task.phase, Phase::Writing(_)))
+    }
+
     /// Whether it trains, or would go on within a step.
     pub(super) fn is_under_way(&self, id: TaskId) -> bool {
         self.tasks.get(&id).is_some_and(Task::is_under_way)
@@ -546,17 +551,17 @@ impl Task {
                 }
                 // One that was being written before is another step's.
                 if step == self.extent.steps_done {
-                    match (self.phase, written) {
-                        // Saving or Writing, written -> Over.
-                        (Phase::Saving, true) => self.end(id, TaskState::Stopped, String::new(), actions),
-                        (Phase::Writing(end), true) => self.end(id, end, String::new(), actions),
+                    match self.phase {
+                        // Writing, written -> Over.
+                        Phase::Writing(end) if written => self.end(id, end, String::new(), actions),
                         // Writing, not written -> Writing: its worker tries again.
-                        (Phase::Writing(TaskState::Finished), false) => self.is_stopping = false,
-                        (Phase::Saving | Phase::Writing(_), false) => {
-                            // Saving or Writing, not written -> Idle, paused: what it has learned is not thrown away.
+                        Phase::Writing(TaskState::Finished) => self.is_stopping = false,
+                        Phase::Writing(_) => {
+                            // Writing, not written -> Idle, paused: what it has learned is not thrown away.
                             self.phase = Phase::Idle;
                             (self.is_stopping, self.is_paused) = (false, true);
                         }
+                        // Saving: what was tried before. Its state is being copied for another.
                         _ => {}
                     }
                 }

@@ -87,10 +87,10 @@ impl Gate {
         self.wake();
     }
 
-    /// Says whether a task could compute, and how long one of its steps takes.
-    pub(super) fn want(&self, wanted: bool, step: Duration) {
+    /// Says whether a task could compute, and how long one of its steps takes. True if one could until now, and none can.
+    pub(super) fn want(&self, wanted: bool, step: Duration) -> bool {
         self.step_us.store(u64::try_from(step.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.wanted.store(wanted, Ordering::Relaxed);
+        self.wanted.swap(wanted, Ordering::Relaxed) && !wanted
     }
 
     /// Whether a task could compute, and how long one of its steps takes, as far as that is known.

@@ -45,6 +45,8 @@ struct Record {
     saved: Option<PinnedMemory>,
     /// How often it did, for workers that are gone.
     made_room: u64,
+    /// It was lost on its way while its last checkpoint was written.
+    is_spoilt: bool,
     worker: Option<TaskWorker>,
     checkpoint: Option<CheckpointStatus>,
     checkpoint_error: String,
@@ -158,7 +160,9 @@ impl Host {
             }
             self.choose();
             let (wanted, step) = self.book.demand();
-            self.gate.want(wanted, step);
+            if self.gate.want(wanted, step) {
+                self.places.end_turn();
+            }
             self.publish();
         }
     }
@@ -257,12 +261,17 @@ impl Host {
         self.tasks.iter().rev().find(|(_, record)| record.name == name).map(|(&id, _)| id)
     }
 
-    /// Ends the workers whose states are lost: the tasks go on from their last checkpoints.
-    fn give_up(&self, places: &[Range]) {
-        let spoilt = |record: &&Record| record.state.is_some_and(|state| places.contains(&state));
-        for record in self.tasks.values().filter(spoilt) {
-            tracing::error!(task = record.name, "its state was lost while it made room for a model");
-            if let Some(worker) = &record.worker {
+    /// Ends the workers whose states are lost: the tasks go on from their last checkpoints. One that is writing its last has a copy,
+    /// and ends if that cannot be written.
+    fn give_up(&mut self, places: &[Range]) {
+        for (&id, record) in &mut self.tasks {
+            record.is_spoilt |= record.state.is_some_and(|state| places.contains(&state));
+            if record.is_spoilt
+                && !self.book.is_writing(id)
+                && let Some(worker) = &record.worker
+            {
+                record.is_spoilt = false;
+                tracing::error!(task = record.name, "its state was lost while it made room for a model");
                 self.supervisor.kill(worker.id);
             }
         }

@@ -42,6 +42,13 @@ impl Places {
         self.driver = Some(driver);
     }
 
+    /// No task could compute any more: a turn among requests may end.
+    pub(super) fn end_turn(&self) {
+        if let Some(driver) = &self.driver {
+            driver.put(driver::Mail::TrainingRests);
+        }
+    }
+
     /// Whether models may be there, or are about to.
     pub(super) fn are_away(&self, is_closed: bool) -> bool {
         self.states.is_some() && (is_closed || self.phase != Phase::Admitted)

@@ -1,12 +1,14 @@
 //! Checkpoints that are written while steps go on.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
-use pswitch_protocol::{Channel, FromWorker};
-use pswitch_train::{CheckpointConfig, TrainError};
+use pswitch_protocol::{Channel, FromWorker, ProtocolError};
+use pswitch_train::CheckpointConfig;
 
+use super::served::chain;
 use super::task::Snapshot;
 
 /// How long after a last checkpoint that could not be written it is tried again.
@@ -38,14 +40,6 @@ struct State {
     written: Option<(u64, PathBuf)>,
 }
 
-/// What is known of the checkpoint of a step.
-pub(super) enum Known {
-    Unwritten,
-    /// What becomes of it is told when it is known.
-    UnderWay,
-    Written(PathBuf),
-}
-
 impl Saver {
     /// `written` is what the task goes on from.
     pub(super) fn start(
@@ -65,12 +59,21 @@ impl Saver {
         Ok(Self { orders, shared })
     }
 
-    pub(super) fn known(&self, step: u64) -> Known {
-        match &*self.shared.state() {
-            State { under_way: Some(begun), .. } if *begun == step => Known::UnderWay,
-            State { written: Some((there, path)), .. } if *there == step => Known::Written(path.clone()),
-            _ => Known::Unwritten,
+    /// Tells that the checkpoint of a step is copied, if it was begun and not given up, ahead of what becomes of it. False if there
+    /// is none.
+    pub(super) fn tell_copied(&self, step: u64, channel: &Channel) -> Result<bool, ProtocolError> {
+        let state = self.shared.state();
+        match &*state {
+            State { under_way: Some(begun), .. } if *begun == step => {
+                channel.send(&FromWorker::TaskCopied, &[])?
+            }
+            State { written: Some((there, path)), .. } if *there == step => {
+                channel.send(&FromWorker::TaskCopied, &[])?;
+                channel.send(&saved(step, Ok(path.display().to_string())), &[])?;
+            }
+            _ => return Ok(false),
         }
+        Ok(true)
     }
 
     pub(super) fn is_busy(&self) -> bool {
@@ -106,7 +109,9 @@ impl Shared {
     /// False if it is to be tried again.
     fn try_to_write(&self, order: &Order, place: &CheckpointConfig, channel: &Channel) -> bool {
         let step = order.snapshot.step();
-        let written = order.snapshot.write(&place.folder, place.keep);
+        let write = || order.snapshot.write(&place.folder, place.keep).map_err(chain);
+        let written = catch_unwind(AssertUnwindSafe(write));
+        let written = written.unwrap_or_else(|_| Err("writing it panicked".to_owned()));
         // Whoever asks from here on knows what is told.
         let mut state = self.state();
         let is_over = written.is_ok() || !order.is_last;
@@ -118,13 +123,12 @@ impl Shared {
             self.changed.notify_all();
         }
         // A channel that is broken is noticed by who serves it.
-        let _ = channel.send(&saved(step, written), &[]);
+        let _ = channel.send(&saved(step, written.map(|path| path.display().to_string())), &[]);
         is_over
     }
 }
 
 /// What is told of a checkpoint.
-pub(super) fn saved(step: u64, written: Result<PathBuf, TrainError>) -> FromWorker {
-    let result = written.map(|path| path.display().to_string()).map_err(super::served::chain);
+pub(super) fn saved(step: u64, result: Result<String, String>) -> FromWorker {
     FromWorker::TaskSaved { step, result }
 }

@@ -15,8 +15,8 @@ use pswitch_train::{StateLayout, TaskConfig, latest_checkpoint};
 
 use super::pace::{HostPace, Listener, Pace, Stood, at_a_gate};
 use super::run_ahead::{Bounds, GpuPace, RunAhead};
-use super::saver::{Known, Saver, saved};
-use super::task::{PartialSnapshot, TaskStep, TrainingTask, Upload};
+use super::saver::{Saver, saved};
+use super::task::{PartialSnapshot, Snapshot, TaskStep, TrainingTask, Upload};
 use crate::arena::ExecutionArena;
 use crate::error::{RunError, WorkerError};
 use crate::work::Shared;
@@ -321,7 +321,7 @@ impl KeptTask {
         }
         if saver.is_busy() {
             let reason = "the one before is still being written: is the disk slow, or every_steps small?";
-            channel.send(&FromWorker::TaskSaved { step, result: Err(reason.to_owned()) }, &[])?;
+            channel.send(&saved(step, Err(reason.to_owned())), &[])?;
             return Ok(false);
         }
         Ok(true)
@@ -338,42 +338,45 @@ impl KeptTask {
         if self.due.is_none() {
             return Ok(true);
         }
-        at_a_gate(computer.pace(), || self.copy(channel, || stop.load(Ordering::Relaxed) != control::END))
+        let goes_on = || stop.load(Ordering::Relaxed) != control::END;
+        let Some(copied) = at_a_gate(computer.pace(), || self.copy(goes_on)) else { return Ok(false) };
+        self.write(copied, channel)?;
+        Ok(true)
     }
 
     /// As [`ServedTask::save`].
     fn save(&mut self, channel: &Channel) -> Result<(), WorkerError> {
         let Some(saver) = &self.saver else { return Ok(()) };
-        let step = self.task.steps_done();
-        match saver.known(step) {
-            Known::UnderWay => {}
-            Known::Written(path) => channel.send(&saved(step, Ok(path)), &[])?,
-            Known::Unwritten => {
-                self.due.get_or_insert_default();
-                self.copy(channel, || true)?;
-            }
+        if saver.tell_copied(self.task.steps_done(), channel)? {
+            return Ok(());
         }
-        channel.send(&FromWorker::TaskCopied, &[])?;
+        self.due.get_or_insert_default();
+        if let Some(copied) = self.copy(|| true) {
+            channel.send(&FromWorker::TaskCopied, &[])?;
+            self.write(copied, channel)?;
+        }
         Ok(())
     }
 
-    /// Copies the state and has it written, unless it is not to go on.
-    fn copy(&mut self, channel: &Channel, goes_on: impl FnMut() -> bool) -> Result<bool, WorkerError> {
-        let (Some(saver), Some(due)) = (&self.saver, &mut self.due) else { return Ok(true) };
-        match self.task.snapshot(due, goes_on) {
-            Ok(None) => return Ok(false),
-            Ok(Some(snapshot)) => saver.write(snapshot, self.task.is_finished()),
+    /// Copies what is left of a checkpoint that is due, if one is; nothing if it is not to go on before all is copied.
+    fn copy(&mut self, goes_on: impl FnMut() -> bool) -> Option<Result<Snapshot, RunError>> {
+        let copied = self.task.snapshot(self.due.as_mut()?, goes_on).transpose()?;
+        self.due = None;
+        Some(copied)
+    }
+
+    /// Has it written, or tells why it cannot be.
+    fn write(&self, copied: Result<Snapshot, RunError>, channel: &Channel) -> Result<(), WorkerError> {
+        match (copied, &self.saver) {
+            (Ok(snapshot), Some(saver)) => saver.write(snapshot, self.task.is_finished()),
+            (Ok(_), None) => {}
             // Nothing would write it any more; another worker makes the steps behind the last checkpoint again.
-            Err(error) if self.task.is_finished() => {
+            (Err(error), _) if self.task.is_finished() => {
                 return Err(WorkerError::Unread { reason: error.message });
             }
-            Err(error) => {
-                let step = self.task.steps_done();
-                channel.send(&FromWorker::TaskSaved { step, result: Err(error.message) }, &[])?;
-            }
+            (Err(error), _) => channel.send(&saved(self.task.steps_done(), Err(error.message)), &[])?,
         }
-        self.due = None;
-        Ok(true)
+        Ok(())
     }
 }
 

@@ -214,15 +214,14 @@ impl World {
                     self.feed(id, TaskEvent::Saved { step: done - 1, written: true });
                 }
                 assert!(!self.book.leaves_its_place_alone(id));
-                if whole {
-                    self.workers.insert(id, Worker::Writing);
-                    self.feed(id, TaskEvent::Copied);
-                    assert!(self.book.leaves_its_place_alone(id));
-                } else {
-                    // It is there before the worker comes to say that it has copied.
-                    self.save(id);
-                    assert!(self.ended[&id]);
+                if !whole {
+                    // An earlier one of the same step could not be written: it is copied once more.
+                    self.feed(id, TaskEvent::Saved { step: done, written: false });
+                    assert!(!self.book.leaves_its_place_alone(id));
                 }
+                self.workers.insert(id, Worker::Writing);
+                self.feed(id, TaskEvent::Copied);
+                assert!(self.book.leaves_its_place_alone(id));
             }
             Worker::Writing if whole => self.save(id),
             Worker::Writing => {

@@ -50,6 +50,7 @@ impl Host {
             state: Some(state),
             saved,
             made_room: 0,
+            is_spoilt: false,
             worker: None,
             checkpoint: None,
             checkpoint_error: String::new(),
@@ -98,7 +99,7 @@ impl Host {
             return Err(ServiceError::InvalidRequest { message });
         }
         let folder = |config: &TaskConfig| config.checkpoint.as_ref().map(|it| it.folder.clone());
-        // One that is over writes nothing any more.
+        // One that is over writes nothing any more, or its process is about to end.
         let mut others = self.tasks.iter().filter(|(id, _)| !self.is_over(**id)).map(|(_, record)| record);
         let own = folder(&task.config);
         let shared = others.find(|other| own.is_some() && folder(&other.config) == own);

@@ -164,6 +164,7 @@ impl Host {
                     }
                 }
                 self.feed(id, TaskEvent::Saved { step, written });
+                self.give_up(&[]);
             }
             FromWorker::TaskCopied => self.feed(id, TaskEvent::Copied),
             FromWorker::TaskHeld { at_ns } => {
@@ -189,13 +190,27 @@ impl Host {
                 if let TaskPause::Stopped { at_ns, discarded_ns: None } = pause {
                     self.note_yield(id, at_ns);
                 }
+                let has_finished = pause == TaskPause::Finished;
                 self.feed(id, TaskEvent::Paused(pause));
+                if has_finished {
+                    self.forget_state(id);
+                }
             }
             FromWorker::Loaded { .. } | FromWorker::Finished { .. } => {
                 if let Some(worker) = self.worker(id) {
                     self.supervisor.kill(worker.id);
                 }
             }
+        }
+    }
+
+    /// What lies in a task's place makes no room any more: nobody wants it.
+    fn forget_state(&mut self, id: TaskId) {
+        if let (Some(states), Some(record)) = (self.places.states(), self.tasks.get_mut(&id))
+            && let Some(state) = record.state
+        {
+            record.made_room += states.view(state).1;
+            states.remove(state);
         }
     }
 
@@ -217,17 +232,15 @@ impl Host {
         let is_over = self.is_over(id);
         if let Some(record) = self.tasks.get_mut(&id) {
             record.deadline = None;
+            record.is_spoilt = false;
             if let Some(mut gone) = record.worker.take() {
                 gone.deregister(self.poll.registry());
-            }
-            if let (Some(states), Some(state)) = (self.places.states(), record.state) {
-                record.made_room += states.view(state).1;
-                states.remove(state);
             }
             if !is_over {
                 tracing::error!(task = record.name, %worker, cause, "the worker of a training task is lost");
             }
         }
+        self.forget_state(id);
         if self.book.is_under_way(id) {
             self.gate.vacate();
         }
