@@ -88,6 +88,16 @@ pub(crate) fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / count)
 }
 
+/// By how much the mean of independent values may be off, one standard deviation; zero for less than two.
+pub(crate) fn standard_error(values: &[f64]) -> f64 {
+    let Some(mean) = mean(values).filter(|_| values.len() > 1) else { return 0.0 };
+    // Few values.
+    #[allow(clippy::cast_precision_loss)]
+    let count = values.len() as f64;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    (squares / (count - 1.0) / count).sqrt()
+}
+
 /// A time in milliseconds.
 pub(crate) fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
@@ -130,6 +140,13 @@ mod tests {
     fn quantiles_lie_between_neighbours() {
         assert_eq!(summary([1.0, 2.0]).median, 1.5);
         assert!((summary([10.0, 20.0, 30.0, 40.0]).p99 - 39.7).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_mean_of_few_may_be_far_off() {
+        // A variance of 4 / 3.
+        assert!((standard_error(&[1.0, 3.0, 1.0, 3.0]) - (1.0_f64 / 3.0).sqrt()).abs() < 1e-12);
+        assert_eq!((standard_error(&[5.0]), standard_error(&[])), (0.0, 0.0));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::progress::{self, Progress};
 use crate::random::Random;
 use crate::report::{Goal, Report, Table};
 use crate::serving::{Bench, Plan, Serving, Zygotes};
-use crate::stats::{Samples, Summary, milliseconds};
+use crate::stats::{Samples, Summary, milliseconds, standard_error};
 use crate::subject::Subject;
 use crate::task;
 use crate::trained::{Counted, PyTorchLoop, Trained};
@@ -33,10 +33,11 @@ const WARM_UP_STEPS: u64 = 5;
 /// A bound on what is queued on a GPU that bounds nothing: as if nobody ever asked for it to be short.
 const UNBOUNDED_US: u64 = 1 << 40;
 
-/// How often tasks with and without a bound take turns, and for how long: a step is as fast as the host, which changes by a tenth
-/// from one turn to the next.
-const TURNS: usize = 60;
-const TURN: Duration = Duration::from_millis(300);
+/// How often tasks with and without a bound take turns, behind how many steps that do not count, and for how long: a step is as
+/// fast as the host, which changes by a tenth from one turn to the next.
+const TURNS: usize = 100;
+const TURN_WARM_UP_STEPS: u64 = 2;
+const TURN: Duration = Duration::from_millis(450);
 
 /// In the first of so many turns the task and the requests are alone for a second as well.
 const ALONE_EVERY: u32 = 3;
@@ -110,8 +111,10 @@ struct Turns {
 struct Bounded {
     with: Counted,
     without: Counted,
-    /// The rate of the one as a share of that of the other, turn by turn.
+    /// The rate of the one as a share of that of the other, turn by turn, and by how much their mean may be off (one standard
+    /// error).
     percent: Summary,
+    error_percent: f64,
 }
 
 /// Of requests that find the model resident, and of those that do not.
@@ -199,10 +202,11 @@ impl Train {
         let mut rates = Table::new(["steps a second", ""]);
         let mut goals = Vec::new();
         rates.push(["as served".to_owned(), ms(found.alone_steps_per_s)]);
-        if let Some(Bounded { with, without, .. }) = &found.bounded {
+        if let Some(Bounded { with, without, error_percent, .. }) = &found.bounded {
             let (with, without) = (with.per_s(), without.per_s());
             rates.push(["the same, in turn with the next".to_owned(), ms(with)]);
             rates.push(["without a bound on what is queued".to_owned(), ms(without)]);
+            rates.push(["standard error of the one in percent of the other".to_owned(), ms(*error_percent)]);
             let what = "steps a second, of those without a bound";
             goals.push(Goal::at_least(what, 98.0, "%", with / without * 100.0));
         }
@@ -251,6 +255,7 @@ impl Train {
             "bounded_steps_per_s": found.bounded.as_ref().map(|it| it.with.per_s()),
             "unbounded_steps_per_s": found.bounded.as_ref().map(|it| it.without.per_s()),
             "bounded_percent": found.bounded.as_ref().map(|it| it.percent),
+            "bounded_error_percent": found.bounded.as_ref().map(|it| it.error_percent),
             "synchronous_steps_per_s": found.synchronous_steps_per_s,
             "pytorch": pytorch,
             "turns": self.turns,
@@ -287,7 +292,7 @@ impl Train {
     fn turn(task: &Trained<'_>, time: Duration) -> anyhow::Result<Counted> {
         task.tell(TaskCommand::Resume)?;
         let begun = task.status()?.progress.steps_done;
-        task.await_steps(begun + WARM_UP_STEPS)?;
+        task.await_steps(begun + TURN_WARM_UP_STEPS)?;
         let counted = task.steps_in(time)?;
         task.tell(TaskCommand::Pause)?;
         Ok(counted)
@@ -312,8 +317,9 @@ impl Train {
             progress.step();
         }
         let [with, without] = all;
+        let error_percent = standard_error(&percent);
         let percent = Summary::of(&percent).context("there are no turns")?;
-        Ok(Bounded { with, without, percent })
+        Ok(Bounded { with, without, percent, error_percent })
     }
 
     fn measure(&self, bench: &Bench, callers: &mut Callers, config: &TaskConfig) -> anyhow::Result<Found> {
