@@ -39,9 +39,6 @@ const TURNS: usize = 100;
 const TURN_WARM_UP_STEPS: u64 = 2;
 const TURN: Duration = Duration::from_millis(450);
 
-/// In the first of so many turns the task and the requests are alone for a second as well.
-const ALONE_EVERY: u32 = 3;
-
 /// Requests that are waited for in this time did not have to stop the task.
 const UNNOTICED: Duration = Duration::from_millis(200);
 
@@ -394,8 +391,8 @@ impl Train {
         })
     }
 
-    /// Seconds of requests between seconds without, as often as there are turns. Machines change while they are measured: in the
-    /// first of every so many turns either is alone for a second as well.
+    /// Seconds of requests between seconds without, as often as there are turns. Machines change while they are measured: in each
+    /// turn either is alone for a second as well.
     fn take_turns(&self, bench: &Bench, caller: &mut Caller, task: &Trained<'_>) -> anyhow::Result<Turns> {
         const SECOND: Duration = Duration::from_secs(1);
         let steps = || -> anyhow::Result<Counted> {
@@ -405,16 +402,14 @@ impl Train {
         };
         let mut turns = Turns::default();
         let progress = Progress::new("seconds of either in turn", self.turns as usize);
-        for turn in 0..self.turns {
+        for _ in 0..self.turns {
             turns.mixed_requests.add(&ask_for(bench, caller, SECOND)?);
             turns.mixed_steps.add(&steps()?);
-            if turn.is_multiple_of(ALONE_EVERY) {
-                turns.alone_steps.add(&steps()?);
-                task.tell(TaskCommand::Pause)?;
-                turns.alone_requests.add(&ask_for(bench, caller, SECOND)?);
-                task.tell(TaskCommand::Resume)?;
-                task.await_state(TaskState::Training)?;
-            }
+            turns.alone_steps.add(&steps()?);
+            task.tell(TaskCommand::Pause)?;
+            turns.alone_requests.add(&ask_for(bench, caller, SECOND)?);
+            task.tell(TaskCommand::Resume)?;
+            task.await_state(TaskState::Training)?;
             progress.step();
         }
         Ok(turns)
