@@ -4,8 +4,6 @@ mod submission;
 mod workers;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, OpenOptions};
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, mpsc};
 use std::time::{Duration, Instant};
@@ -17,6 +15,7 @@ use pswitch_protocol::{Region, ToWorker};
 use pswitch_train::TaskConfig;
 
 use super::book::{Book, TaskAction, TaskEvent, TaskId};
+use super::journal::Journal;
 use super::places::Places;
 use super::worker::{self, Attachment, TaskWorker};
 use super::{Gate, Mail, Mailbox, Reply, Statuses, TrainingParts};
@@ -56,23 +55,6 @@ struct Record {
     /// The most that one of its steps has had of an arena.
     peak_bytes: u64,
     log: PathBuf,
-    log_file: Option<File>,
-    /// The last line could not be written, which was said.
-    log_failed: bool,
-}
-
-impl Record {
-    /// Writes a line of progress.
-    fn append(&mut self, line: &str) -> std::io::Result<()> {
-        let file = match &mut self.log_file {
-            Some(file) => file,
-            none => {
-                self.log.parent().map_or(Ok(()), std::fs::create_dir_all)?;
-                none.insert(OpenOptions::new().create(true).append(true).open(&self.log)?)
-            }
-        };
-        file.write_all(line.as_bytes())
-    }
 }
 
 pub(super) struct Host {
@@ -85,6 +67,7 @@ pub(super) struct Host {
     holds: bool,
     states: TrainingMemory,
     supervisor: Arc<Supervisor>,
+    journal: Journal,
     gate: Arc<Gate>,
     book: Book,
     tasks: BTreeMap<TaskId, Record>,
@@ -112,9 +95,11 @@ impl Host {
         poll: Poll,
         mailbox: Mailbox,
         statuses: Statuses,
-    ) -> Self {
-        Self {
-            name: parts.device.properties().id.to_string(),
+    ) -> std::io::Result<Self> {
+        let name = parts.device.properties().id.to_string();
+        let journal = Journal::start(&name)?;
+        Ok(Self {
+            name,
             device: parts.device,
             places,
             attachment,
@@ -122,6 +107,7 @@ impl Host {
             holds: !parts.gives_way,
             states: TrainingMemory::new(parts.region),
             supervisor: parts.supervisor,
+            journal,
             gate,
             book: Book::new(!parts.gives_way),
             tasks: BTreeMap::new(),
@@ -134,7 +120,7 @@ impl Host {
             poll,
             mailbox,
             statuses,
-        }
+        })
     }
 
     pub(super) fn run(mut self, receiver: &mpsc::Receiver<Mail>) {
@@ -324,8 +310,8 @@ impl Host {
                 }
                 TaskAction::End(id) => {
                     self.say_end(id);
-                    let Some(record) = self.tasks.get_mut(&id) else { continue };
-                    record.log_file = None;
+                    let Some(record) = self.tasks.get(&id) else { continue };
+                    self.journal.close(&record.log);
                     match &record.worker {
                         // Its state is free when it is gone.
                         Some(worker) => {
@@ -432,16 +418,7 @@ impl Host {
         if record.log.as_os_str().is_empty() {
             return;
         }
-        match record.append(&line) {
-            Ok(()) => record.log_failed = false,
-            // Said once, and not for each line.
-            Err(error) => {
-                if !std::mem::replace(&mut record.log_failed, true) {
-                    let file = record.log.display();
-                    tracing::warn!(task = record.name, %file, %error, "no lines of progress until it can be written");
-                }
-            }
-        }
+        self.journal.write(&record.log, line);
     }
 
     /// A line for people when a task is over.
@@ -495,8 +472,11 @@ impl Host {
     }
 
     fn end(self) {
-        for worker in self.tasks.values().filter_map(|record| record.worker.as_ref()) {
-            self.supervisor.kill(worker.id);
+        for record in self.tasks.values() {
+            if let Some(worker) = &record.worker {
+                self.supervisor.kill(worker.id);
+                self.journal.close(&record.log);
+            }
         }
     }
 }

@@ -8,6 +8,7 @@
 mod book;
 mod gate;
 mod host;
+mod journal;
 mod places;
 mod share;
 mod states;
@@ -172,7 +173,8 @@ impl Training {
         let attachment = Attachment::new(&parts, control)?;
         let (host_gate, host_statuses) = (Arc::clone(&gate), Arc::clone(&statuses));
         let places = Places::new(room.as_ref().map(|room| Arc::clone(&room.states)));
-        let host = Host::new(parts, places, attachment, host_gate, poll, mailbox.clone(), host_statuses);
+        let host = Host::new(parts, places, attachment, host_gate, poll, mailbox.clone(), host_statuses)
+            .map_err(failed("a thread"))?;
         let thread = std::thread::Builder::new()
             .name(format!("pswitch-training-{name}"))
             .spawn(move || host.run(&receiver))

@@ -58,8 +58,6 @@ impl Host {
             deadline: None,
             peak_bytes: 0,
             log: log.unwrap_or_default(),
-            log_file: None,
-            log_failed: false,
         };
         tracing::info!(
             task = record.name,

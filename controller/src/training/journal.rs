@@ -1,0 +1,144 @@
+//! Lines of progress, written by a thread of its own: a disk that hangs holds nobody else up.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// Lines that wait to be written; with so many the next are lost.
+const MOST_WAITING: usize = 4096;
+
+/// How long it is waited for the last lines of a file.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// Appends lines to files, in the order in which they come.
+pub(super) struct Journal {
+    orders: mpsc::SyncSender<Order>,
+    /// Lines are being lost, which was said.
+    is_behind: bool,
+}
+
+enum Order {
+    Line { file: PathBuf, line: String },
+    Close { file: PathBuf, done: mpsc::Sender<()> },
+}
+
+/// A file that lines go to.
+#[derive(Default)]
+struct Page {
+    file: Option<File>,
+    /// The last line could not be written, which was said.
+    has_failed: bool,
+}
+
+impl Journal {
+    pub(super) fn start(device: &str) -> io::Result<Self> {
+        let (orders, received) = mpsc::sync_channel(MOST_WAITING);
+        let name = format!("pswitch-journal-{device}");
+        std::thread::Builder::new().name(name).spawn(move || write_all(&received))?;
+        Ok(Self { orders, is_behind: false })
+    }
+
+    /// Has a line written, if not too many wait.
+    pub(super) fn write(&mut self, file: &Path, line: String) {
+        let sent = self.orders.try_send(Order::Line { file: file.to_owned(), line });
+        if sent.is_err() && !self.is_behind {
+            let file = file.display();
+            tracing::warn!(%file, "lines of progress are lost: those before are not written yet");
+        }
+        self.is_behind = sent.is_err();
+    }
+
+    /// No line comes any more. Those that came are written then, unless that takes long.
+    pub(super) fn close(&self, file: &Path) {
+        let (done, closed) = mpsc::channel();
+        if self.orders.try_send(Order::Close { file: file.to_owned(), done }).is_ok() {
+            let _ = closed.recv_timeout(PATIENCE);
+        }
+    }
+}
+
+fn write_all(orders: &mpsc::Receiver<Order>) {
+    let mut pages: BTreeMap<PathBuf, Page> = BTreeMap::new();
+    for order in orders {
+        match order {
+            Order::Line { file, line } => {
+                let page = pages.entry(file.clone()).or_default();
+                let written = page.append(&file, &line);
+                if let Err(error) = &written
+                    && !page.has_failed
+                {
+                    // Once, and not for each line.
+                    let file = file.display();
+                    tracing::warn!(%file, %error, "no lines of progress until it can be written");
+                }
+                page.has_failed = written.is_err();
+            }
+            Order::Close { file, done } => {
+                pages.remove(&file);
+                let _ = done.send(());
+            }
+        }
+    }
+}
+
+impl Page {
+    fn append(&mut self, path: &Path, line: &str) -> io::Result<()> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => {
+                path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+                none.insert(OpenOptions::new().create(true).append(true).open(path)?)
+            }
+        };
+        file.write_all(line.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn lines_are_there_when_their_file_is_closed() {
+        let place = tempfile::tempdir().unwrap();
+        let files = ["a/one", "b/two"].map(|name| place.path().join(name));
+        let mut journal = Journal::start("test").unwrap();
+        for round in 0..2 {
+            for number in 0..100 {
+                files.iter().for_each(|file| journal.write(file, format!("{number}\n")));
+            }
+            for file in &files {
+                journal.close(file);
+                assert_eq!(fs::read_to_string(file).unwrap().lines().count(), 100 * (round + 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_holds_nobody_up() {
+        let place = tempfile::tempdir().unwrap();
+        let (stuck, blocked) = (place.path().join("fifo"), place.path().join("file"));
+        let mut journal = Journal::start("test").unwrap();
+        fs::write(&blocked, "").unwrap();
+        let good = place.path().join("good");
+        for file in [&blocked.join("log"), &good] {
+            journal.write(file, "line\n".to_owned());
+            journal.close(file);
+        }
+        assert_eq!(fs::read_to_string(&good).unwrap(), "line\n");
+        // Nobody ever reads it: to open it takes for ever.
+        nix::unistd::mkfifo(&stuck, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let begun = Instant::now();
+        for _ in 0..2 * MOST_WAITING {
+            journal.write(&stuck, "line\n".to_owned());
+        }
+        journal.close(&stuck);
+        assert!(begun.elapsed() < Duration::from_secs(20) && journal.is_behind);
+    }
+}
