@@ -123,7 +123,7 @@ impl<'a> Trained<'a> {
         thread::sleep(time);
         let to = self.status()?.progress.steps_done + 1;
         self.await_steps(to)?;
-        ensure!(to > from, "not a step in {:.1} s", time.as_secs_f64());
+        ensure!(to > from, "the task was put back from step {from} to {to}: its worker was lost");
         Ok(Counted { count: to - from, time: begun.elapsed() })
     }
 }

@@ -104,6 +104,11 @@ impl DType {
         self.row().3
     }
 
+    /// Bytes of a dense tensor of this type; nothing if there are more than a number holds.
+    pub fn dense_bytes(self, sizes: &[u64]) -> Option<u64> {
+        sizes.iter().try_fold(self.size_bytes(), |bytes, size| bytes.checked_mul(*size))
+    }
+
     /// Whether its values are real numbers with a fraction: those that a loss can have.
     pub fn is_floating_point(self) -> bool {
         use DType::{BF16, F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F16, F32, F64};

@@ -64,7 +64,8 @@ pub enum Role {
 impl StateTensor {
     /// How many bytes it has, dense.
     pub fn bytes(&self) -> u64 {
-        dense_bytes(self.dtype, &self.sizes)
+        // Those of a layout are far fewer.
+        self.dtype.dense_bytes(&self.sizes).unwrap_or(u64::MAX)
     }
 }
 
@@ -228,17 +229,12 @@ fn check_elements_apart(weight: &Weight) -> Result<(), TrainError> {
     })
 }
 
-fn dense_bytes(dtype: DType, sizes: &[u64]) -> u64 {
-    sizes.iter().product::<u64>() * dtype.size_bytes()
-}
-
 /// Refuses weights of so many elements (with strides that overlap, an archive need not have as many) that sums of their lengths
 /// would not be what they seem.
 fn check_lengths(program: &Program) -> Result<(), TrainError> {
     let mut sum = 0_u64;
     for weight in &program.weights {
-        let bytes =
-            weight.sizes.iter().try_fold(weight.dtype.size_bytes(), |bytes, size| bytes.checked_mul(*size));
+        let bytes = weight.dtype.dense_bytes(&weight.sizes);
         let so_far = bytes.and_then(|bytes| sum.checked_add(bytes)).filter(|sum| *sum <= MOST_BYTES);
         sum = so_far.ok_or_else(|| TrainError::Program {
             reason: format!(

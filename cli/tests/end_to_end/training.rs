@@ -296,7 +296,7 @@ fn a_last_checkpoint_is_tried_until_it_is_there() {
     });
     assert_ne!(told["state"], "finished", "{told}");
     server.client.check(&fixture.name, &fixture.cases[0]);
-    // Another task trains meanwhile, and one that is to end without its checkpoint does.
+    // Another task trains meanwhile.
     submit(&server.client, "other", &place.task("other", 300));
     await_state(&server.client, "other", "finished");
     let blocked = status(&server.client, "blocked");

@@ -289,6 +289,11 @@ impl Book {
         })
     }
 
+    /// Whether it has come to its end; one that is not known has.
+    pub(super) fn is_over(&self, id: TaskId) -> bool {
+        self.tasks.get(&id).is_none_or(Task::is_over)
+    }
+
     /// Whether its last checkpoint is written: its worker has a copy of its state, which is used no more if that succeeds.
     pub(super) fn is_writing(&self, id: TaskId) -> bool {
         self.tasks.get(&id).is_some_and(|task| matches!(task.phase, Phase::Writing(_)))

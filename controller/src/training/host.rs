@@ -27,11 +27,11 @@ use crate::supervisor::Supervisor;
 /// than any operator takes.
 const YIELD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often it is said anew how far tasks are that are not over: they may stand still, and rates are those of the last seconds.
-const PUBLISH_EVERY: Duration = Duration::from_secs(1);
-
 /// The same where it is not known how long a step takes.
 const FIRST_STEP_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How often it is said anew how far tasks are that are not over: they may stand still, and rates are those of the last seconds.
+const PUBLISH_EVERY: Duration = Duration::from_secs(1);
 
 /// A task as the thread knows it.
 struct Record {
@@ -55,6 +55,18 @@ struct Record {
     /// The most that one of its steps has had of an arena.
     peak_bytes: u64,
     log: PathBuf,
+}
+
+impl Record {
+    /// Ends its worker if its state is lost, unless that is writing a copy.
+    fn end_if_spoilt(&mut self, supervisor: &Supervisor, is_writing: bool) {
+        if !is_writing && std::mem::take(&mut self.is_spoilt) {
+            tracing::error!(task = self.name, "its state was lost while it made room for a model");
+            if let Some(worker) = &self.worker {
+                supervisor.kill(worker.id);
+            }
+        }
+    }
 }
 
 pub(super) struct Host {
@@ -201,11 +213,6 @@ impl Host {
         is_closed
     }
 
-    /// Whether a task has come to its end; one that is not known has.
-    fn is_over(&self, id: TaskId) -> bool {
-        self.book.view(id, self.now()).is_none_or(|view| view.state.is_over())
-    }
-
     /// False at the end.
     fn take(&mut self, mail: Mail) -> bool {
         match mail {
@@ -250,16 +257,10 @@ impl Host {
     /// Ends the workers whose states are lost: the tasks go on from their last checkpoints. One that is writing its last has a copy,
     /// and ends if that cannot be written.
     fn give_up(&mut self, places: &[Range]) {
-        for (&id, record) in &mut self.tasks {
-            record.is_spoilt |= record.state.is_some_and(|state| places.contains(&state));
-            if record.is_spoilt
-                && !self.book.is_writing(id)
-                && let Some(worker) = &record.worker
-            {
-                record.is_spoilt = false;
-                tracing::error!(task = record.name, "its state was lost while it made room for a model");
-                self.supervisor.kill(worker.id);
-            }
+        let spoilt = |record: &Record| record.state.is_some_and(|state| places.contains(&state));
+        for (&id, record) in self.tasks.iter_mut().filter(|(_, record)| spoilt(record)) {
+            record.is_spoilt = true;
+            record.end_if_spoilt(&self.supervisor, self.book.is_writing(id));
         }
     }
 
@@ -390,7 +391,7 @@ impl Host {
         let deadlines = self.tasks.values().filter_map(|record| record.deadline);
         let deadline = deadlines.map(|deadline| deadline.saturating_duration_since(now)).min();
         let places = self.places.due().map(|due| due.saturating_duration_since(now));
-        let publish = self.tasks.keys().any(|id| !self.is_over(*id)).then_some(PUBLISH_EVERY);
+        let publish = self.tasks.keys().any(|id| !self.book.is_over(*id)).then_some(PUBLISH_EVERY);
         [retry, opens_in, deadline, places, publish].into_iter().flatten().min()
     }
 

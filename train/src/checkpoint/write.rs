@@ -160,11 +160,7 @@ impl Drop for Partial {
 
 impl SavedTensor<'_> {
     fn bytes(&self) -> Result<u64, TrainError> {
-        let bytes = self.dtype.size_bytes();
-        self.shape
-            .iter()
-            .try_fold(bytes, |bytes, dim| bytes.checked_mul(*dim))
-            .ok_or_else(|| self.too_large())
+        self.dtype.dense_bytes(&self.shape).ok_or_else(|| self.too_large())
     }
 
     fn too_large(&self) -> TrainError {

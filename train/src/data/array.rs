@@ -43,9 +43,8 @@ impl ArrayInfo {
             let (array, row_shape) = array();
             return Err(TrainError::EmptyRows { array, row_shape });
         }
-        let row_bytes = row_shape
-            .iter()
-            .try_fold(dtype.size_bytes(), |bytes, dim| bytes.checked_mul(*dim))
+        let row_bytes = dtype
+            .dense_bytes(row_shape)
             .filter(|bytes| isize::try_from(*bytes).is_ok())
             .ok_or_else(|| {
                 let (array, row_shape) = array();

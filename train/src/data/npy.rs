@@ -106,11 +106,7 @@ pub(super) fn read(file: &[u8]) -> Result<Header, NpyError> {
     }
     let dtype = element_type(&fields.descr)?;
     let found_bytes = (file.len() - data_start) as u64;
-    let needed_bytes = fields
-        .shape
-        .iter()
-        .try_fold(dtype.size_bytes(), |bytes, dim| bytes.checked_mul(*dim))
-        .ok_or(NpyError::TooLarge)?;
+    let needed_bytes = dtype.dense_bytes(&fields.shape).ok_or(NpyError::TooLarge)?;
     if needed_bytes != found_bytes {
         return Err(NpyError::Length { needed_bytes, found_bytes });
     }

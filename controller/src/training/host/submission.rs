@@ -16,7 +16,7 @@ const MOST_OVER: usize = 100;
 
 impl Host {
     pub(super) fn submit(&mut self, task: NewTask) -> Result<(), ServiceError> {
-        if self.find(&task.name).is_some_and(|id| !self.is_over(id)) {
+        if self.find(&task.name).is_some_and(|id| !self.book.is_over(id)) {
             let message = format!("a training task '{}' is there already, and not over", task.name);
             return Err(ServiceError::InvalidRequest { message });
         }
@@ -74,7 +74,7 @@ impl Host {
     /// Forgets tasks that have been over for longest, so that a server that trains for years has no list without an end.
     fn forget_oldest(&mut self) {
         let is_gone = |record: &Record| record.worker.is_none() && record.state.is_none();
-        let over = self.tasks.iter().filter(|(id, record)| is_gone(record) && self.is_over(**id));
+        let over = self.tasks.iter().filter(|(id, record)| is_gone(record) && self.book.is_over(**id));
         let over: Vec<TaskId> = over.map(|(&id, _)| id).collect();
         for id in &over[..over.len().saturating_sub(MOST_OVER)] {
             self.tasks.remove(id);
@@ -98,7 +98,8 @@ impl Host {
         }
         let folder = |config: &TaskConfig| config.checkpoint.as_ref().map(|it| it.folder.clone());
         // One that is over writes nothing any more, or its process is about to end.
-        let mut others = self.tasks.iter().filter(|(id, _)| !self.is_over(**id)).map(|(_, record)| record);
+        let mut others =
+            self.tasks.iter().filter(|(id, _)| !self.book.is_over(**id)).map(|(_, record)| record);
         let own = folder(&task.config);
         let shared = others.find(|other| own.is_some() && folder(&other.config) == own);
         match shared {

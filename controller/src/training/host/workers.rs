@@ -164,7 +164,10 @@ impl Host {
                     }
                 }
                 self.feed(id, TaskEvent::Saved { step, written });
-                self.give_up(&[]);
+                let is_writing = self.book.is_writing(id);
+                if let Some(record) = self.tasks.get_mut(&id) {
+                    record.end_if_spoilt(&self.supervisor, is_writing);
+                }
             }
             FromWorker::TaskCopied => self.feed(id, TaskEvent::Copied),
             FromWorker::TaskHeld { at_ns } => {
@@ -229,7 +232,7 @@ impl Host {
 
     pub(super) fn lose(&mut self, worker: WorkerId, cause: String) {
         let Some(id) = self.task_of(worker) else { return };
-        let is_over = self.is_over(id);
+        let is_over = self.book.is_over(id);
         if let Some(record) = self.tasks.get_mut(&id) {
             record.deadline = None;
             record.is_spoilt = false;
