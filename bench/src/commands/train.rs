@@ -34,10 +34,10 @@ const WARM_UP_STEPS: u64 = 5;
 const UNBOUNDED_US: u64 = 1 << 40;
 
 /// How often tasks with and without a bound take turns, behind how many steps that do not count, and for how long: a step is as
-/// fast as the host, which changes by a tenth from one turn to the next.
-const TURNS: usize = 100;
+/// fast as the host, which changes by a tenth within a second. Many short turns tell more than as much time of long ones.
+const TURNS: usize = 250;
 const TURN_WARM_UP_STEPS: u64 = 2;
-const TURN: Duration = Duration::from_millis(450);
+const TURN: Duration = Duration::from_millis(180);
 
 /// Requests that are waited for in this time did not have to stop the task.
 const UNNOTICED: Duration = Duration::from_millis(200);

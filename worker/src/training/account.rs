@@ -24,9 +24,10 @@ pub(super) struct Account {
     pub(super) next: usize,
     /// What every operator of a step took last, as far as it is known.
     times_us: Vec<f64>,
-    /// Work up to marks that were not seen to be passed, oldest first.
+    /// Work up to marks that were not seen to be passed, oldest first, and how long it takes in all.
     marked: VecDeque<Work>,
-    /// Work behind the last mark.
+    marked_us: f64,
+    /// Work behind the last mark, of which some may be computed.
     pub(super) open: Work,
 }
 
@@ -44,34 +45,33 @@ impl Account {
         self.next = 0;
     }
 
-    pub(super) fn next_us(&self) -> f64 {
+    fn next_us(&self) -> f64 {
         self.times_us.get(self.next).copied().unwrap_or(UNKNOWN_US)
     }
 
-    /// Whether a mark is due before the next operator. `computed_us` is how much of what follows the last mark is computed.
-    pub(super) fn wants_mark(&self, budget_us: f64, computed_us: f64) -> bool {
+    /// Whether a mark is due before the next operator.
+    pub(super) fn wants_mark(&self, budget_us: f64) -> bool {
         // A step's last operators and the next one's first are no range.
         let follows = self.open.first + self.open.count == self.next;
         self.open.count > 0
             && (!follows
-                || self.open_us(computed_us) + self.next_us()
-                    > (budget_us / MARKS).min(MOST_BETWEEN_MARKS_US)
-                || (self.marked.is_empty() && self.is_full(budget_us, computed_us)))
-    }
-
-    /// Work behind the last mark that is queued still.
-    fn open_us(&self, computed_us: f64) -> f64 {
-        (self.open.estimate_us - computed_us).max(0.0)
+                || self.open.estimate_us + self.next_us() > (budget_us / MARKS).min(MOST_BETWEEN_MARKS_US)
+                || (self.marked.is_empty() && self.is_full(budget_us)))
     }
 
     /// Whether something has to be passed before the next operator.
-    pub(super) fn is_full(&self, budget_us: f64, computed_us: f64) -> bool {
-        let queued_us =
-            self.marked.iter().map(|work| work.estimate_us).sum::<f64>() + self.open_us(computed_us);
+    pub(super) fn is_full(&self, budget_us: f64) -> bool {
+        let queued_us = self.marked_us + self.open.estimate_us;
         (!self.marked.is_empty() || self.open.count > 0) && queued_us + self.next_us() > budget_us
     }
 
+    /// So much time has gone by for a GPU that had passed the last mark: as much of what follows it is computed, if there is.
+    pub(super) fn elapse(&mut self, us: f64) {
+        self.open.estimate_us = (self.open.estimate_us - us).max(0.0);
+    }
+
     pub(super) fn mark(&mut self) {
+        self.marked_us += self.open.estimate_us;
         self.marked.push_back(std::mem::take(&mut self.open));
     }
 
@@ -87,6 +87,8 @@ impl Account {
     /// The oldest mark was passed; it took `took_us` since the one before, if that is known.
     pub(super) fn pass(&mut self, took_us: Option<f64>) {
         let Some(work) = self.marked.pop_front() else { return };
+        // Summed up anew: errors of floats would add up.
+        self.marked_us = self.marked.iter().map(|work| work.estimate_us).sum();
         let Some(took_us) = took_us else { return };
         let end = work.first + work.count;
         if self.times_us.len() < end {
@@ -108,6 +110,7 @@ impl Account {
     /// Nothing is queued any more.
     pub(super) fn clear(&mut self) {
         self.marked.clear();
+        self.marked_us = 0.0;
         self.open = Work::default();
     }
 }
@@ -145,12 +148,12 @@ mod tests {
             self.account.begin();
             for operator in 0..self.times_us.len() {
                 loop {
-                    if self.account.wants_mark(BUDGET_US, 0.0) {
+                    if self.account.wants_mark(BUDGET_US) {
                         self.account.mark();
                         self.marks.push_back(std::mem::take(&mut self.open));
                         self.marks_taken += 1;
                     }
-                    if !self.account.is_full(BUDGET_US, 0.0) {
+                    if !self.account.is_full(BUDGET_US) {
                         break;
                     }
                     let passed = self.marks.pop_front().expect("what is full has a mark to wait for");
@@ -200,12 +203,15 @@ mod tests {
         gpu.account.begin();
         for _ in 0..20 {
             // The host takes longer for each than the GPU.
-            let computed_us = gpu.account.open.estimate_us;
-            assert!(!gpu.account.wants_mark(BUDGET_US, computed_us));
-            assert!(!gpu.account.is_full(BUDGET_US, computed_us));
+            gpu.account.elapse(120.0);
+            assert!(!gpu.account.wants_mark(BUDGET_US) && !gpu.account.is_full(BUDGET_US));
             gpu.account.launch();
         }
-        assert!(gpu.account.wants_mark(BUDGET_US, 0.0) && gpu.account.is_full(BUDGET_US, 0.0));
+        // And then no longer.
+        for _ in 0..10 {
+            gpu.account.launch();
+        }
+        assert!(gpu.account.wants_mark(BUDGET_US) && gpu.account.is_full(BUDGET_US));
     }
 
     #[test]
@@ -236,11 +242,11 @@ mod tests {
     fn without_a_budget_every_operator_is_waited_for() {
         let mut account = Account::default();
         for _ in 0..10 {
-            assert!(!account.is_full(0.0, 0.0));
+            assert!(!account.is_full(0.0));
             account.launch();
-            assert!(account.wants_mark(0.0, 0.0));
+            assert!(account.wants_mark(0.0));
             account.mark();
-            assert!(account.is_full(0.0, 0.0));
+            assert!(account.is_full(0.0));
             account.pass(Some(5.0));
         }
         assert_eq!(account.times_us, [5.0; 10]);

@@ -44,25 +44,8 @@ pub(crate) struct RunAhead {
     passed: Option<GpuMoment>,
     /// The number of the last mark.
     taken: u32,
-    /// What is queued behind marks that are all passed.
-    lag: Lag,
-}
-
-/// Work that is queued at a moment, by estimates: it becomes less as time goes by.
-#[derive(Debug, Default, Clone, Copy)]
-struct Lag {
-    us: f64,
-    at: Option<Instant>,
-}
-
-impl Lag {
-    /// What is left of it later.
-    fn after(&mut self, now: Instant) -> f64 {
-        let gone =
-            self.at.replace(now).map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64() * 1e6);
-        self.us = (self.us - gone).max(0.0);
-        self.us
-    }
+    /// When the account was last told of the time since all marks are passed.
+    told_at: Option<Instant>,
 }
 
 /// How a task keeps what is queued short.
@@ -90,7 +73,7 @@ impl RunAhead {
         self.spare.extend(self.marks.drain(..).flatten());
         self.spare.extend(self.passed.take());
         self.taken = way.reached();
-        self.lag = Lag::default();
+        self.told_at = None;
         let budget_us = (budget < Duration::from_secs(3600)).then_some(budget.as_secs_f64() * 1e6);
         let state = Mutex::new(State { ahead: self, stopped_ns: None, failure: None });
         GpuPace { stream, stop, budget_us, way, listener, stood, state }
@@ -144,6 +127,9 @@ impl RunAhead {
 
     /// Notes the marks that the GPU has passed.
     fn catch_up(&mut self, way: &GpuWay) {
+        if self.marks.is_empty() {
+            return;
+        }
         // Far fewer than half of all numbers are under way.
         let ahead = self.taken.wrapping_sub(way.reached());
         let ahead = usize::try_from(ahead).unwrap_or(usize::MAX);
@@ -158,27 +144,24 @@ impl RunAhead {
             self.account.pass(took_us);
             self.spare.extend(std::mem::replace(&mut self.passed, moment));
             if self.marks.is_empty() {
-                self.lag = Lag { us: self.account.open.estimate_us, at: Some(Instant::now()) };
+                self.told_at = Some(Instant::now());
             }
         }
     }
 
-    /// How much of what follows the last mark is computed by now: what there was time for since the GPU had passed that.
-    /// Where operators take the host longer than the GPU it is all. Steps that are timed need their marks all the same.
-    fn computed_us(&mut self) -> f64 {
-        if self.is_timed() || !self.marks.is_empty() {
-            return 0.0;
+    /// Tells the account what there was time for since the GPU had passed the last mark. Where operators take the host longer than
+    /// the GPU that is all. Steps that are timed need their marks all the same.
+    fn tell_time(&mut self) {
+        if self.marks.is_empty() && !self.is_timed() {
+            let now = Instant::now();
+            let since = self.told_at.replace(now);
+            let gone = since.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+            self.account.elapse(gone.as_secs_f64() * 1e6);
         }
-        self.account.open.estimate_us - self.lag.after(Instant::now())
     }
 
     fn is_timed(&self) -> bool {
         self.steps <= TIMED_AT_FIRST || self.steps.is_multiple_of(TIMED_EVERY)
-    }
-
-    fn launch(&mut self) {
-        self.lag.us += self.account.next_us();
-        self.account.launch();
     }
 
     /// Whether nothing computes: the GPU has done all that is in front of a gate, and is not through.
@@ -321,12 +304,15 @@ impl<'a> GpuPace<'a> {
             }
             let Some(budget_us) = self.budget_us else { return Ok(true) };
             ahead.catch_up(self.way);
-            let computed_us = ahead.computed_us();
-            if ahead.account.wants_mark(budget_us, computed_us) {
-                ahead.mark(self.stream, self.way)?;
+            // Most have room whatever the time is, and to look at the clock costs as much as the rest.
+            if ahead.account.wants_mark(budget_us) || ahead.account.is_full(budget_us) {
+                ahead.tell_time();
+                if ahead.account.wants_mark(budget_us) {
+                    ahead.mark(self.stream, self.way)?;
+                }
             }
-            if !ahead.account.is_full(budget_us, computed_us) {
-                ahead.launch();
+            if !ahead.account.is_full(budget_us) {
+                ahead.account.launch();
                 return Ok(true);
             }
             check.get_or_insert_with(|| Check::new(self.stream)).due()?;
@@ -410,22 +396,5 @@ impl Pace for GpuPace<'_> {
 
     fn finishes(&self) -> bool {
         self.ends(|state| self.drain(state))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_gpu_that_has_caught_up_does_not_work_ahead() {
-        let begun = Instant::now();
-        let at = |us| begun + Duration::from_micros(us);
-        let mut lag = Lag { us: 300.0, at: Some(at(0)) };
-        assert!((lag.after(at(100)) - 200.0).abs() < 1e-6);
-        // It stands idle for a while.
-        assert!(lag.after(at(1000)).abs() < 1e-6);
-        lag.us += 500.0;
-        assert!((lag.after(at(1100)) - 400.0).abs() < 1e-6);
     }
 }
