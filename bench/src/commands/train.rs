@@ -375,7 +375,7 @@ impl Train {
         }
         drop(progress);
 
-        let turns = self.take_turns(bench, &mut callers.model, &task)?;
+        let turns = self.take_turns(bench, &mut callers.model, &task, || step.mul_f64(random.share()))?;
         let last = task.status()?;
         task.tell(TaskCommand::Stop)?;
         Ok(Found {
@@ -392,8 +392,15 @@ impl Train {
     }
 
     /// Seconds of requests between seconds without, as often as there are turns. Machines change while they are measured: in each
-    /// turn either is alone for a second as well.
-    fn take_turns(&self, bench: &Bench, caller: &mut Caller, task: &Trained<'_>) -> anyhow::Result<Turns> {
+    /// turn either is alone for a second as well. `part` is of a step, at random: whole steps are counted, and their seconds must
+    /// not all begin as a step does.
+    fn take_turns(
+        &self,
+        bench: &Bench,
+        caller: &mut Caller,
+        task: &Trained<'_>,
+        mut part: impl FnMut() -> Duration,
+    ) -> anyhow::Result<Turns> {
         const SECOND: Duration = Duration::from_secs(1);
         let steps = || -> anyhow::Result<Counted> {
             let (from, begun) = (task.status()?.progress.steps_done, Instant::now());
@@ -408,8 +415,10 @@ impl Train {
             turns.alone_steps.add(&steps()?);
             task.tell(TaskCommand::Pause)?;
             turns.alone_requests.add(&ask_for(bench, caller, SECOND)?);
+            let begun = task.status()?.progress.steps_done;
             task.tell(TaskCommand::Resume)?;
-            task.await_state(TaskState::Training)?;
+            task.await_steps(begun + 1)?;
+            thread::sleep(part());
             progress.step();
         }
         Ok(turns)
