@@ -1,4 +1,5 @@
 mod file_name;
+mod folder;
 mod read;
 mod write;
 
@@ -6,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::OptimizerKind;
 
+pub use folder::FolderClaim;
 pub use read::{Checkpoint, CheckpointTensor, latest_checkpoint};
 pub use write::{SavedTensor, check_checkpoint, write_checkpoint};
 

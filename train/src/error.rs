@@ -28,6 +28,16 @@ pub enum TrainError {
         source: io::Error,
     },
 
+    /// A folder of checkpoints that is another's.
+    #[error(
+        "another task has its checkpoints in {}, of this server or of another: give each a folder of its own",
+        path.display()
+    )]
+    FolderTaken {
+        /// The folder.
+        path: PathBuf,
+    },
+
     /// A text that is no configuration of a task: not YAML, an unknown or missing key, a value of the wrong kind.
     #[error("the configuration of the task cannot be read")]
     ConfigText(#[source] serde_yaml::Error),

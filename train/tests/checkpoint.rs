@@ -8,11 +8,12 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use pswitch_model::DType;
 use pswitch_train::{
-    Checkpoint, CheckpointState, CheckpointTensor, OptimizerKind, Position, SavedTensor, TrainError,
-    check_checkpoint, latest_checkpoint, write_checkpoint,
+    Checkpoint, CheckpointState, CheckpointTensor, FolderClaim, OptimizerKind, Position, SavedTensor,
+    TrainError, check_checkpoint, latest_checkpoint, write_checkpoint,
 };
 use tempfile::TempDir;
 
@@ -152,6 +153,32 @@ fn torn_and_foreign_files_are_passed_over() {
     fs::write(&newer, [&(header.len() as u64).to_le_bytes(), header.as_slice()].concat()).unwrap();
     let error = Checkpoint::open(&newer).unwrap_err();
     assert!(matches!(error, TrainError::CheckpointMetadata { key: "position", .. }), "{error}");
+}
+
+#[test]
+fn a_folder_is_one_claims_at_a_time_by_whatever_path() {
+    let place = TempDir::new().unwrap();
+    let (folder, link) = (place.path().join("not/yet/there"), place.path().join("link"));
+    let first = FolderClaim::new(&folder, Duration::ZERO).unwrap();
+    symlink(&folder, &link).unwrap();
+    for path in [&folder, &link, &folder.join("../there/.")] {
+        let error = FolderClaim::new(path, Duration::from_millis(50)).unwrap_err();
+        assert!(matches!(&error, TrainError::FolderTaken { path: taken } if taken == path), "{error}");
+    }
+    write(&folder, 1, 1);
+    assert_eq!(latest_step(&link), Some(1));
+    // Another one waits for it.
+    let waits = std::thread::spawn(move || FolderClaim::new(&link, Duration::from_secs(60)));
+    drop(first);
+    let second = waits.join().unwrap().unwrap();
+    assert!(FolderClaim::new(&folder, Duration::ZERO).is_err());
+    drop(second);
+    assert!(FolderClaim::new(&folder, Duration::ZERO).is_ok());
+
+    let file = place.path().join("file");
+    fs::write(&file, "").unwrap();
+    let error = FolderClaim::new(&file.join("below"), Duration::ZERO).unwrap_err();
+    assert!(matches!(error, TrainError::Io { action: "make the folder", .. }), "{error}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Training beside serving: tasks give way to requests, survive kills and restarts, and lose nothing by it.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -373,6 +374,12 @@ fn what_cannot_be_trained_is_told_and_serving_goes_on() {
     let (code, refusal) = submit(&server.client, "same-folder", &good);
     assert_eq!(code, 400);
     assert_says(refusal["error"].as_str().unwrap(), &["'good'", "same folder"]);
+    // By another path only who opens it finds out.
+    await_steps(&server.client, "good", 1);
+    symlink(place.0.path().join("good"), place.0.path().join("link")).unwrap();
+    assert_eq!(submit(&server.client, "linked", &write(text.replace("/good,", "/link,"))).0, 201);
+    let failed = await_state(&server.client, "linked", "failed");
+    assert_says(failed["reason"].as_str().unwrap(), &["another task", "/link"]);
     server.client.check(&fixture.name, &fixture.cases[0]);
     assert_eq!(server.client.get("/v2/training/tasks/none").unwrap().status, 404);
 
@@ -382,7 +389,7 @@ fn what_cannot_be_trained_is_told_and_serving_goes_on() {
     let listed: Value = serde_json::from_str(&listed.stdout).unwrap();
     let names: Vec<&str> =
         listed.as_array().unwrap().iter().filter_map(|task| task["name"].as_str()).collect();
-    assert_eq!(names, ["good", "no-loss", "wrong-rows"]);
+    assert_eq!(names, ["good", "linked", "no-loss", "wrong-rows"]);
 }
 
 #[test]

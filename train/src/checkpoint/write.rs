@@ -9,7 +9,7 @@ use pswitch_model::DType;
 use safetensors::tensor::TensorInfo;
 use serde::Serialize;
 
-use super::{Checkpoint, CheckpointState, FORMAT, OPTIMIZER, OPTIMIZER_PREFIX, POSITION, file_name};
+use super::{Checkpoint, CheckpointState, FORMAT, OPTIMIZER, OPTIMIZER_PREFIX, POSITION, file_name, folder};
 use crate::TrainError;
 use crate::data::{MOST_HEADER_BYTES, file_type};
 
@@ -55,7 +55,7 @@ impl<'a> SavedTensor<'a> {
 /// flushed to the disk and renamed. One tensor at a time is in memory. `safetensors.torch.load_file` reads it; what it
 /// gives, without the names that begin with [`OPTIMIZER_PREFIX`], is a state dict.
 ///
-/// The folder belongs to one task, one writer at a time. Only checkpoints are removed, as told by their names and their
+/// The folder belongs to one task, one writer at a time, which a [`FolderClaim`](super::FolderClaim) makes sure of. Only checkpoints are removed, as told by their names and their
 /// contents, and what writers that were killed left behind; later steps than the new one's stay.
 ///
 /// # Errors
@@ -76,7 +76,7 @@ pub fn write_checkpoint<'a>(
     let path = folder.join(file_name::of(step));
     let header = header(&path, state, &tensors)?;
     let failed = |action| move |source| TrainError::Io { path: folder.to_owned(), action, source };
-    fs::create_dir_all(folder).map_err(failed("make the folder"))?;
+    folder::make(folder)?;
 
     let partial = Partial::create(folder.join(file_name::of_partial(step)))?;
     partial.write(&header)?;

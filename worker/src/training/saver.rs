@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use pswitch_protocol::{Channel, FromWorker, ProtocolError};
-use pswitch_train::CheckpointConfig;
+use pswitch_train::{CheckpointConfig, FolderClaim};
 
 use super::served::chain;
 use super::task::Snapshot;
@@ -15,7 +15,7 @@ use super::task::Snapshot;
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// Writes the checkpoints of a task by a thread of its own, one after the other, and tells the controller of each. The thread ends
-/// behind those that were begun when this is dropped.
+/// behind those that were begun when this is dropped, and leaves the folder to others then.
 pub(super) struct Saver {
     orders: mpsc::Sender<Order>,
     shared: Arc<Shared>,
@@ -41,9 +41,10 @@ struct State {
 }
 
 impl Saver {
-    /// `written` is what the task goes on from.
+    /// `claim` is that of the place, `written` what the task goes on from.
     pub(super) fn start(
         place: &CheckpointConfig,
+        claim: FolderClaim,
         written: Option<(u64, PathBuf)>,
         channel: Channel,
     ) -> std::io::Result<Self> {
@@ -52,6 +53,7 @@ impl Saver {
         let shared = Arc::new(Shared { state, changed: Condvar::new() });
         let (place, told) = (place.clone(), Arc::clone(&shared));
         std::thread::Builder::new().name("pswitch-checkpoint".to_owned()).spawn(move || {
+            let _claim = claim;
             for order in received {
                 told.write(&order, &place, &channel);
             }

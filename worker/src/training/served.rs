@@ -11,7 +11,7 @@ use pswitch_protocol::{
     Channel, FaultClass, FromWorker, PrepareTask, Region, TaskExtent, TaskPause, TaskStep as Counted,
     control, monotonic_ns,
 };
-use pswitch_train::{StateLayout, TaskConfig, latest_checkpoint};
+use pswitch_train::{FolderClaim, StateLayout, TaskConfig, latest_checkpoint};
 
 use super::pace::{HostPace, Listener, Pace, Stood, at_a_gate};
 use super::run_ahead::{Bounds, GpuPace, RunAhead};
@@ -23,6 +23,9 @@ use crate::work::Shared;
 
 /// Longest that a copy of the initial state may take.
 const PATIENCE: Duration = Duration::from_secs(300);
+
+/// How long it is waited for the folder of checkpoints: who has it may be a process of a task that is over, and about to end.
+const FOLDER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Work that is queued on a GPU, unless the task says otherwise: where it is computed before others have the GPU ...
 const RUN_AHEAD_TO_END: Duration = Duration::from_micros(500);
@@ -94,13 +97,14 @@ impl ServedTask {
         let mut saver = None;
         if let Some(checkpoints) = &config.checkpoint {
             task.check_checkpoints(&checkpoints.folder).map_err(chain)?;
+            let claim = FolderClaim::new(&checkpoints.folder, FOLDER_PATIENCE).map_err(chain)?;
             let mut written = None;
             if let Some(checkpoint) = latest_checkpoint(&checkpoints.folder).map_err(chain)? {
                 task.resume(&checkpoint).map_err(chain)?;
                 written = Some((task.steps_done(), checkpoint.path().to_owned()));
                 tracing::info!(task = order.name, step = task.steps_done(), file = %checkpoint.path().display(), "resumed");
             }
-            saver = Some(Saver::start(checkpoints, written, channel).map_err(chain)?);
+            saver = Some(Saver::start(checkpoints, claim, written, channel).map_err(chain)?);
         }
         let kept = KeptTask { task, config, saver, due: None };
         Ok(Self { kept, ahead: RunAhead::default(), way: None })
