@@ -230,6 +230,8 @@ fn data_that_do_not_fit_are_told_apart() {
         Rig::new(&config).err().map(|error| error.to_string())
     };
     assert_eq!(with(&format!("{good}, {labels}"), "batch_size: 8"), None);
+    // More than the program takes, and than there are.
+    assert_eq!(with(&format!("{good}, {labels}"), "batch_size: 1000"), None);
     let wide = write("features", safetensors::Dtype::F64, &[40, 7]);
     let deep = write("features", safetensors::Dtype::F32, &[40, 7, 1]);
     let cases = [

@@ -218,7 +218,6 @@ impl Trainer {
         pace: &dyn Pace,
         mut batch: impl FnMut(u32) -> Result<Vec<Input>, RunError>,
     ) -> Result<StepEnd, RunError> {
-        pace.begin();
         // SAFETY: the caller's promise is the one asked for.
         let result = unsafe { self.gradients(order, pace, &mut batch) };
         self.executable.clear();

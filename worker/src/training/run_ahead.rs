@@ -3,7 +3,7 @@
 //! Operators are launched faster than a GPU computes them. What is queued when a step is told to end is computed all the
 //! same, so no more is queued than some time's worth: behind every so much work the stream takes a mark, and nothing more
 //! is launched while the marks that it has not passed, and what follows them, stand for more. How long operators take is
-//! known from marks that are timed; a step has the same operators every time. Where operators take the host longer than the
+//! known from marks that are timed; a step of whole batches has the same operators every time. Where operators take the host longer than the
 //! GPU, nothing is queued, and there are few marks.
 //!
 //! A step that may be held has a gate behind every mark, which the stop word closes. The GPU stands still at the next one
@@ -21,9 +21,9 @@ use super::Pace;
 use super::account::Account;
 use super::pace::{Listener, Stood, stand_still};
 
-/// The steps that are timed: the first ones, and every so many after them. A time stamp costs the host as much as a mark.
-const TIMED_AT_FIRST: u64 = 4;
-const TIMED_EVERY: u64 = 32;
+/// The steps that are timed: the first ones, and one of so many after them. A time stamp costs the host as much as a mark.
+const TIMED_AT_FIRST: u32 = 4;
+const TIMED_EVERY: u32 = 32;
 
 /// What was seen of a GPU that stands still counts if it is so again after this long: it may have been on its way through.
 const SEEN_TWICE_AFTER: Duration = Duration::from_micros(10);
@@ -35,8 +35,7 @@ const CHECK_EVERY: Duration = Duration::from_millis(2);
 #[derive(Debug, Default)]
 pub(crate) struct RunAhead {
     account: Account,
-    /// Steps that were begun.
-    steps: u64,
+    timing: Timing,
     /// For marks that were not passed, in their order, when that will be, if they are timed.
     marks: VecDeque<Option<GpuMoment>>,
     spare: Vec<GpuMoment>,
@@ -44,8 +43,26 @@ pub(crate) struct RunAhead {
     passed: Option<GpuMoment>,
     /// The number of the last mark.
     taken: u32,
-    /// When the account was last told of the time since all marks are passed.
-    told_at: Option<Instant>,
+}
+
+/// Which steps are timed.
+#[derive(Debug, Default)]
+struct Timing {
+    /// Steps that were, and those begun since the last one.
+    timed: u32,
+    since: u32,
+    is_on: bool,
+}
+
+impl Timing {
+    /// Another step begins. One of fewer rows takes less time than the next will.
+    fn begin(&mut self, is_whole: bool) {
+        self.since = self.since.saturating_add(1);
+        self.is_on = is_whole && (self.timed < TIMED_AT_FIRST || self.since >= TIMED_EVERY);
+        if self.is_on {
+            (self.timed, self.since) = (self.timed.saturating_add(1), 0);
+        }
+    }
 }
 
 /// How a task keeps what is queued short.
@@ -73,18 +90,17 @@ impl RunAhead {
         self.spare.extend(self.marks.drain(..).flatten());
         self.spare.extend(self.passed.take());
         self.taken = way.reached();
-        self.told_at = None;
         let budget_us = (budget < Duration::from_secs(3600)).then_some(budget.as_secs_f64() * 1e6);
         let state = Mutex::new(State { ahead: self, stopped_ns: None, failure: None });
         GpuPace { stream, stop, budget_us, way, listener, stood, state }
     }
 
     /// Another step begins. Between the steps is the optimizer, which is no operator of either.
-    fn begin(&mut self, way: &GpuWay) {
+    fn begin(&mut self, is_whole: bool, way: &GpuWay) {
         self.catch_up(way);
         self.spare.extend(self.passed.take());
         self.account.begin();
-        self.steps += 1;
+        self.timing.begin(is_whole);
     }
 
     fn mark(&mut self, stream: &GpuStream, way: &GpuWay) -> Result<(), DeviceError> {
@@ -117,7 +133,7 @@ impl RunAhead {
 
     /// The time when the stream gets here, in a step that is timed.
     fn moment(&mut self, stream: &GpuStream) -> Result<Option<GpuMoment>, DeviceError> {
-        if !self.is_timed() {
+        if !self.timing.is_on {
             return Ok(None);
         }
         let moment = self.spare.pop().map_or_else(|| GpuMoment::new(stream), Ok)?;
@@ -141,27 +157,9 @@ impl RunAhead {
                 (Some(moment), Some(before)) => moment.us_since(before).ok(),
                 _ => None,
             };
-            self.account.pass(took_us);
+            self.account.pass(took_us, Instant::now());
             self.spare.extend(std::mem::replace(&mut self.passed, moment));
-            if self.marks.is_empty() {
-                self.told_at = Some(Instant::now());
-            }
         }
-    }
-
-    /// Tells the account what there was time for since the GPU had passed the last mark. Where operators take the host longer than
-    /// the GPU that is all. Steps that are timed need their marks all the same.
-    fn tell_time(&mut self) {
-        if self.marks.is_empty() && !self.is_timed() {
-            let now = Instant::now();
-            let since = self.told_at.replace(now);
-            let gone = since.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-            self.account.elapse(gone.as_secs_f64() * 1e6);
-        }
-    }
-
-    fn is_timed(&self) -> bool {
-        self.steps <= TIMED_AT_FIRST || self.steps.is_multiple_of(TIMED_EVERY)
     }
 
     /// Whether nothing computes: the GPU has done all that is in front of a gate, and is not through.
@@ -279,7 +277,6 @@ impl<'a> GpuPace<'a> {
                     *last = Some((there, since_ns));
                     (self.listener.held)(since_ns);
                     tracing::debug!(
-                        step = ahead.steps,
                         operator = ahead.account.next,
                         marks = ahead.marks.len(),
                         noticed_ns,
@@ -304,12 +301,12 @@ impl<'a> GpuPace<'a> {
             }
             let Some(budget_us) = self.budget_us else { return Ok(true) };
             ahead.catch_up(self.way);
-            // Most have room whatever the time is, and to look at the clock costs as much as the rest.
-            if ahead.account.wants_mark(budget_us) || ahead.account.is_full(budget_us) {
-                ahead.tell_time();
-                if ahead.account.wants_mark(budget_us) {
-                    ahead.mark(self.stream, self.way)?;
-                }
+            // Steps that are timed need their marks whatever the GPU had time for.
+            if !ahead.timing.is_on && ahead.account.wants_look(budget_us) {
+                ahead.account.look(Instant::now());
+            }
+            if ahead.account.wants_mark(budget_us) {
+                ahead.mark(self.stream, self.way)?;
             }
             if !ahead.account.is_full(budget_us) {
                 ahead.account.launch();
@@ -361,8 +358,8 @@ impl<'a> GpuPace<'a> {
 }
 
 impl Pace for GpuPace<'_> {
-    fn begin(&self) {
-        self.state().ahead.begin(self.way);
+    fn begin(&self, is_whole: bool) {
+        self.state().ahead.begin(is_whole, self.way);
     }
 
     fn stops(&self) -> bool {
@@ -396,5 +393,27 @@ impl Pace for GpuPace<'_> {
 
     fn finishes(&self) -> bool {
         self.ends(|state| self.drain(state))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many rows a step has must not tell how long the others take, however often the two fall together.
+    #[test]
+    fn steps_of_whole_batches_are_timed_and_no_others() {
+        for per_epoch in [1, 2, 5, 32, 100] {
+            let mut timing = Timing::default();
+            let mut timed = Vec::new();
+            for step in 1..=400 {
+                let is_whole = per_epoch == 1 || step % per_epoch != 0;
+                timing.begin(is_whole);
+                assert!(is_whole || !timing.is_on, "step {step} of {per_epoch}");
+                timed.extend(timing.is_on.then_some(step));
+            }
+            assert!(timed[3] <= 8, "{timed:?}");
+            assert!(timed[3..].windows(2).all(|pair| (32..=33).contains(&(pair[1] - pair[0]))), "{timed:?}");
+        }
     }
 }

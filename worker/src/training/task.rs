@@ -35,6 +35,8 @@ pub struct TrainingTask {
     loader: Loader,
     inputs: Vec<Feed>,
     layout: BatchLayout,
+    /// The last of so many batches has fewer rows, if one has.
+    partial_every: Option<u64>,
     total_steps: u64,
     step: u64,
     samples: u64,
@@ -104,16 +106,20 @@ impl TrainingTask {
             DataConfig::Synthetic { .. } => (None, false),
         };
         let batches = Batches::new(source.rows(), batch_size, shuffle, drop_last)?;
-        let last = source.rows() % batch_size;
-        let sizes = if drop_last || last == 0 { vec![batch_size] } else { vec![batch_size, last] };
+        let most = batch_size.min(source.rows());
+        let last = source.rows() % most;
+        let is_partial = last > 0 && !drop_last;
+        let sizes = if is_partial { vec![most, last] } else { vec![most] };
         let inputs = feeds(program, source.as_ref(), &sizes)?;
+        let partial_every = is_partial.then_some(batches.per_epoch());
         let total_steps = config.total_steps(batches.per_epoch())?;
         let rows = inputs.iter().map(|feed| (feed.array, feed.row_bytes));
-        let layout = BatchLayout::new(rows, batch_size.min(source.rows()))
-            .ok_or_else(|| unfit("data", format!("no memory has room for batches of {batch_size} rows")))?;
+        let layout = BatchLayout::new(rows, most)
+            .ok_or_else(|| unfit("data", format!("no memory has room for batches of {most} rows")))?;
         let loader = Loader::new(source, batches, layout.clone(), device)?;
         let config = config.clone();
-        Ok(Self { config, trainer, loader, inputs, layout, total_steps, step: 0, samples: 0 })
+        let (step, samples) = (0, 0);
+        Ok(Self { config, trainer, loader, inputs, layout, partial_every, total_steps, step, samples })
     }
 
     /// Room that the rows of the largest batch take.
@@ -156,12 +162,15 @@ impl TrainingTask {
             micro_batches,
             clip_norm: self.config.clip_norm,
         };
+        let batches = step * u64::from(micro_batches);
+        let epochs = |batches: u64| self.partial_every.map(|per_epoch| batches / per_epoch);
+        pace.begin(epochs(batches) == epochs(batches + u64::from(micro_batches)));
         let (loader, layout, inputs) = (&mut self.loader, &self.layout, &self.inputs);
         let mut samples = 0;
         // SAFETY: a batch stays in its memory until the next one is taken; the caller promises that on the GPU.
         let end = unsafe {
             self.trainer.step(&order, pace, |index| {
-                let batch = loader.take(step * u64::from(micro_batches) + u64::from(index))?;
+                let batch = loader.take(batches + u64::from(index))?;
                 samples += batch.rows;
                 let base = match upload {
                     Some(upload) => at_a_gate(pace, || upload.copy(batch, layout))?,
