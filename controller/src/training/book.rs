@@ -122,6 +122,8 @@ struct Task {
     pass: f64,
     is_paused: bool,
     is_stopping: bool,
+    /// When it came to its end, its worker touched nothing in the pool any more.
+    has_left: bool,
     /// Workers lost since it got further than ever.
     deaths: u32,
     /// The most steps that it ever had.
@@ -175,6 +177,7 @@ impl Book {
             pass: 0.0,
             is_paused: false,
             is_stopping: false,
+            has_left: false,
             deaths: 0,
             furthest: 0,
             saved: 0,
@@ -276,16 +279,13 @@ impl Book {
 
     /// Whether the worker of a task, should it have one, touches nothing in the pool.
     pub(super) fn leaves_its_place_alone(&self, id: TaskId) -> bool {
-        self.tasks.get(&id).is_none_or(|task| {
-            matches!(
-                task.phase,
-                Phase::Queued
-                    | Phase::Starting
-                    | Phase::Attached
-                    | Phase::Idle
-                    | Phase::Ending { .. }
-                    | Phase::Writing(_)
-            )
+        self.tasks.get(&id).is_none_or(Task::leaves_its_place_alone)
+    }
+
+    /// Whether its step ends for a request, or stood still for one before it did.
+    pub(super) fn gives_way(&self, id: TaskId) -> bool {
+        self.tasks.get(&id).is_some_and(|task| {
+            task.ends_for() == InterruptionReason::Request && !matches!(task.phase, Phase::Held { .. })
         })
     }
 
@@ -439,6 +439,24 @@ impl Task {
         )
     }
 
+    fn leaves_its_place_alone(&self) -> bool {
+        match self.phase {
+            Phase::Queued
+            | Phase::Starting
+            | Phase::Attached
+            | Phase::Idle
+            | Phase::Ending { .. }
+            | Phase::Writing(_) => true,
+            Phase::Over(_) => self.has_left,
+            Phase::Preparing
+            | Phase::Training { .. }
+            | Phase::Holding { .. }
+            | Phase::Held { .. }
+            | Phase::Yielding { .. }
+            | Phase::Saving => false,
+        }
+    }
+
     /// Why its step ends, if it does.
     fn ends_for(&self) -> InterruptionReason {
         match self.phase {
@@ -502,6 +520,7 @@ impl Task {
     }
 
     fn end(&mut self, id: TaskId, state: TaskState, reason: String, actions: &mut Vec<TaskAction>) {
+        self.has_left = self.leaves_its_place_alone();
         self.phase = Phase::Over(state);
         self.reason = reason;
         actions.push(TaskAction::End(id));
@@ -614,14 +633,18 @@ impl Task {
                 self.stop_if_told(id, actions);
             }
             TaskEvent::Paused(TaskPause::Finished) => {
+                // Under way, finished -> Idle.
+                self.phase = Phase::Idle;
                 if self.has_checkpoints && self.saved < self.extent.steps_done {
-                    // Under way, finished -> Writing.
+                    // Idle, finished -> Writing.
                     self.phase = Phase::Writing(TaskState::Finished);
                 } else {
                     self.end(id, TaskState::Finished, String::new(), actions);
                 }
             }
             TaskEvent::Paused(TaskPause::Failed { reason }) => {
+                // Under way, failed -> Idle.
+                self.phase = Phase::Idle;
                 self.end(id, TaskState::Failed, reason, actions);
             }
             TaskEvent::Lost(cause) => self.lost(id, &cause, at, actions),

@@ -30,6 +30,12 @@ const YIELD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same where it is not known how long a step takes.
 const FIRST_STEP_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// Time that a worker has to copy a state.
+const COPY_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Time that a worker has to end when its task is over.
+const END_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// How often it is said anew how far tasks are that are not over: they may stand still, and rates are those of the last seconds.
 const PUBLISH_EVERY: Duration = Duration::from_secs(1);
 
@@ -307,15 +313,17 @@ impl Host {
                 TaskAction::Save(id) => {
                     let Some(worker) = self.worker(id) else { continue };
                     let sent = worker.send(&ToWorker::SaveTask);
+                    self.set_deadline(id, Some(COPY_TIMEOUT));
                     self.check_sent(id, sent);
                 }
                 TaskAction::End(id) => {
                     self.say_end(id);
-                    let Some(record) = self.tasks.get(&id) else { continue };
+                    let Some(record) = self.tasks.get_mut(&id) else { continue };
                     self.journal.close(&record.log);
                     match &record.worker {
                         // Its state is free when it is gone.
                         Some(worker) => {
+                            record.deadline = Some(Instant::now() + END_TIMEOUT);
                             if !worker.send(&ToWorker::Shutdown) {
                                 self.supervisor.kill(worker.id);
                             }
@@ -472,7 +480,7 @@ impl Host {
             self.tasks.iter().filter_map(status).collect();
     }
 
-    fn end(self) {
+    fn end(mut self) {
         for record in self.tasks.values() {
             if let Some(worker) = &record.worker {
                 self.supervisor.kill(worker.id);

@@ -5,12 +5,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Lines that wait to be written; with so many the next are lost.
 const MOST_WAITING: usize = 4096;
 
-/// How long it is waited for the last lines of a file.
+/// How long it is waited for the last lines of a file, unless the disk hangs already.
 const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Appends lines to files, in the order in which they come.
@@ -18,11 +18,17 @@ pub(super) struct Journal {
     orders: mpsc::SyncSender<Order>,
     /// Lines are being lost, which was said.
     is_behind: bool,
+    /// Files to be closed for which there was no room among the orders, and how many of the others are not yet.
+    to_close: Vec<PathBuf>,
+    closing: usize,
+    closed: mpsc::Receiver<()>,
+    /// It was waited for a file in vain.
+    hangs: bool,
 }
 
 enum Order {
     Line { file: PathBuf, line: String },
-    Close { file: PathBuf, done: mpsc::Sender<()> },
+    Close { file: PathBuf },
 }
 
 /// A file that lines go to.
@@ -36,13 +42,15 @@ struct Page {
 impl Journal {
     pub(super) fn start(device: &str) -> io::Result<Self> {
         let (orders, received) = mpsc::sync_channel(MOST_WAITING);
+        let (done, closed) = mpsc::channel();
         let name = format!("pswitch-journal-{device}");
-        std::thread::Builder::new().name(name).spawn(move || write_all(&received))?;
-        Ok(Self { orders, is_behind: false })
+        std::thread::Builder::new().name(name).spawn(move || write_all(&received, &done))?;
+        Ok(Self { orders, is_behind: false, to_close: Vec::new(), closing: 0, closed, hangs: false })
     }
 
     /// Has a line written, if not too many wait.
     pub(super) fn write(&mut self, file: &Path, line: String) {
+        self.order_closes();
         let sent = self.orders.try_send(Order::Line { file: file.to_owned(), line });
         if sent.is_err() && !self.is_behind {
             let file = file.display();
@@ -51,16 +59,35 @@ impl Journal {
         self.is_behind = sent.is_err();
     }
 
-    /// No line comes any more. Those that came are written then, unless that takes long.
-    pub(super) fn close(&self, file: &Path) {
-        let (done, closed) = mpsc::channel();
-        if self.orders.try_send(Order::Close { file: file.to_owned(), done }).is_ok() {
-            let _ = closed.recv_timeout(PATIENCE);
+    /// No line comes any more. Those that came are written then, unless that takes long. None have come for an empty path.
+    pub(super) fn close(&mut self, file: &Path) {
+        if file.as_os_str().is_empty() {
+            return;
+        }
+        self.to_close.push(file.to_owned());
+        self.order_closes();
+        let until = Instant::now() + if self.hangs { Duration::ZERO } else { PATIENCE };
+        while self.closing > 0
+            && self.closed.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok()
+        {
+            self.closing -= 1;
+        }
+        self.hangs = self.closing > 0 || !self.to_close.is_empty();
+    }
+
+    fn order_closes(&mut self) {
+        while let Some(file) = self.to_close.pop() {
+            match self.orders.try_send(Order::Close { file }) {
+                Ok(()) => self.closing += 1,
+                Err(mpsc::TrySendError::Full(Order::Close { file })) => return self.to_close.push(file),
+                // Its thread is gone, and its files with it.
+                Err(_) => {}
+            }
         }
     }
 }
 
-fn write_all(orders: &mpsc::Receiver<Order>) {
+fn write_all(orders: &mpsc::Receiver<Order>, closed: &mpsc::Sender<()>) {
     let mut pages: BTreeMap<PathBuf, Page> = BTreeMap::new();
     for order in orders {
         match order {
@@ -76,9 +103,9 @@ fn write_all(orders: &mpsc::Receiver<Order>) {
                 }
                 page.has_failed = written.is_err();
             }
-            Order::Close { file, done } => {
+            Order::Close { file } => {
                 pages.remove(&file);
-                let _ = done.send(());
+                let _ = closed.send(());
             }
         }
     }
@@ -138,7 +165,22 @@ mod tests {
         for _ in 0..2 * MOST_WAITING {
             journal.write(&stuck, "line\n".to_owned());
         }
-        journal.close(&stuck);
+        for _ in 0..200 {
+            journal.close(&stuck);
+        }
         assert!(begun.elapsed() < Duration::from_secs(20) && journal.is_behind);
+        // Somebody reads it.
+        let reader = std::thread::spawn({
+            let stuck = stuck.clone();
+            move || std::io::copy(&mut File::open(stuck).unwrap(), &mut std::io::sink()).unwrap()
+        });
+        while journal.hangs {
+            journal.close(&good);
+        }
+        // All is closed, or it would read for ever.
+        assert!(reader.join().unwrap() > 0);
+        journal.write(&good, "last\n".to_owned());
+        journal.close(&good);
+        assert_eq!(fs::read_to_string(&good).unwrap(), "line\nlast\n");
     }
 }

@@ -122,7 +122,13 @@ impl World {
                 }
                 TaskAction::End(id) => {
                     assert!(!std::mem::replace(self.ended.get_mut(&id).unwrap(), true), "{id:?} ends twice");
-                    self.workers.insert(id, Worker::None);
+                    let worker = self.workers.insert(id, Worker::None);
+                    let (touches, is_there) = match worker {
+                        Some(Worker::Preparing | Worker::Saving) => (true, true),
+                        worker => (false, worker != Some(Worker::None)),
+                    };
+                    // Until it is gone.
+                    assert!(!is_there || self.book.leaves_its_place_alone(id) != touches, "{worker:?}");
                 }
             }
         }
@@ -364,7 +370,7 @@ fn it_gives_way_to_requests_and_goes_on_behind_them() {
     let (mut world, task) = alone();
     world.advance(task, true);
     world.close(true);
-    assert_eq!(world.state(task), TaskState::Waiting);
+    assert!(world.state(task) == TaskState::Waiting && world.book.gives_way(task));
     world.end_step(task);
     world.at += Duration::from_secs(1);
     assert_eq!(world.workers[&task], Worker::Idle);
@@ -392,6 +398,14 @@ fn one_that_stands_still_for_requests_loses_nothing() {
     let report = world.book.view(task, world.at).unwrap().progress;
     assert_eq!((report.interruptions, report.steps_done, report.steps_computed), (1, 2, 2));
     assert_eq!((report.paused_us, report.goodput), (1_000_000, Some(1.0)));
+    // If it ends while it stands still, that is for nobody who waits.
+    world.close(true);
+    assert!(world.book.gives_way(task));
+    world.advance(task, false);
+    assert!(!world.book.gives_way(task));
+    world.feed(task, TaskEvent::Command(TaskCommand::Pause));
+    assert!(world.workers[&task] == Worker::Stopping && !world.book.gives_way(task));
+    world.end_step(task);
 }
 
 #[test]

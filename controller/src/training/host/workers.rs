@@ -92,6 +92,13 @@ impl Host {
         }
     }
 
+    /// It has done what it had so long for. One that is over still has to end.
+    fn clear_deadline(&mut self, id: TaskId) {
+        if !self.book.is_over(id) {
+            self.set_deadline(id, None);
+        }
+    }
+
     /// Kills workers that do not come to an end with what they were told.
     pub(super) fn kill_hung(&mut self) {
         let now = Instant::now();
@@ -125,11 +132,11 @@ impl Host {
     fn hear(&mut self, id: TaskId, message: FromWorker) {
         match message {
             FromWorker::Attached => {
-                self.set_deadline(id, None);
+                self.clear_deadline(id);
                 self.feed(id, TaskEvent::Attached);
             }
             FromWorker::TaskReady { result } => {
-                self.set_deadline(id, None);
+                self.clear_deadline(id);
                 if let (Ok(extent), Some(record)) = (&result, self.tasks.get(&id)) {
                     tracing::info!(
                         task = record.name,
@@ -169,7 +176,10 @@ impl Host {
                     record.end_if_spoilt(&self.supervisor, is_writing);
                 }
             }
-            FromWorker::TaskCopied => self.feed(id, TaskEvent::Copied),
+            FromWorker::TaskCopied => {
+                self.clear_deadline(id);
+                self.feed(id, TaskEvent::Copied);
+            }
             FromWorker::TaskHeld { at_ns } => {
                 // One who is to end by now still has to.
                 if self.book.could_end(id) {
@@ -188,7 +198,7 @@ impl Host {
             FromWorker::TaskPaused(pause) => {
                 self.spins_until = Instant::now();
                 self.gate.vacate();
-                self.set_deadline(id, None);
+                self.clear_deadline(id);
                 // A step that was thrown away has been left before.
                 if let TaskPause::Stopped { at_ns, discarded_ns: None } = pause {
                     self.note_yield(id, at_ns);
@@ -217,12 +227,13 @@ impl Host {
         }
     }
 
-    /// Keeps how long a task has computed since requests took the device.
+    /// Keeps how long a task has computed since requests took the device, if it gives way to them. They may be over by now.
     fn note_yield(&mut self, id: TaskId, at_ns: u64) {
+        let gives_way = self.is_closed() && self.book.gives_way(id);
         // One that stood still already did so before.
         let nanos = at_ns.saturating_sub(self.gate.closed_ns());
         if let Some(record) = self.tasks.get_mut(&id)
-            && self.gate.is_closed()
+            && gives_way
         {
             record.last_yield_us = Some(nanos / 1000);
             let heard_ns = monotonic_ns();
