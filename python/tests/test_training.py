@@ -57,6 +57,12 @@ def run(monkeypatch, capsys, *arguments):
     return cli.main(), capsys.readouterr().err
 
 
+def optimizer_state(name):
+    """What a checkpoint of the server has of a parameter beside the state dictionary."""
+    averages = {f"optimizer.{name}.{kept}": torch.zeros(3) for kept in ("exp_avg", "exp_avg_sq")}
+    return averages | {"optimizer.steps": torch.tensor([7])}
+
+
 def build_classifier(batch=2):
     """What users hand over as module:function: a model that `--loss` puts a loss behind."""
     layers = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3)
@@ -177,7 +183,8 @@ def test_a_loss_is_put_behind_a_model_and_what_it_trained_is_served(monkeypatch,
     batch = {"input": torch.randn(9, 6), "labels": torch.randint(3, (9,))}
     module = program.module()
     assert module(**batch).shape == () and int(module.state_dict()["model.1.num_batches_tracked"]) == 1
-    save_file(training_reference.state(module), tmp_path / "trained.safetensors")
+    checkpoint = training_reference.state(module) | optimizer_state("model.0.weight")
+    save_file(checkpoint, tmp_path / "trained.safetensors")
     served = [*model, "--weights", tmp_path / "trained.safetensors", "--name", "served"]
     assert run(monkeypatch, capsys, *served) == (0, "")
     weights = torch.export.load(tmp_path / "served" / "model.pt2").state_dict

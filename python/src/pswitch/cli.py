@@ -20,10 +20,11 @@ examples:
   pswitch-export my_package.my_module:build --batch 1:16 --out models/
   pswitch-export --train torchvision:resnet50 --loss cross-entropy --batch 64 --out training/
   pswitch-export --train hf-config:bert-base --head sequence-classification --batch 16 --out training/
+  pswitch-export torchvision:resnet50 --weights checkpoints/pictures/step-00045000.safetensors --out models/
 
-Models of torchvision and hf-config have random weights unless --weights names a state dictionary. `module:function`
-returns (module, example inputs) or (module, example inputs, dynamic shapes as torch.export takes them); it gets
-`batch=N` if it has such a parameter.
+Models of torchvision and hf-config have random weights unless --weights names a state dictionary, .safetensors or
+.pth, or a checkpoint of a training task. `module:function` returns (module, example inputs) or (module, example
+inputs, dynamic shapes as torch.export takes them); it gets `batch=N` if it has such a parameter.
 
 --train writes a training program: the module in training mode, which takes a batch with the answers that it should
 give and returns the loss. A transformers model computes its loss from `labels`, and the module of a `module:function`
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--example-batch", type=int, help="batch size to trace with (default: 4 if MIN:MAX)")
     parser.add_argument("--seq-len", default="128", help="sequence length N or MIN:MAX of text (default: 128)")
     parser.add_argument("--head", help="head of an hf-config model: causal-lm, masked-lm, ..., none")
-    parser.add_argument("--weights", type=Path, help="state dictionary, .safetensors or .pth")
+    parser.add_argument("--weights", type=Path, help="state dictionary or training checkpoint")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "float64"), help="convert the model")
     parser.add_argument("--seed", type=int, default=0, help="seed of random weights (default: 0)")
     parser.add_argument("--output-names", help="names of the outputs, separated by commas")
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> Path:
     # torch takes seconds to import: not for --help.
     import torch
 
-    from . import export, sources, training
+    from . import export, sources, training, weights
 
     batch, sequence = sources.Range.parse(options.batch), sources.Range.parse(options.seq_len)
     sizes = sources.Sizes(batch.example(options.example_batch), sequence.example(dynamic=16))
@@ -77,7 +78,7 @@ def run(options: argparse.Namespace) -> Path:
     if source.dynamic_shapes is not None and not batch.is_fixed:
         raise ExportError("the function returned dynamic shapes itself: leave --batch MIN:MAX out")
     if options.weights is not None:
-        load_weights(source.module, options.weights)
+        weights.load_weights(source.module, options.weights)
     if options.train and options.model.startswith("hf-config:"):
         from . import transformers_source
 
@@ -112,27 +113,6 @@ def check_loss(options: argparse.Namespace) -> None:
         raise ExportError("--loss goes with --train")
     if options.model.startswith("hf-config:"):
         raise ExportError("models of transformers compute their loss from 'labels': leave --loss out")
-
-
-def load_weights(module, path: Path) -> None:
-    """Fills a module from a file; every name must be there, and no other. Names may be those of a training program,
-    which has put `model.` before each."""
-    import torch
-
-    try:
-        if path.suffix == ".safetensors":
-            import safetensors.torch
-
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            while isinstance(state, dict) and set(state) & {"state_dict", "model"}:
-                state = state.get("state_dict", state.get("model"))
-        if set(state) == {f"model.{name}" for name in module.state_dict()}:
-            state = {name.removeprefix("model."): value for name, value in state.items()}
-        module.load_state_dict(state)
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        raise ExportError(f"cannot use the weights of {path}: {error}") from error
 
 
 def main() -> int:
