@@ -1,7 +1,10 @@
 """The client against a server of this process."""
 
+import contextlib
+import http.client
 import http.server
 import json
+import socket
 import threading
 
 import numpy
@@ -22,6 +25,13 @@ class Doubling(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path.startswith("/v2/models/broken"):
             return self.reply(404, json.dumps({"error": "there is no model 'broken'"}).encode())
+        if self.path.startswith("/v2/models/hangs-up"):
+            return self.hang_up(b"")
+        if self.path.startswith("/v2/models/ends-early"):
+            return self.hang_up(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+        if self.path.startswith("/v2/models/slow"):
+            self.server.is_over.wait()
+            return self.hang_up(b"")
         length = int(self.headers["Inference-Header-Content-Length"])
         request = json.loads(body[:length])
         (given,) = request["inputs"]
@@ -36,6 +46,11 @@ class Doubling(http.server.BaseHTTPRequestHandler):
         head = json.dumps(answer).encode()
         return self.reply(200, head + values.tobytes(), {"Inference-Header-Content-Length": str(len(head))})
 
+    def hang_up(self, begun):
+        self.server.hung_up += 1
+        self.wfile.write(begun)
+        self.close_connection = True
+
     def reply(self, status, body, headers=None):
         self.send_response(status)
         for name, value in (headers or {}).items():
@@ -48,15 +63,51 @@ class Doubling(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class Server(http.server.ThreadingHTTPServer):
+    """Listens in a thread until it is stopped, and hangs up on everyone then, as a process that ends does."""
+
+    def __init__(self, port=0):
+        super().__init__(("127.0.0.1", port), Doubling)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.hung_up = 0
+        self.is_over = threading.Event()
+        self.connections = []
+        self.thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.is_over.set()
+        self.shutdown()
+        self.thread.join()
+        for connection in self.connections:
+            # The thread that serves it may have closed it.
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self.server_close()
+
+    def get_request(self):
+        connection, address = super().get_request()
+        self.connections.append(connection)
+        return connection, address
+
+
 @pytest.fixture
-def url():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Doubling)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def server():
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def url(server):
+    return server.url
+
+
+def doubles(client, count=1):
+    values = numpy.arange(count, dtype=numpy.float32)
+    return numpy.array_equal(client.infer("binary", {"input": values}).outputs["doubled"], values * 2)
 
 
 @pytest.mark.parametrize("model", ["binary", "as-json"])
@@ -80,3 +131,55 @@ def test_ready(url):
     assert not Client("http://127.0.0.1:9").is_ready()
     with pytest.raises(ValueError, match="no http://"):
         Client("https://localhost")
+
+
+# What is sent to a connection that is closed is noticed when the answer is read, and of much of it when it is sent.
+@pytest.mark.parametrize("count", [1, 4 << 20])
+def test_a_server_that_was_started_again_is_found(count):
+    with Server() as server:
+        client = Client(server.url)
+        assert doubles(client)
+    with Server(server.server_port), client:
+        assert doubles(client, count) and doubles(client)
+
+
+def test_a_server_that_is_away_is_found_when_it_is_back():
+    with Server() as server:
+        client = Client(server.url)
+        assert doubles(client)
+    for _ in range(2):
+        with pytest.raises(ConnectionRefusedError):
+            doubles(client)
+    assert not client.is_ready()
+    with Server(server.server_port), client:
+        assert doubles(client) and client.is_ready()
+
+
+@pytest.mark.parametrize(
+    "model, times, error",
+    [
+        # Once over the connection that was kept, once over a new one.
+        ("hangs-up", 2, http.client.RemoteDisconnected),
+        # An answer had begun.
+        ("ends-early", 1, http.client.IncompleteRead),
+    ],
+)
+def test_a_request_that_fails_leaves_a_client_that_works(server, model, times, error):
+    values = {"input": numpy.zeros(1, numpy.float32)}
+    with Client(server.url) as client:
+        assert doubles(client)
+        with pytest.raises(error):
+            client.infer(model, values)
+        assert server.hung_up == times
+        # Over a new connection none is sent again.
+        with pytest.raises(error):
+            client.infer(model, values)
+        assert server.hung_up == times + 1
+        assert doubles(client)
+
+
+def test_a_request_that_took_too_long_leaves_a_client_that_works(server):
+    with Client(server.url, timeout_s=0.5) as client:
+        with pytest.raises(TimeoutError):
+            client.infer("slow", {"input": numpy.zeros(1, numpy.float32)})
+        assert doubles(client)

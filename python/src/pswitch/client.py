@@ -42,9 +42,12 @@ class Answer:
 
 
 class Client:
-    """One connection to a server.
+    """A connection to a server, opened when it is needed.
 
     `Client("http://127.0.0.1:8000").infer("resnet152", {"x": picture})`
+
+    A request that fails closes it. When the server had closed it since the last request, as one does that is started
+    again, the request goes out once more, over a new one.
     """
 
     def __init__(self, url: str, timeout_s: float = 120.0):
@@ -64,7 +67,6 @@ class Client:
         try:
             self._request("GET", "/v2/health/ready")
         except (OSError, http.client.HTTPException, ServerError):
-            self._connection.close()
             return False
         return True
 
@@ -103,9 +105,13 @@ class Client:
         return _answer(response_headers.get("Inference-Header-Content-Length"), content)
 
     def _request(self, method: str, path: str, body: bytes | None = None, headers: dict | None = None):
-        self._connection.request(method, path, body, headers or {})
-        response = self._connection.getresponse()
-        content = response.read()
+        try:
+            response = self._response(method, path, body, headers or {})
+            content = response.read()
+        except BaseException:
+            # An answer that was not read to its end would be taken for that of the next request.
+            self._connection.close()
+            raise
         if response.status != 200:
             try:
                 message = json.loads(content)["error"]
@@ -113,6 +119,19 @@ class Client:
                 message = content.decode(errors="replace") or response.reason
             raise ServerError(response.status, message)
         return response.headers, content
+
+    def _response(self, method: str, path: str, body: bytes | None, headers: dict) -> http.client.HTTPResponse:
+        is_kept = self._connection.sock is not None
+        try:
+            self._connection.request(method, path, body, headers)
+            return self._connection.getresponse()
+        except (BrokenPipeError, ConnectionResetError):  # the latter is `http.client.RemoteDisconnected` too
+            if not is_kept:
+                raise
+        # No request changes anything, so none does harm if the first one came through.
+        self._connection.close()
+        self._connection.request(method, path, body, headers)
+        return self._connection.getresponse()
 
 
 def _answer(header_length: str | None, content: bytes) -> Answer:
