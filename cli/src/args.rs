@@ -11,7 +11,7 @@ use pswitch_controller::{Bandwidth, ByteSize, ConfigOverrides, DeviceChoice, Siz
 use pswitch_plot::PlotFile;
 use pswitch_transfer::Algorithm;
 
-pub(crate) use self::train::{Train, TrainCommand};
+pub(crate) use self::train::{Named, Train, TrainCommand};
 
 /// Time-shares a device between many PyTorch models.
 #[derive(Debug, Parser)]

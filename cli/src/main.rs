@@ -12,10 +12,20 @@ mod tensors;
 use std::process::ExitCode;
 
 use clap::Parser;
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 use args::{Args, Command};
 
+/// Files that grow beyond the limit of a process are an error of the write then, as on a full disk, and end nobody.
+fn ignore_file_size_signal() {
+    // SAFETY: no handler runs.
+    if let Err(error) = unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) } {
+        eprintln!("pswitch: SIGXFSZ cannot be ignored: {error}");
+    }
+}
+
 fn main() -> ExitCode {
+    ignore_file_size_signal();
     let args = Args::parse();
     let result = match args.command {
         Command::Serve(serve) => commands::serve::run(serve),

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Raised with every change of a message; both ends come from one build, so only equal versions talk.
-pub const PROTOCOL_VERSION: u16 = 11;
+pub const PROTOCOL_VERSION: u16 = 12;
 
 /// Numbers of a profile behind those of the nodes: what a wait costs, and what a copy of the device's least length takes, with
 /// its doorbell, beside the model's computation; 0 if that is not known.
@@ -285,10 +285,12 @@ pub enum TaskPause {
     },
     /// All steps are done.
     Finished,
-    /// It cannot go on. Its state is as before the step that failed.
+    /// It cannot go on.
     Failed {
         /// One line.
         reason: String,
+        /// Whether its state is as before the step that failed: it can be written down.
+        is_sound: bool,
     },
 }
 

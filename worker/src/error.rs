@@ -85,7 +85,7 @@ pub enum TaskError {
         reason: String,
     },
     /// The checkpoint is another task's.
-    #[error("checkpoint '{}' is another task's: {reason}", path.display())]
+    #[error("checkpoint '{}' is another task's: {reason}; give the task another folder for its checkpoints, or take it away", path.display())]
     Checkpoint {
         /// The file.
         path: std::path::PathBuf,

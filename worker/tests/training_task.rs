@@ -238,7 +238,11 @@ fn data_that_do_not_fit_are_told_apart() {
         (labels.clone(), "batch_size: 8", vec!["features", "no array", "labels"]),
         (format!("{wide}, {labels}"), "batch_size: 8", vec!["features", "float64", "float32"]),
         (format!("{deep}, {labels}"), "batch_size: 8", vec!["features", "[7, 1]", "[7]"]),
-        (format!("{good}, {labels}"), "batch_size: 1", vec!["a batch has 1 rows", "--batch"]),
+        (
+            format!("{good}, {labels}"),
+            "batch_size: 1",
+            vec!["a batch has 1 rows", "takes 2 to 64", "--batch"],
+        ),
         // 39 and 1.
         (format!("{good}, {labels}"), "batch_size: 39", vec!["a batch has 1 rows", "drop_last"]),
         (place.path().join("none.npy").display().to_string(), "batch_size: 8", vec!["none.npy"]),

@@ -213,7 +213,7 @@ impl Process {
                 return Ok(None);
             }
             FromWorker::TaskReady { result: Err(reason) } => format!("the task cannot be trained: {reason}"),
-            FromWorker::TaskPaused(TaskPause::Failed { reason }) => format!("the task failed: {reason}"),
+            FromWorker::TaskPaused(TaskPause::Failed { reason, .. }) => format!("the task failed: {reason}"),
             FromWorker::TaskPaused(TaskPause::Finished) => "the task has come to its end".to_owned(),
             other => return Ok(Some(other)),
         };

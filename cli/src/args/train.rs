@@ -41,7 +41,7 @@ pub(crate) enum TrainCommand {
 
 /// Ends a task, with a last checkpoint if it has a place for them.
 ///
-/// One whose checkpoint cannot be written is paused instead; one that has made all its steps goes on trying.
+/// One whose checkpoint cannot be written is paused instead; one that has made all its steps goes on trying. Both are an error.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Stop {
     #[command(flatten)]
@@ -54,7 +54,8 @@ pub(crate) struct Stop {
 /// Gives a server a training task.
 ///
 /// The configuration is read and checked before anything is sent. Relative paths in it are taken from its folder. The
-/// server opens the files itself: it must run where they are.
+/// server opens the files itself: it must run where they are. It is waited for the task to be prepared, 10 s at most: what
+/// cannot be trained is an error.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

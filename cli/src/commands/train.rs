@@ -5,22 +5,30 @@ mod log;
 mod text;
 
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
+use pswitch_controller::{TaskState, TaskStatus};
 use pswitch_train::TaskConfig;
 use serde::Serialize;
 
 use self::curve::Curve;
 use self::log::Log;
-use crate::args::{Format, ServerAddress, TrainCommand};
+use crate::args::{Format, Named, ServerAddress, TrainCommand};
 use crate::client::Client;
 use crate::exit::{Classify as _, Failure, print};
+
+/// How long it is waited for a task that is submitted to be prepared: most mistakes are found on the way.
+const PREPARED_WITHIN: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 pub(crate) fn run(command: &TrainCommand) -> anyhow::Result<()> {
     match command {
         TrainCommand::Submit(args) => {
             let config = configuration(&args.config).class(Failure::Input)?;
-            print(&text::told(&client(&args.server).submit_task(&args.name, &config)?))
+            let task = submitted(&client(&args.server), &args.name, &config)?;
+            tell(&task, task.state != TaskState::Failed, "it cannot be trained so")
         }
         TrainCommand::List(args) => {
             let tasks = client(&args.server).tasks()?;
@@ -30,11 +38,12 @@ pub(crate) fn run(command: &TrainCommand) -> anyhow::Result<()> {
             let task = client(&args.task.server).task(&args.task.name)?;
             print_as(args.format, &task, || text::facts(&task))
         }
-        TrainCommand::Pause(args) => tell(&args.name, &args.server, "pause"),
-        TrainCommand::Resume(args) => tell(&args.name, &args.server, "resume"),
+        TrainCommand::Pause(args) => command_task(args, "pause"),
+        TrainCommand::Resume(args) => command_task(args, "resume"),
         TrainCommand::Stop(args) => {
             let command = if args.discard { "discard" } else { "stop" };
-            tell(&args.task.name, &args.task.server, command)
+            let task = client(&args.task.server).command_task(&args.task.name, command)?;
+            tell(&task, task.state.is_over(), "make its folder writable and stop it again, or with --discard")
         }
         TrainCommand::Plot(args) => {
             let log = Log::open(&args.log).class(Failure::Input)?;
@@ -47,9 +56,29 @@ fn client(address: &ServerAddress) -> Client {
     Client::new(&address.server, None)
 }
 
-fn tell(name: &str, server: &ServerAddress, command: &str) -> anyhow::Result<()> {
-    let task = client(server).command_task(name, command)?;
-    print(&text::told(&task))
+fn command_task(task: &Named, command: &str) -> anyhow::Result<()> {
+    print(&text::told(&client(&task.server).command_task(&task.name, command)?))
+}
+
+/// What a task came to: an error, with what to do, unless that was wanted.
+fn tell(task: &TaskStatus, is_wanted: bool, advice: &str) -> anyhow::Result<()> {
+    let told = text::told(task);
+    if is_wanted {
+        print(&told)
+    } else {
+        Err(anyhow!("{}; {advice}", told.trim_end())).class(Failure::Refused)
+    }
+}
+
+/// What became of a task that the server has taken.
+fn submitted(client: &Client, name: &str, config: &str) -> anyhow::Result<TaskStatus> {
+    let mut task = client.submit_task(name, config)?;
+    let begun = Instant::now();
+    while task.state == TaskState::Preparing && begun.elapsed() < PREPARED_WITHIN {
+        thread::sleep(LOOK_EVERY);
+        task = client.task(name)?;
+    }
+    Ok(task)
 }
 
 fn print_as(format: Format, value: &impl Serialize, text: impl FnOnce() -> String) -> anyhow::Result<()> {
@@ -75,7 +104,6 @@ mod tests {
     use std::net::TcpListener;
     use std::thread;
 
-    use pswitch_controller::TaskStatus;
     use pswitch_train::DataConfig;
 
     use super::*;

@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::commands::assert_ended;
 use crate::support::{
     Client, Dice, Fixture, Models, Process, Serve, Server, assert_says, await_end, eventually, pswitch, run,
 };
@@ -315,11 +316,49 @@ fn a_task_whose_checkpoints_cannot_be_written_can_be_ended() {
     await_steps(&server.client, "blocked", 60);
     place.block("blocked");
     // What it has learned is kept ...
-    let kept = command(&server.client, "blocked", "stop");
+    let stop = |flags: &[&str]| {
+        let stop = ["train", "stop", "blocked"];
+        run(pswitch().args(stop).args(flags).env("PSWITCH_SERVER", server.url()))
+    };
+    assert_ended(&stop(&[]), 5, &["blocked is paused", "no checkpoint", "--discard"]);
+    let kept = status(&server.client, "blocked");
     assert!(kept["state"] == "paused" && kept["checkpoint_error"] != "", "{kept}");
     // ... unless nobody wants it.
-    assert_eq!(command(&server.client, "blocked", "discard")["state"], "stopped");
+    assert_eq!(stop(&["--discard"]).code, Some(0));
+    assert_eq!(status(&server.client, "blocked")["state"], "stopped");
     server.client.check(&fixture.name, &fixture.cases[0]);
+}
+
+#[test]
+fn a_task_whose_loss_is_no_number_ends_and_keeps_its_state() {
+    let (fixture, place) = (Fixture::load("integer-outputs"), Place::new());
+    let config = place.task("wild", 60);
+    let calm = std::fs::read_to_string(&config).unwrap();
+    let calm = calm.replace("{kind: adamw, lr: 1e-3}", "{kind: sgd, lr: 1e-3}");
+    std::fs::write(
+        &config,
+        calm.replace("lr: 1e-3", "lr: 1e8").replace("every_steps: 50", "every_steps: 1000"),
+    )
+    .unwrap();
+    let server = serve(&fixture).start();
+    let submitted = run(pswitch()
+        .args(["train", "submit", "wild", config.to_str().unwrap()])
+        .env("PSWITCH_SERVER", server.url()));
+    assert!(matches!(submitted.code, Some(0 | 5)), "{submitted:?}");
+    let failed = await_state(&server.client, "wild", "failed");
+    let done = failed["steps_done"].as_u64().unwrap();
+    assert!(done > 0, "{failed}");
+    assert_says(failed["reason"].as_str().unwrap(), &[&format!("step {done}: the loss is "), "clip_norm"]);
+    assert_eq!(failed["checkpoint"]["step"], done);
+    server.client.check(&fixture.name, &fixture.cases[0]);
+    // Others go on from it, and are told so; what it is worth they have to know.
+    std::fs::write(&config, calm).unwrap();
+    assert_eq!(submit(&server.client, "wild", &config).0, 201);
+    let resumed = eventually("it is prepared", || {
+        let status = status(&server.client, "wild");
+        if status["state"] == "preparing" { Err(status.to_string()) } else { Ok(status) }
+    });
+    assert_eq!(resumed["checkpoint"], failed["checkpoint"]);
 }
 
 #[test]
@@ -390,6 +429,32 @@ fn what_cannot_be_trained_is_told_and_serving_goes_on() {
     let names: Vec<&str> =
         listed.as_array().unwrap().iter().filter_map(|task| task["name"].as_str()).collect();
     assert_eq!(names, ["good", "linked", "no-loss", "wrong-rows"]);
+}
+
+#[test]
+fn what_cannot_be_taken_at_the_start_is_shown() {
+    let (fixture, place) = (Fixture::load("integer-outputs"), Place::new());
+    let config = place.task("late", 12);
+    let nowhere = place.0.path().join("nowhere.yaml");
+    let server = serve(&fixture).flag("--train", format!("late={}", nowhere.display())).start();
+    let refused = status(&server.client, "late");
+    assert_eq!(refused["state"], "failed");
+    assert_says(refused["reason"].as_str().unwrap(), &["nowhere.yaml"]);
+    let train =
+        |arguments: &[&str]| run(pswitch().arg("train").args(arguments).env("PSWITCH_SERVER", server.url()));
+    assert_says(&train(&["list"]).stdout, &["late", "failed"]);
+    assert_ended(&train(&["stop", "late"]), 5, &["is over: it is failed"]);
+    // Its name is free.
+    assert_eq!(train(&["submit", "late", config.to_str().unwrap()]).code, Some(0));
+    let finished = await_state(&server.client, "late", "finished");
+    assert_eq!(server.client.get("/v2/training/tasks").unwrap().status, 200);
+    // The tenth, and the last one however many there are.
+    let log = std::fs::read_to_string(finished["log"].as_str().unwrap()).unwrap();
+    assert_eq!(log.lines().count(), 2, "{log}");
+    // A mistake that only a worker finds is told as well.
+    let text = std::fs::read_to_string(&config).unwrap().replace("batch_size: 5", "batch_size: 22");
+    std::fs::write(&config, text).unwrap();
+    assert_ended(&train(&["submit", "other", config.to_str().unwrap()]), 5, &["cannot be trained"]);
 }
 
 #[test]

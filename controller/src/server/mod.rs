@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use pswitch_device::{DeviceId, SharedMemory};
@@ -26,7 +26,7 @@ use crate::config::Config;
 use crate::driver::{Mail, ModelSpec};
 use crate::error::ControllerError;
 use crate::repository::{ModelEntry, Repository};
-use crate::service::{ModelState, ModelStatus, ServiceError};
+use crate::service::{ModelState, ModelStatus, ServiceError, TaskStatus};
 use crate::slots::SlotMemory;
 use crate::supervisor::Supervisor;
 use devices::ServedDevice;
@@ -97,6 +97,8 @@ pub struct Server {
     models: RwLock<BTreeMap<String, Registered>>,
     next_model: AtomicU32,
     next_request: AtomicU64,
+    /// Tasks of the configuration that could not be taken.
+    refused: Mutex<Vec<TaskStatus>>,
     draining: AtomicBool,
     loaded: AtomicBool,
     failed: watch::Receiver<bool>,
@@ -211,6 +213,7 @@ impl Server {
             models: RwLock::new(models),
             next_model,
             next_request: AtomicU64::new(0),
+            refused: Mutex::default(),
             draining: AtomicBool::new(false),
             loaded: AtomicBool::new(false),
             failed: supervisor.failure(),

@@ -1,17 +1,20 @@
 //! Training tasks of a server: checked, given to a device, told what to do.
 
+use std::path::PathBuf;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use pswitch_model::Archive;
-use pswitch_train::{StateLayout, TaskConfig};
+use pswitch_train::{Progress, StateLayout, TaskConfig};
 
 use super::{Server, chain};
 use crate::repository::ModelName;
-use crate::service::{ServiceError, TaskCommand, TaskStatus};
+use crate::service::{Residence, ServiceError, TaskCommand, TaskState, TaskStatus};
 use crate::training::{NewTask, Training};
 
 impl Server {
-    /// Takes the tasks that the configuration names. One that cannot be taken does not stop the others.
+    /// Takes the tasks that the configuration names. One that cannot be taken does not stop the others, and is shown as failed.
     pub(super) async fn take_configured_tasks(&self) {
         for (name, file) in &self.config.training.tasks {
             let taken = match TaskConfig::open(file) {
@@ -21,6 +24,8 @@ impl Server {
             if let Err(reason) = taken {
                 let file = file.display();
                 tracing::error!(task = name, %file, reason, "training task refused");
+                let mut all = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+                all.push(refused(name, format!("{file}: {reason}")));
             }
         }
     }
@@ -72,6 +77,10 @@ impl Server {
     pub(super) fn tasks(&self) -> Vec<TaskStatus> {
         let trainings = self.devices.iter().filter_map(|device| device.training.as_ref());
         let mut tasks: Vec<TaskStatus> = trainings.flat_map(Training::statuses).collect();
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        // One of that name may have been submitted since.
+        let is_new = |status: &&TaskStatus| tasks.iter().all(|task| task.name != status.name);
+        tasks.extend(refused.iter().filter(is_new).cloned().collect::<Vec<_>>());
         tasks.sort_by(|one, other| one.name.cmp(&other.name));
         tasks
     }
@@ -81,15 +90,22 @@ impl Server {
         name: &str,
         command: TaskCommand,
     ) -> Result<TaskStatus, ServiceError> {
-        let unknown = || ServiceError::UnknownTask { name: name.to_owned() };
-        let (training, _) = self.training_of(name).ok_or_else(unknown)?;
+        let Some((training, _)) = self.training_of(name) else {
+            let state = self.task_status(name)?.state;
+            return Err(ServiceError::InvalidRequest {
+                message: format!("training task '{name}' is over: it is {}", state.name()),
+            });
+        };
         training.command(name, command).await?;
         self.task_status(name)
     }
 
+    /// One that is not over goes before one that is.
     fn task_status(&self, name: &str) -> Result<TaskStatus, ServiceError> {
-        let status = self.training_of(name).map(|(_, status)| status);
-        status.ok_or_else(|| ServiceError::UnknownTask { name: name.to_owned() })
+        let named = self.tasks().into_iter().filter(|status| status.name == name);
+        named
+            .min_by_key(|status| status.state.is_over())
+            .ok_or_else(|| ServiceError::UnknownTask { name: name.to_owned() })
     }
 
     /// Where a task of a name is; one that is not over goes before one that is.
@@ -100,6 +116,26 @@ impl Server {
             named.map(move |status| (training, status)).collect::<Vec<_>>()
         });
         named.min_by_key(|(_, status)| status.state.is_over())
+    }
+}
+
+/// What there is to say of a task that was not taken.
+fn refused(name: &str, reason: String) -> TaskStatus {
+    TaskStatus {
+        name: name.to_owned(),
+        state: TaskState::Failed,
+        reason,
+        device: String::new(),
+        steps_done: 0,
+        total_steps: 0,
+        learning_rate: None,
+        progress: Progress::new(0, Duration::ZERO, Duration::ZERO).report(Duration::ZERO),
+        checkpoint: None,
+        checkpoint_error: String::new(),
+        last_yield_us: None,
+        residence: Residence::Resident,
+        made_room: 0,
+        log: PathBuf::new(),
     }
 }
 

@@ -122,6 +122,8 @@ struct Task {
     pass: f64,
     is_paused: bool,
     is_stopping: bool,
+    /// It cannot go on, for its `reason`, and is over when its state is written down.
+    fails: bool,
     /// When it came to its end, its worker touched nothing in the pool any more.
     has_left: bool,
     /// Workers lost since it got further than ever.
@@ -177,6 +179,7 @@ impl Book {
             pass: 0.0,
             is_paused: false,
             is_stopping: false,
+            fails: false,
             has_left: false,
             deaths: 0,
             furthest: 0,
@@ -304,6 +307,13 @@ impl Book {
         self.tasks.get(&id).is_some_and(Task::is_under_way)
     }
 
+    /// Steps that are in no checkpoint, of a task that has some and is not over.
+    pub(super) fn unsaved(&self, id: TaskId) -> u64 {
+        let unsaved = |task: &Task| task.extent.steps_done.saturating_sub(task.saved);
+        let task = self.tasks.get(&id).filter(|task| task.has_checkpoints && !task.is_over());
+        task.map_or(0, unsaved)
+    }
+
     /// Who is to train now.
     pub(super) fn training(&self) -> Option<TaskId> {
         self.tasks.keys().copied().find(|&id| self.trains(id))
@@ -345,7 +355,7 @@ impl Book {
     fn dispatch(&mut self, at: Duration, between_steps: bool, actions: &mut Vec<TaskAction>) {
         for (&id, task) in self.tasks.iter_mut().filter(|_| !self.is_away) {
             if task.is_to_save() {
-                // Idle, told to stop -> Saving.
+                // Idle, told to stop or failed -> Saving.
                 task.phase = Phase::Saving;
                 actions.push(TaskAction::Save(id));
             }
@@ -471,7 +481,7 @@ impl Task {
     }
 
     fn is_to_save(&self) -> bool {
-        self.phase == Phase::Idle && self.is_stopping && self.has_checkpoints
+        self.phase == Phase::Idle && (self.is_stopping || self.fails) && self.has_checkpoints
     }
 
     /// To be prepared, or to be written down.
@@ -480,7 +490,7 @@ impl Task {
     }
 
     fn could_train(&self) -> bool {
-        self.phase == Phase::Idle && !self.is_paused && !self.is_stopping
+        self.phase == Phase::Idle && !self.is_paused && !self.is_stopping && !self.fails
     }
 
     fn state(&self) -> TaskState {
@@ -576,8 +586,10 @@ impl Task {
                 // One that was being written before is another step's.
                 if step == self.extent.steps_done {
                     match self.phase {
-                        // Writing, written -> Over.
-                        Phase::Writing(end) if written => self.end(id, end, String::new(), actions),
+                        // Writing, written, or failed before -> Over.
+                        Phase::Writing(end) if written || self.fails => {
+                            self.end(id, end, self.reason.clone(), actions);
+                        }
                         // Writing, not written -> Writing: its worker tries again.
                         Phase::Writing(TaskState::Finished) => self.is_stopping = false,
                         Phase::Writing(_) => {
@@ -593,7 +605,8 @@ impl Task {
             TaskEvent::Copied => {
                 if self.phase == Phase::Saving {
                     // Saving, copied -> Writing.
-                    self.phase = Phase::Writing(TaskState::Stopped);
+                    let end = if self.fails { TaskState::Failed } else { TaskState::Stopped };
+                    self.phase = Phase::Writing(end);
                 }
             }
             TaskEvent::Held => {
@@ -642,10 +655,14 @@ impl Task {
                     self.end(id, TaskState::Finished, String::new(), actions);
                 }
             }
-            TaskEvent::Paused(TaskPause::Failed { reason }) => {
-                // Under way, failed -> Idle.
+            TaskEvent::Paused(TaskPause::Failed { reason, is_sound }) => {
+                // Under way, failed -> Idle, and Saving then, or Over.
                 self.phase = Phase::Idle;
-                self.end(id, TaskState::Failed, reason, actions);
+                if is_sound && self.has_checkpoints && self.saved < self.extent.steps_done {
+                    (self.fails, self.reason) = (true, reason);
+                } else {
+                    self.end(id, TaskState::Failed, reason, actions);
+                }
             }
             TaskEvent::Lost(cause) => self.lost(id, &cause, at, actions),
             TaskEvent::Command(TaskCommand::Pause) => self.is_paused = true,
@@ -656,7 +673,10 @@ impl Task {
             }
             TaskEvent::Command(TaskCommand::Discard) => {
                 (self.is_stopping, self.has_checkpoints) = (true, false);
-                if matches!(self.phase, Phase::Saving | Phase::Writing(_)) {
+                if self.fails {
+                    // Idle, Saving or Writing, told to do without -> Failed.
+                    self.end(id, TaskState::Failed, self.reason.clone(), actions);
+                } else if matches!(self.phase, Phase::Saving | Phase::Writing(_)) {
                     // Saving or Writing, told to do without -> Stopped.
                     self.end(id, TaskState::Stopped, String::new(), actions);
                 }
@@ -671,7 +691,9 @@ impl Task {
         self.extent.steps_done = self.saved.min(self.extent.steps_done);
         self.note(at, ProgressEvent::Resumed { steps_done: self.extent.steps_done });
         self.interrupt(at, InterruptionReason::Failure);
-        if self.is_stopping {
+        if self.fails {
+            self.end(id, TaskState::Failed, self.reason.clone(), actions);
+        } else if self.is_stopping {
             self.end(id, TaskState::Stopped, format!("its worker was lost ({cause})"), actions);
         } else if self.deaths >= MOST_DEATHS {
             let reason = format!("{MOST_DEATHS} workers were lost in a row, the last with {cause}");

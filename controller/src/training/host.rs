@@ -407,14 +407,15 @@ impl Host {
         self.gate.opens_in() != Some(Duration::ZERO)
     }
 
-    /// A line for people and one for plots, every so many steps.
+    /// A line for people and one for plots, every so many steps and for the last.
     fn log(&mut self, id: TaskId, steps_done: u64) {
         let at = self.now();
         let Some(record) = self.tasks.get_mut(&id) else { return };
-        if !steps_done.is_multiple_of(record.config.log_every_steps) {
+        let (Some(view), Some(line)) = (self.book.view(id, at), self.book.line(id, at)) else { return };
+        let is_last = steps_done == view.extent.total_steps;
+        if !is_last && !steps_done.is_multiple_of(record.config.log_every_steps) {
             return;
         }
-        let (Some(view), Some(line)) = (self.book.view(id, at), self.book.line(id, at)) else { return };
         tracing::info!(
             task = record.name,
             step = steps_done,
@@ -481,7 +482,12 @@ impl Host {
     }
 
     fn end(mut self) {
-        for record in self.tasks.values() {
+        for (&id, record) in &self.tasks {
+            let lost = self.book.unsaved(id);
+            if lost > 0 {
+                let (task, reason) = (&record.name, &record.checkpoint_error);
+                tracing::error!(task, steps = lost, reason, "ends without a checkpoint of its last steps");
+            }
             if let Some(worker) = &record.worker {
                 self.supervisor.kill(worker.id);
                 self.journal.close(&record.log);

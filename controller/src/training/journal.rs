@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -113,15 +114,42 @@ fn write_all(orders: &mpsc::Receiver<Order>, closed: &mpsc::Sender<()>) {
 
 impl Page {
     fn append(&mut self, path: &Path, line: &str) -> io::Result<()> {
-        let file = match &mut self.file {
+        // Somebody may have removed it.
+        let file = self.file.take().filter(|file| file.metadata().is_ok_and(|found| found.nlink() > 0));
+        let mut file = match file {
             Some(file) => file,
-            none => {
+            None => {
                 path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
-                none.insert(OpenOptions::new().create(true).append(true).open(path)?)
+                if path.is_file() {
+                    cut_back(path)?;
+                }
+                OpenOptions::new().create(true).append(true).open(path)?
             }
         };
-        file.write_all(line.as_bytes())
+        // After an error it is opened anew, and a part of a line taken back.
+        file.write_all(line.as_bytes())?;
+        self.file = Some(file);
+        Ok(())
     }
+}
+
+/// Takes a last line back that is not whole: the disk was full, or the machine died.
+fn cut_back(path: &Path) -> io::Result<()> {
+    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
+    let mut end = file.metadata()?.len();
+    let mut block = [0; 512];
+    while end > 0 {
+        let start = end.saturating_sub(block.len() as u64);
+        let read = &mut block[..usize::try_from(end - start).unwrap_or(0)];
+        file.seek(SeekFrom::Start(start))?;
+        file.read_exact(read)?;
+        if let Some(newline) = read.iter().rposition(|&byte| byte == b'\n') {
+            end = start + newline as u64 + 1;
+            break;
+        }
+        end = start;
+    }
+    if end < file.metadata()?.len() { file.set_len(end) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -145,6 +173,36 @@ mod tests {
                 assert_eq!(fs::read_to_string(file).unwrap().lines().count(), 100 * (round + 1));
             }
         }
+    }
+
+    #[test]
+    fn lines_are_whole_whatever_was_there_before() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("log");
+        let mut journal = Journal::start("test").unwrap();
+        let torn = "x".repeat(2000);
+        for (before, after) in [
+            (String::new(), "new\n".to_owned()),
+            ("one\ntwo\n".to_owned(), "one\ntwo\nnew\n".to_owned()),
+            (format!("one\n{torn}"), "one\nnew\n".to_owned()),
+            (torn.clone(), "new\n".to_owned()),
+            (format!("{torn}\n{torn}"), format!("{torn}\nnew\n")),
+        ] {
+            fs::write(&file, before).unwrap();
+            journal.write(&file, "new\n".to_owned());
+            journal.close(&file);
+            assert_eq!(fs::read_to_string(&file).unwrap(), after);
+        }
+        // It comes back.
+        journal.write(&file, "lost\n".to_owned());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !fs::read_to_string(&file).unwrap().ends_with("lost\n") && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        fs::remove_file(&file).unwrap();
+        journal.write(&file, "kept\n".to_owned());
+        journal.close(&file);
+        assert_eq!(fs::read_to_string(&file).unwrap(), "kept\n");
     }
 
     #[test]

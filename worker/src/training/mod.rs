@@ -37,6 +37,7 @@ pub struct Trainer {
     steps: Steps,
     loss: ValueId,
     layout: StateLayout,
+    is_sound: bool,
 }
 
 /// What one step is told.
@@ -146,12 +147,17 @@ impl Trainer {
             }
             .map_err(|raised| refused(&buffer.name, raised))?;
         }
-        Ok(Self { executable, steps, loss, layout })
+        Ok(Self { executable, steps, loss, layout, is_sound: true })
     }
 
     /// Where the state lies.
     pub fn state(&self) -> &StateLayout {
         &self.layout
+    }
+
+    /// Whether the state is that of whole steps: false once the optimizer has failed within one.
+    pub fn is_sound(&self) -> bool {
+        self.is_sound
     }
 
     /// For every parameter, in the order of the layout, in how many steps the optimizer has changed it.
@@ -273,13 +279,13 @@ impl Trainer {
         if !loss.is_finite() {
             let message = format!(
                 "the loss is {loss}: the step is thrown away, and the state is as before it; lower the learning rate or set \
-                     clip_norm, and go on from a checkpoint ahead of where the loss rose"
+                 clip_norm, and remove the checkpoints of steps in which the loss had risen already"
             );
             return Err(RunError { class: FaultClass::Model, message });
         }
-        self.steps
-            .apply(order.rate, order.clip_norm, pace)
-            .map_err(|raised| fault("the optimizer", raised))?;
+        let applied = self.steps.apply(order.rate, order.clip_norm, pace);
+        self.is_sound = applied.is_ok();
+        applied.map_err(|raised| fault("the optimizer", raised))?;
         Ok(StepEnd::Finished { loss })
     }
 }

@@ -23,7 +23,18 @@ pub(super) struct Saver {
 
 struct Order {
     snapshot: Snapshot,
-    is_last: bool,
+    kind: Kind,
+}
+
+/// What is done about a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// If it cannot be written, the next is tried.
+    Regular,
+    /// Of a task that has done all its steps: it is tried until it is there.
+    Last,
+    /// Of one that has failed. It may be the earlier ones that are wanted: all are kept.
+    Failed,
 }
 
 #[derive(Default)]
@@ -61,6 +72,14 @@ impl Saver {
         Ok(Self { orders, shared })
     }
 
+    /// Tells of the last checkpoint that is there, if one is.
+    pub(super) fn tell_written(&self, channel: &Channel) -> Result<(), ProtocolError> {
+        match &self.shared.state().written {
+            Some((step, path)) => channel.send(&saved(*step, Ok(path.display().to_string())), &[]),
+            None => Ok(()),
+        }
+    }
+
     /// Tells that the checkpoint of a step is copied, if it was begun and not given up, ahead of what becomes of it. False if there
     /// is none.
     pub(super) fn tell_copied(&self, step: u64, channel: &Channel) -> Result<bool, ProtocolError> {
@@ -82,11 +101,11 @@ impl Saver {
         self.shared.state().under_way.is_some()
     }
 
-    /// Has a snapshot written, behind those before. The last one of a task is tried until it is there.
-    pub(super) fn write(&self, snapshot: Snapshot, is_last: bool) {
+    /// Has a snapshot written, behind those before.
+    pub(super) fn write(&self, snapshot: Snapshot, kind: Kind) {
         self.shared.state().under_way = Some(snapshot.step());
         // The thread ends behind this.
-        let _ = self.orders.send(Order { snapshot, is_last });
+        let _ = self.orders.send(Order { snapshot, kind });
     }
 
     /// Returns when everything that was begun is there or was given up.
@@ -111,12 +130,13 @@ impl Shared {
     /// False if it is to be tried again.
     fn try_to_write(&self, order: &Order, place: &CheckpointConfig, channel: &Channel) -> bool {
         let step = order.snapshot.step();
-        let write = || order.snapshot.write(&place.folder, place.keep).map_err(chain);
+        let keep = if order.kind == Kind::Failed { u32::MAX } else { place.keep };
+        let write = || order.snapshot.write(&place.folder, keep).map_err(chain);
         let written = catch_unwind(AssertUnwindSafe(write));
         let written = written.unwrap_or_else(|_| Err("writing it panicked".to_owned()));
         // Whoever asks from here on knows what is told.
         let mut state = self.state();
-        let is_over = written.is_ok() || !order.is_last;
+        let is_over = written.is_ok() || order.kind != Kind::Last;
         if let Ok(path) = &written {
             state.written = Some((step, path.clone()));
         }

@@ -15,7 +15,7 @@ use pswitch_train::{FolderClaim, StateLayout, TaskConfig, latest_checkpoint};
 
 use super::pace::{HostPace, Listener, Pace, Stood, at_a_gate};
 use super::run_ahead::{Bounds, GpuPace, RunAhead};
-use super::saver::{Saver, saved};
+use super::saver::{Kind, Saver, saved};
 use super::task::{PartialSnapshot, Snapshot, TaskStep, TrainingTask, Upload};
 use crate::arena::ExecutionArena;
 use crate::error::{RunError, WorkerError};
@@ -50,6 +50,7 @@ struct KeptTask {
     saver: Option<Saver>,
     /// What is copied of a checkpoint that is due, no step having been made since. It is finished first when the task trains again.
     due: Option<PartialSnapshot>,
+    has_failed: bool,
 }
 
 /// What computes the steps of a task: the host, or a GPU whose queue is kept short.
@@ -66,7 +67,13 @@ impl ServedTask {
         channel: &Channel,
     ) -> Result<Result<Self, String>, WorkerError> {
         let state = shared.slice(order.state)?;
-        Ok(Self::build(order, shared, &state, channel.try_clone()?))
+        let built = Self::build(order, shared, &state, channel.try_clone()?);
+        if let Ok(task) = &built
+            && let Some(saver) = &task.kept.saver
+        {
+            saver.tell_written(channel)?;
+        }
+        Ok(built)
     }
 
     fn build(
@@ -106,7 +113,7 @@ impl ServedTask {
             }
             saver = Some(Saver::start(checkpoints, claim, written, channel).map_err(chain)?);
         }
-        let kept = KeptTask { task, config, saver, due: None };
+        let kept = KeptTask { task, config, saver, due: None, has_failed: false };
         Ok(Self { kept, ahead: RunAhead::default(), way: None })
     }
 
@@ -300,11 +307,13 @@ impl KeptTask {
                 }
                 Err(error) => {
                     let reason = explain(error, stats.capacity_bytes);
-                    // What is being written is its last, and the process ends with it.
-                    if let Some(saver) = &self.saver {
+                    self.has_failed = true;
+                    let is_sound = self.task.is_sound();
+                    // There is none behind what is being written, with which the process ends.
+                    if let (Some(saver), false) = (&self.saver, is_sound) {
                         at_a_gate(computer.pace(), || saver.wait());
                     }
-                    return Ok(TaskPause::Failed { reason });
+                    return Ok(TaskPause::Failed { reason, is_sound });
                 }
             }
         }
@@ -369,10 +378,18 @@ impl KeptTask {
         Some(copied)
     }
 
+    fn kind(&self) -> Kind {
+        match (self.has_failed, self.task.is_finished()) {
+            (true, _) => Kind::Failed,
+            (false, true) => Kind::Last,
+            (false, false) => Kind::Regular,
+        }
+    }
+
     /// Has it written, or tells why it cannot be.
     fn write(&self, copied: Result<Snapshot, RunError>, channel: &Channel) -> Result<(), WorkerError> {
         match (copied, &self.saver) {
-            (Ok(snapshot), Some(saver)) => saver.write(snapshot, self.task.is_finished()),
+            (Ok(snapshot), Some(saver)) => saver.write(snapshot, self.kind()),
             (Ok(_), None) => {}
             // Nothing would write it any more; another worker makes the steps behind the last checkpoint again.
             (Err(error), _) if self.task.is_finished() => {

@@ -137,6 +137,11 @@ impl TrainingTask {
         self.total_steps
     }
 
+    /// Whether its state is that of whole steps.
+    pub fn is_sound(&self) -> bool {
+        self.trainer.is_sound()
+    }
+
     /// Whether all steps are done.
     pub fn is_finished(&self) -> bool {
         self.step >= self.total_steps
@@ -244,10 +249,12 @@ impl TrainingTask {
         let refused = |reason: String| TaskError::Checkpoint { path: checkpoint.path().to_owned(), reason };
         let CheckpointState { position, optimizer } = checkpoint.state();
         if *optimizer != self.config.optimizer.kind() || position.seed != self.config.seed {
+            let named = |kind: OptimizerKind| format!("{kind:?}").to_lowercase();
             return Err(refused(format!(
-                "it was made with optimizer {optimizer:?} and seed {}, the task has {:?} and {}",
+                "it was made with {} and seed {}, the task has {} and {}",
+                named(*optimizer),
                 position.seed,
-                self.config.optimizer.kind(),
+                named(self.config.optimizer.kind()),
                 self.config.seed
             )));
         }
@@ -411,9 +418,9 @@ fn feeds(program: &Program, source: &dyn RowSource, sizes: &[u64]) -> Result<Vec
             return Err(unfit(
                 name,
                 format!(
-                    "a batch has {size} rows, which the program does not take: export it with `--batch MIN:MAX`, or \
-                     choose batch_size and drop_last so that all batches have {} rows",
-                    rows.example()
+                    "a batch has {size} rows, and the program takes {}: choose batch_size and drop_last so that all have, \
+                     or export it with another `--batch MIN:MAX`",
+                    span(rows)
                 ),
             ));
         }
@@ -421,6 +428,15 @@ fn feeds(program: &Program, source: &dyn RowSource, sizes: &[u64]) -> Result<Vec
         inputs.push(Feed { array: index, dtype: *dtype, row_shape, row_bytes });
     }
     Ok(inputs)
+}
+
+/// The sizes that a dimension may have.
+fn span(dim: &Dim) -> String {
+    match dim {
+        Dim::Symbol { min, max: Some(max), .. } => format!("{min} to {max}"),
+        Dim::Symbol { min, max: None, .. } => format!("{min} or more"),
+        Dim::Fixed(_) | Dim::Derived { .. } | Dim::Unknown { .. } => dim.example().to_string(),
+    }
 }
 
 fn unfit(input: &str, reason: String) -> TaskError {

@@ -33,11 +33,17 @@ const INTERRUPTION: RGBColor = RGBColor(240, 160, 150);
 /// A loss beyond is drawn as this: differences of larger ones cannot be computed.
 const LARGEST_LOSS: f64 = 1e300;
 
+/// What a log is called: the server's are called alike, in the folders of the tasks' checkpoints.
+fn name(path: &Path) -> String {
+    let folder = path.parent().and_then(Path::file_name).filter(|_| path.ends_with("progress.jsonl"));
+    folder.or(path.file_stem()).unwrap_or_default().to_string_lossy().into_owned()
+}
+
 impl<'a> Curve<'a> {
     pub(super) fn new(path: &Path, log: &'a Log) -> Self {
         let points = &log.points;
         let losses = || points.iter().filter_map(|point| Some((point.step, within(point.loss?))));
-        let name = title(&path.file_stem().unwrap_or_default().to_string_lossy());
+        let name = title(&name(path));
         let last = losses().next_back().map(|(step, loss)| format!(": {loss:.6} at step {step}"));
         let interruptions = count(usize::try_from(log.interruptions).unwrap_or(usize::MAX), "interruption");
         Self {

@@ -9,8 +9,9 @@ use super::super::text::{count, printable, seconds};
 pub(super) fn told(task: &TaskStatus) -> String {
     let reason =
         if task.reason.is_empty() { String::new() } else { format!(": {}", printable(&task.reason)) };
-    let mut text =
-        format!("{} is {} on {}{reason}", printable(&task.name), task.state.name(), printable(&task.device));
+    // None has one that was refused.
+    let on = if task.device.is_empty() { String::new() } else { format!(" on {}", printable(&task.device)) };
+    let mut text = format!("{} is {}{on}{reason}", printable(&task.name), task.state.name());
     if !task.checkpoint_error.is_empty() {
         text += &format!("; no checkpoint of its last steps: {}", printable(&task.checkpoint_error));
     }
@@ -61,7 +62,7 @@ pub(super) fn facts(task: &TaskStatus) -> String {
         facts.push(("reason", printable(&task.reason)));
     }
     facts.extend([
-        ("device", printable(&task.device)),
+        ("device", if task.device.is_empty() { none() } else { printable(&task.device) }),
         ("steps", steps(task)),
         ("loss", progress.last_loss.map_or_else(none, |loss| loss.to_string())),
         ("learning rate", task.learning_rate.map_or_else(none, |rate| rate.to_string())),
@@ -92,11 +93,9 @@ fn yielded(us: u64) -> String {
 }
 
 fn residence(task: &TaskStatus) -> String {
-    format!(
-        "{}, and made room {}",
-        task.residence.name(),
-        count(usize::try_from(task.made_room).unwrap_or(usize::MAX), "time")
-    )
+    let place = if task.state.is_over() { "gone" } else { task.residence.name() };
+    let times = count(usize::try_from(task.made_room).unwrap_or(usize::MAX), "time");
+    format!("{place}, and made room {times}")
 }
 
 fn none() -> String {
@@ -209,11 +208,16 @@ log            /logs/resnet18.jsonl
             "{text}"
         );
         assert!(text.contains("failed         no space left\n"), "{text}");
+        assert!(text.contains("its state is   gone, and made room 3 times\n"), "{text}");
         let text = told(&failed);
         assert_eq!(
             text,
             "resnet18 is failed on cuda:0: the worker died\u{fffd}[31m; no checkpoint of its last steps: no space left; its log is \
              /logs/resnet18.jsonl\n"
         );
+        // Refused before it had a device.
+        (failed.device, failed.checkpoint_error, failed.log) = Default::default();
+        assert_eq!(told(&failed), "resnet18 is failed: the worker died\u{fffd}[31m\n");
+        assert!(facts(&failed).contains("device         -\n"));
     }
 }

@@ -271,6 +271,15 @@ impl World {
         self.feed(id, TaskEvent::Lost("signal 9".to_owned()));
     }
 
+    /// Its step fails, if it computes one.
+    fn fail(&mut self, id: TaskId, is_sound: bool) {
+        if matches!(self.workers[&id], Worker::Training | Worker::Holding | Worker::Stopping) {
+            self.workers.insert(id, Worker::Idle);
+            let reason = "the loss is NaN".to_owned();
+            self.feed(id, TaskEvent::Paused(TaskPause::Failed { reason, is_sound }));
+        }
+    }
+
     fn state(&self, id: TaskId) -> TaskState {
         self.book.view(id, self.at).unwrap().state
     }
@@ -286,6 +295,8 @@ enum Happening {
     Leave(bool),
     Advance(u32, bool),
     Lose(u32, bool),
+    /// A step fails; whether its state is as before it.
+    Fail(u32, bool),
     Command(u32, TaskCommand),
 }
 
@@ -298,6 +309,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         3 => any::<bool>().prop_map(Happening::Leave),
         12 => (0..3_u32, any::<bool>()).prop_map(|(task, whole)| Happening::Advance(task, whole)),
         1 => (0..3_u32, any::<bool>()).prop_map(|(task, silent)| Happening::Lose(task, silent)),
+        1 => (0..3_u32, any::<bool>()).prop_map(|(task, is_sound)| Happening::Fail(task, is_sound)),
         2 => (0..3_u32, command).prop_map(|(task, command)| Happening::Command(task, command)),
     ]
 }
@@ -328,6 +340,7 @@ proptest! {
                 Happening::Leave(away) => world.leave(away && !holds),
                 Happening::Advance(task, whole) => world.advance(TaskId(task), whole),
                 Happening::Lose(task, silent) => world.lose(TaskId(task), silent),
+                Happening::Fail(task, is_sound) => world.fail(TaskId(task), is_sound),
                 Happening::Command(task, command) => world.feed(TaskId(task), TaskEvent::Command(command)),
             }
             prop_assert!(world.under_way() <= 1);
@@ -548,11 +561,41 @@ fn one_that_is_to_do_without_a_checkpoint_ends_whatever_it_does() {
 }
 
 #[test]
+fn one_that_fails_is_over_when_its_state_is_written_down() {
+    for is_written in [true, false] {
+        let (mut world, task) = alone();
+        world.advance(task, true);
+        world.fail(task, true);
+        assert_eq!((world.state(task), world.workers[&task]), (TaskState::Waiting, Worker::Saving));
+        world.advance(task, true);
+        assert_eq!((world.state(task), world.workers[&task]), (TaskState::Waiting, Worker::Writing));
+        world.advance(task, is_written);
+        let view = world.book.view(task, world.at).unwrap();
+        assert_eq!((view.state, view.reason.as_str()), (TaskState::Failed, "the loss is NaN"));
+    }
+    // Nothing was learned, nobody knows what, its worker dies, or somebody does not want to wait.
+    for end in 0..4 {
+        let (mut world, task) = alone();
+        if end > 0 {
+            world.advance(task, true);
+        }
+        world.fail(task, end != 1);
+        match end {
+            2 => world.lose(task, false),
+            3 => world.feed(task, TaskEvent::Command(TaskCommand::Discard)),
+            _ => {}
+        }
+        let view = world.book.view(task, world.at).unwrap();
+        assert_eq!((view.state, view.reason.as_str()), (TaskState::Failed, "the loss is NaN"), "{end}");
+    }
+}
+
+#[test]
 fn only_what_is_over_is_forgotten() {
     let (mut world, task) = alone();
     world.book.forget(task);
     assert_eq!(world.state(task), TaskState::Training);
-    world.feed(task, TaskEvent::Paused(TaskPause::Failed { reason: String::new() }));
+    world.fail(task, false);
     world.book.forget(task);
     assert_eq!(world.book.view(task, world.at), None);
     // A late word of its worker is of nobody.

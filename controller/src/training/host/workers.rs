@@ -166,7 +166,7 @@ impl Host {
                         record.checkpoint_error.clear();
                     }
                     Err(reason) => {
-                        tracing::warn!(task = record.name, step, reason, "no checkpoint; the next is tried");
+                        tracing::warn!(task = record.name, step, reason, "no checkpoint was written");
                         record.checkpoint_error = reason;
                     }
                 }
