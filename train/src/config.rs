@@ -2,6 +2,7 @@ mod check;
 mod data;
 mod length;
 mod optimizer;
+mod section;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use self::check::Check;
+use self::section::{Section, section};
 use crate::{Schedule, TrainError};
 
 pub use data::DataConfig;
@@ -40,9 +42,10 @@ pub struct TaskConfig {
     /// The exported training step: a .pt2 archive, or a folder with `model.pt2`.
     pub program: PathBuf,
     /// What turns gradients into new parameters.
+    #[serde(deserialize_with = "section")]
     pub optimizer: Optimizer,
     /// How the learning rate changes with the steps.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "section")]
     pub schedule: Schedule,
     /// Gradients whose 2-norm, over all parameters together, is larger are scaled down to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -52,8 +55,10 @@ pub struct TaskConfig {
     #[serde(default = "one")]
     pub accumulate: u32,
     /// What the task is trained on.
+    #[serde(deserialize_with = "section")]
     pub data: DataConfig,
     /// How long the task is trained.
+    #[serde(deserialize_with = "section")]
     pub length: Length,
     /// Where everything random in the task comes from: the order of rows, dropout, made up data.
     #[serde(default)]
@@ -88,6 +93,10 @@ pub struct CheckpointConfig {
     /// How many checkpoints are kept.
     #[serde(default = "two")]
     pub keep: u32,
+}
+
+impl Section for Schedule {
+    const EXPECTED: &'static str = "a mapping with `kind`";
 }
 
 fn one() -> u32 {

@@ -149,6 +149,36 @@ fn unknown_and_missing_keys_are_refused() {
 }
 
 #[test]
+fn errors_in_sections_say_where() {
+    // The line comes last, in the place of another of its key or behind the four of them.
+    for (line, expected) in [
+        ("schedule: {kind: constant, warm_up: 5}", "schedule: unknown field `warm_up`"),
+        ("schedule: {kind: step, every: 3}", "schedule: missing field `factor`"),
+        (
+            "optimizer: {kind: adam, lr: 1, beta: [0, 0]}",
+            "optimizer: unknown field `beta`, expected one of `lr`",
+        ),
+        ("optimizer: {kind: sgd, lr: abc}", "optimizer: invalid type: string \"abc\""),
+        ("optimizer: {kind: sgd, lr: 1, lr: 2}", "optimizer: duplicate field `lr`"),
+        ("optimizer: {kind: lion, lr: 1}", "optimizer.kind: unknown variant `lion`"),
+        ("optimizer:", "optimizer: missing field `kind`"),
+        ("length: {steps: 3, epochs: 3}", "length: it is either `steps` or `epochs`"),
+        ("length:", "length: it is either `steps` or `epochs`"),
+        ("length: {days: 3}", "length: unknown field `days`"),
+        ("length: {steps: -3}", "length.steps: invalid type: integer `-3`"),
+        ("data: {files: [a.npy]}", "data: `files` needs a `batch_size`"),
+        ("data: {}", "data: it is either `files` or `synthetic`"),
+        ("data: {synthetic: {rows: 8}}", "data.synthetic: missing field `batch_size`"),
+        ("checkpoint: {folder: f}", "checkpoint: missing field `every_steps`"),
+    ] {
+        let last = with(line).lines().count();
+        let error = TaskConfig::from_yaml(&with(line)).unwrap_err().source().unwrap().to_string();
+        assert!(error.starts_with(expected), "{line}: {error}");
+        assert!(error.contains(&format!(" at line {last} column ")), "{line}: {error}");
+    }
+}
+
+#[test]
 fn values_are_held_to_the_rules_of_pytorch() {
     for (line, setting) in [
         ("program:", "program"),

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::check;
+use super::section::Section;
 use crate::TrainError;
 
 /// What a task is trained on: `{files: [x.npy, y.npy], batch_size: 32}` or `{synthetic: {rows: 1000, batch_size: 32}}` in a
@@ -69,15 +70,15 @@ impl TryFrom<Text> for DataConfig {
                 Ok(DataConfig::Files { files, batch_size, shuffle, drop_last })
             }
             Text { files: Some(_), synthetic: None, batch_size: None, .. } => {
-                Err("`data` with `files` needs a `batch_size`")
+                Err("`files` needs a `batch_size` beside it")
             }
             Text { files: None, synthetic: Some(made), batch_size: None, shuffle: None, drop_last: None } => {
                 Ok(DataConfig::Synthetic { rows: made.rows, batch_size: made.batch_size })
             }
             Text { files: None, synthetic: Some(_), .. } => {
-                Err("`data` with `synthetic` has no other key: `batch_size` stands inside of it")
+                Err("`synthetic` has no other key beside it: `batch_size` stands inside of it")
             }
-            _ => Err("`data` is either `files` or `synthetic`, exactly one of them"),
+            _ => Err("it is either `files` or `synthetic`, exactly one of them"),
         }
     }
 }
@@ -101,6 +102,10 @@ impl From<DataConfig> for Text {
             },
         }
     }
+}
+
+impl Section for DataConfig {
+    const EXPECTED: &'static str = "a mapping with `files` and `batch_size`, or with `synthetic`";
 }
 
 impl DataConfig {

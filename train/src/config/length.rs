@@ -1,6 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::check;
+use super::section::Section;
 use crate::TrainError;
 
 /// How long a task is trained: `{steps: 1000}` or `{epochs: 3}` in a configuration.
@@ -30,7 +31,7 @@ impl TryFrom<Text> for Length {
         match (text.steps, text.epochs) {
             (Some(steps), None) => Ok(Length::Steps(steps)),
             (None, Some(epochs)) => Ok(Length::Epochs(epochs)),
-            _ => Err("a length is either `steps` or `epochs`, exactly one of them"),
+            _ => Err("it is either `steps` or `epochs`, exactly one of them"),
         }
     }
 }
@@ -42,6 +43,10 @@ impl From<Length> for Text {
             Length::Epochs(epochs) => Text { steps: None, epochs: Some(epochs) },
         }
     }
+}
+
+impl Section for Length {
+    const EXPECTED: &'static str = "a mapping with `steps` or `epochs`";
 }
 
 impl Length {

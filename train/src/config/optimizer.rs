@@ -1,6 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::check::{self, Check};
+use super::section::Section;
 use crate::TrainError;
 
 /// What turns gradients into new parameters, with the settings, defaults and rules of `torch.optim`.
@@ -67,6 +68,10 @@ pub enum OptimizerKind {
     Adam,
     /// `torch.optim.AdamW`
     AdamW,
+}
+
+impl Section for Optimizer {
+    const EXPECTED: &'static str = "a mapping with `kind` and `lr`";
 }
 
 fn betas() -> [f64; 2] {
