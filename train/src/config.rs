@@ -7,6 +7,7 @@ mod section;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
 
 use self::check::Check;
@@ -37,7 +38,7 @@ pub use optimizer::{Optimizer, OptimizerKind};
 ///
 /// `program`, `optimizer`, `data` and `length` must be there. Keys that are not known are refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a mapping with `program`, `optimizer`, `data` and `length`")]
 pub struct TaskConfig {
     /// The exported training step: a .pt2 archive, or a folder with `model.pt2`.
     pub program: PathBuf,
@@ -82,9 +83,12 @@ pub struct TaskConfig {
     pub log_every_steps: u64,
 }
 
+/// What is said of a configuration without anything.
+const EMPTY: &str = "it is empty, expected a mapping with `program`, `optimizer`, `data` and `length`";
+
 /// Where a task's state is written down.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a mapping with `folder` and `every_steps`")]
 pub struct CheckpointConfig {
     /// The folder, which belongs to this task alone. It is made if it does not exist.
     pub folder: PathBuf,
@@ -122,7 +126,10 @@ impl TaskConfig {
     ///
     /// [`TrainError::ConfigText`] with line and column, or what [`validate`](Self::validate) finds.
     pub fn from_yaml(text: &str) -> Result<TaskConfig, TrainError> {
-        let config: TaskConfig = serde_yaml::from_str(text).map_err(TrainError::ConfigText)?;
+        let config: TaskConfig = serde_yaml::from_str(text).map_err(|error| {
+            let is_empty = matches!(serde_yaml::from_str(text), Ok(serde_yaml::Value::Null));
+            TrainError::ConfigText(if is_empty { serde_yaml::Error::custom(EMPTY) } else { error })
+        })?;
         config.validate()?;
         Ok(config)
     }

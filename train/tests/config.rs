@@ -179,6 +179,32 @@ fn errors_in_sections_say_where() {
 }
 
 #[test]
+fn an_empty_configuration_is_told_to_be_empty() {
+    for text in ["", "\n", "# Only a comment.\n", "---\n", "null"] {
+        let error = TaskConfig::from_yaml(text).unwrap_err().source().unwrap().to_string();
+        let expected = "it is empty, expected a mapping with `program`, `optimizer`, `data` and `length`";
+        assert_eq!(error, expected, "{text:?}");
+    }
+}
+
+#[test]
+fn what_is_no_mapping_is_told_the_keys_that_are_expected() {
+    for (line, expected) in [
+        ("optimizer: sgd", "optimizer: invalid type: string \"sgd\", expected a mapping with `kind`"),
+        ("schedule: constant", "expected a mapping with `kind` at line "),
+        ("length: 5", "expected a mapping with `steps` or `epochs` at line "),
+        ("data: x.npy", "expected a mapping with `files` and `batch_size`, or with `synthetic` at"),
+        ("data: {synthetic: 8}", "expected a mapping with `rows` and `batch_size` at line "),
+        ("checkpoint: f", "expected a mapping with `folder` and `every_steps` at line "),
+    ] {
+        refused_text(line, expected);
+    }
+    let error = TaskConfig::from_yaml("[program]").unwrap_err().source().unwrap().to_string();
+    let expected = "expected a mapping with `program`, `optimizer`, `data` and `length`";
+    assert!(error.ends_with(expected), "{error}");
+}
+
+#[test]
 fn values_are_held_to_the_rules_of_pytorch() {
     for (line, setting) in [
         ("program:", "program"),

@@ -48,7 +48,7 @@ struct Text {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a mapping with `rows` and `batch_size`")]
 struct SyntheticText {
     rows: u64,
     batch_size: u64,
