@@ -148,6 +148,14 @@ pub enum TrainError {
         found: String,
     },
 
+    /// A file with an array that cannot be in a data set.
+    #[error("{} cannot be used as data", path.display())]
+    DataFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with the array.
+        source: Box<TrainError>,
+    },
     /// A data set without an array.
     #[error("the data set has no arrays: name files with at least one")]
     NoArrays,
@@ -174,14 +182,22 @@ pub enum TrainError {
         row_shape: Vec<u64>,
     },
     /// Two arrays of one data set that differ in their number of rows.
-    #[error("array `{array}` has {rows} rows, and `{other}` of the same data set has {other_rows}")]
+    #[error(
+        "array `{array}` of {} has {rows} rows, and `{other}` of {}, in the same data set, has {other_rows}",
+        path.display(),
+        other_path.display()
+    )]
     RowsDiffer {
         /// An array.
         array: String,
+        /// The file that it is in.
+        path: PathBuf,
         /// Its rows.
         rows: u64,
         /// The array ahead of it.
         other: String,
+        /// The file that this one is in.
+        other_path: PathBuf,
         /// The rows of that one.
         other_rows: u64,
     },

@@ -100,10 +100,19 @@ fn arrays_must_fit_together() {
     let files = Files::new();
     let four = files.write("four.npy", &npy("|u1", "(4,)", &[0; 4]));
     let five = files.write("five.npy", &npy("|u1", "(5,)", &[0; 5]));
-    assert_eq!(
-        refused(&[four.clone(), five]).to_string(),
-        "array `five` has 5 rows, and `four` of the same data set has 4"
+    let expected = format!(
+        "array `five` of {} has 5 rows, and `four` of {}, in the same data set, has 4",
+        five.display(),
+        four.display()
     );
+    assert_eq!(refused(&[four.clone(), five.clone()]).to_string(), expected);
+    // Of a file with several arrays, and behind another one.
+    let both = r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},
+        "b":{"dtype":"U8","shape":[1],"data_offsets":[4,5]}}"#;
+    let both = files.write("both.safetensors", &tensors(both, 5));
+    let error = refused(&[four.clone(), both.clone(), five]);
+    let TrainError::RowsDiffer { array, path, other_path, .. } = error else { panic!("{error}") };
+    assert_eq!((array.as_str(), path, other_path), ("b", both, four.clone()));
     let again = r#"{"four":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}"#;
     let again = files.write("again.safetensors", &tensors(again, 4));
     assert!(matches!(refused(&[four, again]), TrainError::DuplicateArray { array } if array == "four"));
@@ -115,16 +124,22 @@ fn arrays_must_fit_together() {
 #[test]
 fn arrays_must_have_rows_with_something_in_them() {
     let files = Files::new();
+    let refused_file = |file: &PathBuf| match refused(std::slice::from_ref(file)) {
+        TrainError::DataFile { path, source } if path == *file => *source,
+        error => panic!("{error}"),
+    };
     let scalar = files.write("scalar.npy", &npy("<i2", "()", &[0; 2]));
-    assert!(matches!(refused(&[scalar]), TrainError::NoRows { array } if array == "scalar"));
+    assert!(matches!(refused_file(&scalar), TrainError::NoRows { array } if array == "scalar"));
     let none = files.write("none.npy", &npy("<i2", "(0, 3)", &[]));
-    assert!(matches!(refused(&[none]), TrainError::NoRows { .. }));
+    assert!(matches!(refused_file(&none), TrainError::NoRows { .. }));
     // Any number of rows would fit into no bytes at all.
     let hollow = files.write("hollow.npy", &npy("<i2", "(4294967296, 0)", &[]));
-    assert!(matches!(refused(&[hollow]), TrainError::EmptyRows { row_shape, .. } if row_shape == [0]));
+    assert!(matches!(refused_file(&hollow), TrainError::EmptyRows { row_shape, .. } if row_shape == [0]));
     let hollow = r#"{"x":{"dtype":"U8","shape":[4294967296,0],"data_offsets":[0,0]}}"#;
     let hollow = files.write("hollow.safetensors", &tensors(hollow, 0));
-    assert!(matches!(refused(&[hollow]), TrainError::EmptyRows { .. }));
+    assert!(matches!(refused_file(&hollow), TrainError::EmptyRows { .. }));
+    let error = refused(std::slice::from_ref(&hollow));
+    assert_eq!(error.to_string(), format!("{} cannot be used as data", hollow.display()));
 }
 
 #[test]

@@ -38,6 +38,7 @@ impl Dataset {
     /// share a name or differ in their rows; if there are no arrays or no rows.
     pub fn open(files: &[PathBuf]) -> Result<Dataset, TrainError> {
         let mut found = Found { arrays: Vec::new(), maps: Vec::new() };
+        // Every file has one map, and so both have the same number.
         for path in files {
             match path.extension().and_then(|extension| extension.to_str()) {
                 Some("npy") => found.add_npy(path)?,
@@ -46,7 +47,7 @@ impl Dataset {
             }
         }
         check_names(found.arrays.iter().map(|(info, _, _)| info))?;
-        let rows = common_rows(&found.arrays)?;
+        let rows = common_rows(&found.arrays, files)?;
         let (infos, places) = found.arrays.into_iter().map(|(info, _, place)| (info, place)).unzip();
         Ok(Dataset { rows, infos, places, maps: found.maps })
     }
@@ -65,7 +66,7 @@ impl Found {
         };
         let map = mapped::map(path)?;
         let header = npy::read(&map).map_err(|source| TrainError::Npy { path: path.to_owned(), source })?;
-        self.add(name, header.dtype, &header.shape, header.data_start)?;
+        self.add(name, header.dtype, &header.shape, header.data_start).map_err(in_file(path))?;
         self.maps.push(map);
         Ok(())
     }
@@ -73,7 +74,7 @@ impl Found {
     fn add_tensors(&mut self, path: &Path) -> Result<(), TrainError> {
         let file = TensorFile::open(path)?;
         for tensor in &file.tensors {
-            self.add(&tensor.name, tensor.dtype, &tensor.shape, tensor.bytes.start)?;
+            self.add(&tensor.name, tensor.dtype, &tensor.shape, tensor.bytes.start).map_err(in_file(path))?;
         }
         self.maps.push(file.map);
         Ok(())
@@ -97,14 +98,20 @@ impl Found {
     }
 }
 
-fn common_rows(arrays: &[(ArrayInfo, u64, Place)]) -> Result<u64, TrainError> {
-    let (first, first_rows, _) = arrays.first().ok_or(TrainError::NoArrays)?;
+fn in_file(path: &Path) -> impl Fn(TrainError) -> TrainError {
+    move |error| TrainError::DataFile { path: path.to_owned(), source: Box::new(error) }
+}
+
+fn common_rows(arrays: &[(ArrayInfo, u64, Place)], files: &[PathBuf]) -> Result<u64, TrainError> {
+    let (first, first_rows, first_place) = arrays.first().ok_or(TrainError::NoArrays)?;
     match arrays.iter().find(|(_, rows, _)| rows != first_rows) {
         None => Ok(*first_rows),
-        Some((info, rows, _)) => Err(TrainError::RowsDiffer {
+        Some((info, rows, place)) => Err(TrainError::RowsDiffer {
             array: info.name().to_owned(),
+            path: files[place.map].clone(),
             rows: *rows,
             other: first.name().to_owned(),
+            other_path: files[first_place.map].clone(),
             other_rows: *first_rows,
         }),
     }
