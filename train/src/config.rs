@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
 
-use self::check::Check;
+use self::check::{Check, MOST_F32};
 use self::section::{Section, section};
 use crate::{Schedule, TrainError};
 
@@ -182,12 +182,13 @@ impl TaskConfig {
         self.validate_schedule()?;
         if let Some(clip_norm) = self.clip_norm {
             Check::new("clip_norm", clip_norm).positive()?;
+            Check::new("clip_norm", clip_norm).fits_f32()?;
         }
         check::at_least_one("accumulate", self.accumulate.into())?;
         self.data.validate()?;
         self.length.validate()?;
         if let Length::Steps(steps) = self.length {
-            self.check_warm_up(steps)?;
+            self.check_rates(steps)?;
         }
         if let Some(checkpoint) = &self.checkpoint {
             if checkpoint.folder.as_os_str().is_empty() {
@@ -215,10 +216,18 @@ impl TaskConfig {
         }
     }
 
-    fn check_warm_up(&self, total_steps: u64) -> Result<(), TrainError> {
+    /// Checks what the schedule makes of that many steps.
+    fn check_rates(&self, total_steps: u64) -> Result<(), TrainError> {
         match self.schedule {
             Schedule::Cosine { warm_up, .. } if warm_up > total_steps => {
                 Err(TrainError::WarmUpTooLong { warm_up, total_steps })
+            }
+            // The last rate is the largest.
+            Schedule::Step { factor, .. } if factor > 1.0 => {
+                let base = self.optimizer.learning_rate();
+                let last = self.schedule.rate(base, total_steps.saturating_sub(1), total_steps);
+                let needed = "so small that no rate of the task is more than 3.4028234e38";
+                Check::new("schedule.factor", factor).holds(last <= MOST_F32, needed)
             }
             _ => Ok(()),
         }
@@ -231,7 +240,8 @@ impl TaskConfig {
     ///
     /// # Errors
     ///
-    /// [`TrainError::TooManySteps`], or [`TrainError::WarmUpTooLong`].
+    /// [`TrainError::TooManySteps`], [`TrainError::WarmUpTooLong`], or [`TrainError::Setting`] if a schedule in steps raises the
+    /// rate beyond what a 32-bit float holds.
     ///
     /// [`Batches::per_epoch`]: crate::Batches::per_epoch
     pub fn total_steps(&self, batches_per_epoch: u64) -> Result<u64, TrainError> {
@@ -242,7 +252,7 @@ impl TaskConfig {
                 .ok_or(TrainError::TooManySteps { epochs, batches_per_epoch })?
                 .div_ceil(self.accumulate.max(1).into()),
         };
-        self.check_warm_up(steps)?;
+        self.check_rates(steps)?;
         Ok(steps)
     }
 }

@@ -258,6 +258,43 @@ fn values_are_held_to_the_rules_of_pytorch() {
 }
 
 #[test]
+fn what_libtorch_takes_as_a_float_must_fit_one() {
+    for (line, setting) in [
+        ("optimizer: {kind: sgd, lr: 1e308}", "optimizer.lr"),
+        ("optimizer: {kind: sgd, lr: 3.41e38}", "optimizer.lr"),
+        ("optimizer: {kind: sgd, lr: 1, momentum: 1e39}", "optimizer.momentum"),
+        ("optimizer: {kind: sgd, lr: 1, dampening: -1e39}", "optimizer.dampening"),
+        ("optimizer: {kind: sgd, lr: 1, weight_decay: 1e39}", "optimizer.weight_decay"),
+        ("optimizer: {kind: adam, lr: 1, weight_decay: 1e39}", "optimizer.weight_decay"),
+        ("optimizer: {kind: adamw, lr: 1, eps: 1e39}", "optimizer.eps"),
+        // What is computed of them: the size of the first step, and the share of a parameter that is left.
+        ("optimizer: {kind: adam, lr: 1e38}", "optimizer.lr"),
+        ("optimizer: {kind: adamw, lr: 1e20, weight_decay: 1e20}", "optimizer.weight_decay"),
+        ("clip_norm: 1e39", "clip_norm"),
+        ("schedule: {kind: step, every: 1, factor: 10}", "schedule.factor"),
+    ] {
+        refused_setting(line, setting);
+    }
+    for line in [
+        "optimizer: {kind: sgd, lr: 3.4e38, momentum: 3.4e38, dampening: -3.4e38, weight_decay: 3.4e38}",
+        "optimizer: {kind: adam, lr: 1e37, eps: 1e-300, weight_decay: 3.4e38}",
+        "clip_norm: 3.4e38",
+        "schedule: {kind: step, every: 3, factor: 10}",
+    ] {
+        read(line);
+    }
+    let config = read("length: {epochs: 1}");
+    let config = TaskConfig { schedule: Schedule::Step { every: 1, factor: 10.0 }, ..config };
+    assert_eq!(config.total_steps(39).unwrap(), 39);
+    assert!(matches!(config.total_steps(40), Err(TrainError::Setting { setting: "schedule.factor", .. })));
+
+    let error = TaskConfig::from_yaml(&with("optimizer: {kind: sgd, lr: 1e308}")).unwrap_err();
+    let expected =
+        "the task's `optimizer.lr` is 1e308: it must be within 3.4028234e38 of 0, as 32-bit floats are";
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
 fn an_error_says_what_was_found_and_what_is_needed() {
     let error = TaskConfig::from_yaml(&with("optimizer: {kind: sgd, lr: -0.5}")).unwrap_err();
     assert_eq!(error.to_string(), "the task's `optimizer.lr` is -0.5: it must be finite and not negative");

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::check::{self, Check};
+use super::check::{self, Check, MOST_F32};
 use super::section::Section;
 use crate::TrainError;
 
@@ -104,12 +104,14 @@ impl Optimizer {
     }
 
     pub(super) fn validate(&self) -> Result<(), TrainError> {
-        Check::new("optimizer.lr", self.learning_rate()).not_negative()?;
+        let lr = self.learning_rate();
+        not_negative("optimizer.lr", lr)?;
         match *self {
             Optimizer::Sgd { momentum, dampening, nesterov, weight_decay, .. } => {
-                Check::new("optimizer.momentum", momentum).not_negative()?;
+                not_negative("optimizer.momentum", momentum)?;
                 Check::new("optimizer.dampening", dampening).finite()?;
-                Check::new("optimizer.weight_decay", weight_decay).not_negative()?;
+                Check::new("optimizer.dampening", dampening).fits_f32()?;
+                not_negative("optimizer.weight_decay", weight_decay)?;
                 if nesterov && (momentum == 0.0 || dampening != 0.0) {
                     let found = format!("true with momentum {momentum} and dampening {dampening}");
                     let needed = "false, or the momentum more than 0 and the dampening 0";
@@ -123,9 +125,22 @@ impl Optimizer {
                     let needed = "two numbers from 0 to less than 1";
                     Check::new("optimizer.betas", beta).holds((0.0..1.0).contains(&beta), needed)?;
                 }
-                Check::new("optimizer.eps", eps).not_negative()?;
-                Check::new("optimizer.weight_decay", weight_decay).not_negative()
+                not_negative("optimizer.eps", eps)?;
+                not_negative("optimizer.weight_decay", weight_decay)?;
+                // What the first step goes by, and what a step of AdamW leaves of a parameter, are floats too.
+                let needed = "at most 3.4028234e38 when divided by 1 less the first of `optimizer.betas`";
+                Check::new("optimizer.lr", lr).holds(lr / (1.0 - betas[0]) <= MOST_F32, needed)?;
+                let needed = "at most 3.4028234e38 when multiplied by `optimizer.lr`";
+                let is_decoupled = self.kind() == OptimizerKind::AdamW;
+                Check::new("optimizer.weight_decay", weight_decay)
+                    .holds(!is_decoupled || lr * weight_decay <= MOST_F32, needed)
             }
         }
     }
+}
+
+fn not_negative(setting: &'static str, value: f64) -> Result<(), TrainError> {
+    let check = Check::new(setting, value);
+    check.not_negative()?;
+    check.fits_f32()
 }

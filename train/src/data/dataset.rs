@@ -38,7 +38,7 @@ impl Dataset {
     /// share a name or differ in their rows; if there are no arrays or no rows.
     pub fn open(files: &[PathBuf]) -> Result<Dataset, TrainError> {
         let mut found = Found { arrays: Vec::new(), maps: Vec::new() };
-        // Every file has one map, and so both have the same number.
+        // Each adds one map: the number of a place's map is that of its file.
         for path in files {
             match path.extension().and_then(|extension| extension.to_str()) {
                 Some("npy") => found.add_npy(path)?,
