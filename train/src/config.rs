@@ -240,8 +240,8 @@ impl TaskConfig {
     ///
     /// # Errors
     ///
-    /// [`TrainError::TooManySteps`], [`TrainError::WarmUpTooLong`], or [`TrainError::Setting`] if a schedule in steps raises the
-    /// rate beyond what a 32-bit float holds.
+    /// [`TrainError::TooManySteps`], [`TrainError::WarmUpTooLong`], or [`TrainError::Setting`] if a schedule in steps raises
+    /// the rate beyond what a 32-bit float holds.
     ///
     /// [`Batches::per_epoch`]: crate::Batches::per_epoch
     pub fn total_steps(&self, batches_per_epoch: u64) -> Result<u64, TrainError> {
