@@ -45,7 +45,7 @@ impl TrainingMemory {
                 what: "a training task".to_owned(),
                 asked_bytes: bytes,
                 capacity_bytes,
-                advice: "make the pool's part for training larger or the batches smaller",
+                advice: "make the pool's part for training larger",
             });
         }
         let range = self.list.allocate(rounded, TENSOR_ALIGNMENT_BYTES)?;
@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(
             nothing.allocate(1).unwrap_err().to_string(),
             "a training task needs 1 bytes and can never fit: there are 0 bytes in all; make the pool's part for \
-             training larger or the batches smaller"
+             training larger"
         );
         assert!(matches!(nothing.allocate(u64::MAX), Err(PoolError::NeverFits { .. })));
     }

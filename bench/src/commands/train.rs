@@ -33,9 +33,8 @@ const WARM_UP_STEPS: u64 = 5;
 /// A bound on what is queued on a GPU that bounds nothing: as if nobody ever asked for it to be short.
 const UNBOUNDED_US: u64 = 1 << 40;
 
-/// How often tasks with and without a bound take turns, behind how many steps that do not count, and for how long: a step is as
-/// fast as the host, which changes by a tenth within a second. Many short turns tell more than as much time of long ones.
-const TURNS: usize = 250;
+/// For how long tasks with and without a bound take turns, and behind how many steps that do not count: a step is as fast as the
+/// host, which changes by a tenth within a second. Many short turns tell more than as much time of long ones.
 const TURN_WARM_UP_STEPS: u64 = 2;
 const TURN: Duration = Duration::from_millis(180);
 
@@ -74,6 +73,9 @@ pub(crate) struct Train {
     /// Seconds of requests, each before one without.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     turns: u32,
+    /// On a GPU, turns of the task with a bound on what is queued, and as many of one without.
+    #[arg(long, value_name = "N", default_value_t = 250, value_parser = clap::value_parser!(u32).range(2..))]
+    pairs: u32,
     /// A Python with torch: PyTorch's own loop over the same task is measured as well.
     #[arg(long, value_name = "PROGRAM")]
     python: Option<PathBuf>,
@@ -296,11 +298,12 @@ impl Train {
     }
 
     /// The steps of two tasks that train in turn.
-    fn in_turn(with: &Trained<'_>, without: &Trained<'_>) -> anyhow::Result<Bounded> {
+    fn in_turn(with: &Trained<'_>, without: &Trained<'_>, pairs: u32) -> anyhow::Result<Bounded> {
         let mut all = [Counted::default(), Counted::default()];
         let mut percent = Vec::new();
-        let progress = Progress::new("turns with and without a bound", TURNS);
-        for turn in 0..TURNS {
+        let pairs = pairs as usize;
+        let progress = Progress::new("turns with and without a bound", pairs);
+        for turn in 0..pairs {
             // Who comes first in one turn comes second in the next: a host that becomes faster or slower favours nobody.
             let mut order = [0, 1];
             order.rotate_left(turn % 2);
@@ -332,7 +335,7 @@ impl Train {
             task.tell(TaskCommand::Pause)?;
             let synchronous = Self::with_bound(bench, config, 0)?;
             let free = Self::with_bound(bench, config, UNBOUNDED_US)?;
-            bounded = Some(Self::in_turn(&task, &free)?);
+            bounded = Some(Self::in_turn(&task, &free, self.pairs)?);
             synchronous_steps_per_s = Some(Self::turn(&synchronous, seconds / 4)?.per_s());
             synchronous.tell(TaskCommand::Stop)?;
             free.tell(TaskCommand::Stop)?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pswitch_device::{DeviceError, PinnedMemory, SharedMemory};
-use pswitch_mem_pool::Range;
+use pswitch_mem_pool::{PoolError, Range};
 use pswitch_train::TaskConfig;
 
 use super::super::book::TaskId;
@@ -24,8 +24,21 @@ impl Host {
             let message = format!("there are {MOST_TASKS} training tasks already");
             return Err(ServiceError::InvalidRequest { message });
         }
-        let state = self.states.allocate(task.state_bytes).map_err(|error| ServiceError::InvalidRequest {
-            message: format!("no room for the state of '{}': {error}; make training_size larger", task.name),
+        let state = self.states.allocate(task.state_bytes).map_err(|error| {
+            let help = match error {
+                PoolError::NoRoomNow { .. } => "stop another task, or make training_size larger",
+                _ => "make training_size larger",
+            };
+            let message = format!(
+                "the state of '{}' needs {} bytes: of {} bytes for training {} are in use by others, and the longest free \
+                 range has {}; {help}",
+                task.name,
+                task.state_bytes,
+                self.states.capacity_bytes(),
+                self.states.in_use_bytes(),
+                self.states.largest_free_bytes()
+            );
+            ServiceError::InvalidRequest { message }
         })?;
         if let Err(refusal) = self.check_place(&task, state) {
             self.put_back(state);
