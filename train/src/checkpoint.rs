@@ -9,7 +9,7 @@ use crate::OptimizerKind;
 
 pub use folder::FolderClaim;
 pub use read::{Checkpoint, CheckpointTensor, latest_checkpoint};
-pub use write::{SavedTensor, check_checkpoint, write_checkpoint};
+pub use write::{SavedTensor, check_checkpoint, write_checkpoint, write_diverged};
 
 /// What stands ahead of the names of the optimizer's tensors in a checkpoint, and of no tensor of the model's.
 pub const OPTIMIZER_PREFIX: &str = "optimizer.";

@@ -30,7 +30,8 @@ pub enum TrainError {
 
     /// A folder of checkpoints that is another's.
     #[error(
-        "another task has its checkpoints in {}, of this server or of another: give each a folder of its own",
+        "another task has its checkpoints in {}, of this server or of another, or its process has not ended yet: give each a \
+         folder of its own",
         path.display()
     )]
     FolderTaken {

@@ -55,7 +55,7 @@ mod state;
 pub use batches::{BatchRows, Batches};
 pub use checkpoint::{
     Checkpoint, CheckpointState, CheckpointTensor, FolderClaim, OPTIMIZER_PREFIX, Position, SavedTensor,
-    check_checkpoint, latest_checkpoint, write_checkpoint,
+    check_checkpoint, latest_checkpoint, write_checkpoint, write_diverged,
 };
 pub use config::{CheckpointConfig, DataConfig, Length, Optimizer, OptimizerKind, TaskConfig};
 pub use data::{ArrayInfo, Dataset, NpyError, RowSource, Synthetic, SyntheticArray};

@@ -13,7 +13,7 @@ use std::time::Duration;
 use pswitch_model::DType;
 use pswitch_train::{
     Checkpoint, CheckpointState, CheckpointTensor, FolderClaim, OptimizerKind, Position, SavedTensor,
-    TrainError, check_checkpoint, latest_checkpoint, write_checkpoint,
+    TrainError, check_checkpoint, latest_checkpoint, write_checkpoint, write_diverged,
 };
 use tempfile::TempDir;
 
@@ -205,6 +205,18 @@ fn a_tensor_that_cannot_be_fetched_leaves_nothing_behind() {
     assert_eq!(error.to_string(), "the bytes of tensor `last` cannot be fetched");
     assert_eq!(error.source().unwrap().to_string(), "the device is gone");
     assert_eq!(names(folder.path()), set(["step-00000001.safetensors"]));
+}
+
+#[test]
+fn a_state_that_diverged_is_kept_beside_the_others() {
+    let folder = TempDir::new().unwrap();
+    write(folder.path(), 1, 1);
+    let path = write_diverged(folder.path(), &state(2), tensors()).unwrap();
+    assert_eq!(names(folder.path()), set(["step-00000001.safetensors", "diverged-00000002.safetensors"]));
+    assert_eq!(latest_step(folder.path()), Some(1));
+    assert_eq!(Checkpoint::open(&path).unwrap().state(), &state(2));
+    write(folder.path(), 1, 3);
+    assert_eq!(names(folder.path()), set(["step-00000003.safetensors", "diverged-00000002.safetensors"]));
 }
 
 #[test]

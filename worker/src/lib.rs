@@ -37,6 +37,7 @@ pub use libtorch::TorchDevice;
 pub use process::serve;
 pub use pswitch_protocol::Channel;
 pub use training::{
-    Pace, PartialSnapshot, Phase, Snapshot, StepEnd, StepOrder, TaskStep, Trainer, TrainingTask, Upload,
+    Pace, PartialSnapshot, Phase, Snapshot, StateWorth, StepEnd, StepOrder, TaskStep, Trainer, TrainingTask,
+    Upload,
 };
 pub use zygote::Zygote;

@@ -6,12 +6,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use pswitch_model::Archive;
-use pswitch_train::{Progress, StateLayout, TaskConfig};
+use pswitch_train::{FolderClaim, Progress, StateLayout, TaskConfig};
 
 use super::{Server, chain};
 use crate::repository::ModelName;
 use crate::service::{Residence, ServiceError, TaskCommand, TaskState, TaskStatus};
 use crate::training::{NewTask, Training};
+
+/// How long it is waited for a folder of checkpoints: who has it may be over, and its process about to end.
+const FOLDER_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Server {
     /// Takes the tasks that the configuration names. One that cannot be taken does not stop the others, and is shown as failed.
@@ -51,12 +54,16 @@ impl Server {
         })?;
         let opened = tokio::task::spawn_blocking(move || {
             let archive = Archive::open(&config.archive()).map_err(|error| chain(&error))?;
-            let layout = StateLayout::new(archive.program(), &config.optimizer);
-            Ok((archive.digest(), layout.map_err(|error| chain(&error))?.bytes, config))
+            let layout =
+                StateLayout::new(archive.program(), &config.optimizer).map_err(|error| chain(&error))?;
+            let folder = config.checkpoint.as_ref().map(|checkpoints| &checkpoints.folder);
+            let claim = folder.map(|folder| FolderClaim::new(folder, FOLDER_PATIENCE)).transpose();
+            let claim = claim.map_err(|error| chain(&error))?;
+            Ok((archive.digest(), layout.bytes, config, claim))
         });
-        let (digest, state_bytes, config) =
+        let (digest, state_bytes, config, claim) =
             opened.await.map_err(|error| error.to_string()).flatten().map_err(invalid)?;
-        training.submit(NewTask { name: name.to_owned(), config, digest, state_bytes }).await?;
+        training.submit(NewTask { name: name.to_owned(), config, digest, state_bytes, claim }).await?;
         self.task_status(name)
     }
 
@@ -73,7 +80,7 @@ impl Server {
         }
     }
 
-    /// Every task of every device, sorted by name.
+    /// Every task of every device, sorted by name; one that is not over goes before one of another device that is.
     pub(super) fn tasks(&self) -> Vec<TaskStatus> {
         let trainings = self.devices.iter().filter_map(|device| device.training.as_ref());
         let mut tasks: Vec<TaskStatus> = trainings.flat_map(Training::statuses).collect();
@@ -81,7 +88,7 @@ impl Server {
         // One of that name may have been submitted since.
         let is_new = |status: &&TaskStatus| tasks.iter().all(|task| task.name != status.name);
         tasks.extend(refused.iter().filter(is_new).cloned().collect::<Vec<_>>());
-        tasks.sort_by(|one, other| one.name.cmp(&other.name));
+        tasks.sort_by_cached_key(|task| (task.name.clone(), task.state.is_over()));
         tasks
     }
 
@@ -100,12 +107,9 @@ impl Server {
         self.task_status(name)
     }
 
-    /// One that is not over goes before one that is.
     fn task_status(&self, name: &str) -> Result<TaskStatus, ServiceError> {
-        let named = self.tasks().into_iter().filter(|status| status.name == name);
-        named
-            .min_by_key(|status| status.state.is_over())
-            .ok_or_else(|| ServiceError::UnknownTask { name: name.to_owned() })
+        let named = self.tasks().into_iter().find(|status| status.name == name);
+        named.ok_or_else(|| ServiceError::UnknownTask { name: name.to_owned() })
     }
 
     /// Where a task of a name is; one that is not over goes before one that is.

@@ -307,6 +307,11 @@ impl Book {
         self.tasks.get(&id).is_some_and(Task::is_under_way)
     }
 
+    /// Whether no step is left to be made.
+    pub(super) fn has_all_steps(&self, id: TaskId) -> bool {
+        self.tasks.get(&id).is_some_and(|task| task.extent.steps_done >= task.extent.total_steps)
+    }
+
     /// Steps that are in no checkpoint, of a task that has some and is not over.
     pub(super) fn unsaved(&self, id: TaskId) -> u64 {
         let unsaved = |task: &Task| task.extent.steps_done.saturating_sub(task.saved);
@@ -685,7 +690,7 @@ impl Task {
         }
     }
 
-    /// Any phase, the worker is gone -> Queued, or Failed after too many.
+    /// Any phase, the worker is gone -> Queued; or Over, if it has failed or is to stop, or lost too many.
     fn lost(&mut self, id: TaskId, cause: &str, at: Duration, actions: &mut Vec<TaskAction>) {
         self.deaths += 1;
         self.extent.steps_done = self.saved.min(self.extent.steps_done);

@@ -12,7 +12,7 @@ use mio::{Events, Poll};
 use pswitch_device::{Device, PinnedMemory};
 use pswitch_mem_pool::{Range, TrainingMemory};
 use pswitch_protocol::{Region, ToWorker};
-use pswitch_train::TaskConfig;
+use pswitch_train::{FolderClaim, TaskConfig};
 
 use super::book::{Book, TaskAction, TaskEvent, TaskId};
 use super::journal::Journal;
@@ -52,6 +52,8 @@ struct Record {
     made_room: u64,
     /// It was lost on its way while its last checkpoint was written.
     is_spoilt: bool,
+    /// Its folder of checkpoints; none once it is over and its worker gone.
+    claim: Option<FolderClaim>,
     worker: Option<TaskWorker>,
     checkpoint: Option<CheckpointStatus>,
     checkpoint_error: String,
@@ -411,11 +413,10 @@ impl Host {
     fn log(&mut self, id: TaskId, steps_done: u64) {
         let at = self.now();
         let Some(record) = self.tasks.get_mut(&id) else { return };
-        let (Some(view), Some(line)) = (self.book.view(id, at), self.book.line(id, at)) else { return };
-        let is_last = steps_done == view.extent.total_steps;
-        if !is_last && !steps_done.is_multiple_of(record.config.log_every_steps) {
+        if !self.book.has_all_steps(id) && !steps_done.is_multiple_of(record.config.log_every_steps) {
             return;
         }
+        let (Some(view), Some(line)) = (self.book.view(id, at), self.book.line(id, at)) else { return };
         tracing::info!(
             task = record.name,
             step = steps_done,
@@ -444,8 +445,11 @@ impl Host {
         }
     }
 
+    /// Gives back what a task had, its worker being gone.
     fn free(&mut self, id: TaskId) {
-        if let Some(state) = self.tasks.get_mut(&id).and_then(|record| record.state.take()) {
+        let Some(record) = self.tasks.get_mut(&id) else { return };
+        record.claim = None;
+        if let Some(state) = record.state.take() {
             self.put_back(state);
         }
     }

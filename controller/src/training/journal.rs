@@ -8,8 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use pswitch_train::ProgressLine;
+
 /// Lines that wait to be written; with so many the next are lost.
 const MOST_WAITING: usize = 4096;
+
+/// As a line begins, and more than it can have.
+const LINE_START: &[u8] = b"{\"at_us\":";
+const LONGEST_LINE: u64 = 4096;
 
 /// How long it is waited for the last lines of a file, unless the disk hangs already.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -121,7 +127,7 @@ impl Page {
             None => {
                 path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
                 if path.is_file() {
-                    cut_back(path)?;
+                    mend(path)?;
                 }
                 OpenOptions::new().create(true).append(true).open(path)?
             }
@@ -133,29 +139,33 @@ impl Page {
     }
 }
 
-/// Takes a last line back that is not whole: the disk was full, or the machine died.
-fn cut_back(path: &Path) -> io::Result<()> {
-    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
-    let mut end = file.metadata()?.len();
-    let mut block = [0; 512];
-    while end > 0 {
-        let start = end.saturating_sub(block.len() as u64);
-        let read = &mut block[..usize::try_from(end - start).unwrap_or(0)];
-        file.seek(SeekFrom::Start(start))?;
-        file.read_exact(read)?;
-        if let Some(newline) = read.iter().rposition(|&byte| byte == b'\n') {
-            end = start + newline as u64 + 1;
-            break;
-        }
-        end = start;
+/// Sees to it that a line begins behind what is there. A part of one of ours is taken back: the disk was full, or the machine died.
+fn mend(path: &Path) -> io::Result<()> {
+    let mut file = OpenOptions::new().read(true).append(true).open(path)?;
+    let bytes = file.metadata()?.len();
+    let start = bytes.saturating_sub(LONGEST_LINE);
+    file.seek(SeekFrom::Start(start))?;
+    let mut end = Vec::new();
+    (&mut file).take(LONGEST_LINE).read_to_end(&mut end)?;
+    let rest = match end.iter().rposition(|&byte| byte == b'\n') {
+        Some(newline) => &end[newline + 1..],
+        None => &end,
+    };
+    let is_ours = rest.starts_with(LINE_START) || LINE_START.starts_with(rest);
+    if rest.is_empty() {
+        Ok(())
+    } else if is_ours && serde_json::from_slice::<ProgressLine>(rest).is_err() {
+        file.set_len(bytes - rest.len() as u64)
+    } else {
+        file.write_all(b"\n")
     }
-    if end < file.metadata()?.len() { file.set_len(end) } else { Ok(()) }
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::time::Instant;
+
+    use pswitch_train::Progress;
 
     use super::*;
 
@@ -180,13 +190,19 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let file = place.path().join("log");
         let mut journal = Journal::start("test").unwrap();
-        let torn = "x".repeat(2000);
+        let whole = Progress::new(0, Duration::ZERO, Duration::ZERO).line(Duration::ZERO, 0.1).to_json();
+        let (torn, long) = (whole[..whole.len() / 2].to_owned(), "x".repeat(10_000));
         for (before, after) in [
             (String::new(), "new\n".to_owned()),
-            ("one\ntwo\n".to_owned(), "one\ntwo\nnew\n".to_owned()),
-            (format!("one\n{torn}"), "one\nnew\n".to_owned()),
+            (whole.clone(), format!("{whole}new\n")),
+            (format!("{whole}{torn}"), format!("{whole}new\n")),
+            (format!("{whole}{{\"a"), format!("{whole}new\n")),
             (torn.clone(), "new\n".to_owned()),
-            (format!("{torn}\n{torn}"), format!("{torn}\nnew\n")),
+            // Without its end only.
+            (whole.trim_end().to_owned(), format!("{whole}new\n")),
+            // Somebody else's.
+            (format!("{whole}{long}"), format!("{whole}{long}\nnew\n")),
+            ("a note".to_owned(), "a note\nnew\n".to_owned()),
         ] {
             fs::write(&file, before).unwrap();
             journal.write(&file, "new\n".to_owned());

@@ -23,7 +23,7 @@ use mio::{Poll, Waker};
 use pswitch_device::{Device, DeviceMemory, SharedMemory};
 use pswitch_mem_pool::Range;
 use pswitch_protocol::control;
-use pswitch_train::TaskConfig;
+use pswitch_train::{FolderClaim, TaskConfig};
 use pswitch_transfer::TransferId;
 use tokio::sync::oneshot;
 
@@ -65,6 +65,8 @@ pub(crate) struct NewTask {
     /// Digest of its archive.
     pub(crate) digest: u64,
     pub(crate) state_bytes: u64,
+    /// Its folder of checkpoints.
+    pub(crate) claim: Option<FolderClaim>,
 }
 
 type Reply = oneshot::Sender<Result<(), ServiceError>>;

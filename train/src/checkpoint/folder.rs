@@ -1,4 +1,5 @@
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,8 @@ const LOCK: &str = ".lock";
 /// How often it is tried to claim a folder that is another's.
 const TRY_EVERY: Duration = Duration::from_millis(20);
 
-/// A folder of checkpoints that is nobody else's while this lives, whatever process asks and by whatever path. A process that
-/// is killed leaves none behind.
+/// A folder of checkpoints that no other claim has while this lives, whatever process asks and by whatever path. A process that
+/// is killed leaves none behind. Who removes the folder, or `.lock` in it, takes it away.
 #[derive(Debug)]
 pub struct FolderClaim {
     _lock: File,
@@ -23,8 +24,8 @@ impl FolderClaim {
     ///
     /// # Errors
     ///
-    /// [`TrainError::FolderTaken`] if it is another's by then; [`TrainError::Io`] if it cannot be made or written to, or lies where
-    /// no files can be locked.
+    /// [`TrainError::FolderTaken`] if it is another's by then; [`TrainError::Io`] if it cannot be made or written to. Where the file
+    /// system has no locks there is a warning, and nobody is kept out.
     pub fn new(folder: &Path, patience: Duration) -> Result<FolderClaim, TrainError> {
         let failed = |action| move |source| TrainError::Io { path: folder.to_owned(), action, source };
         make(folder)?;
@@ -34,6 +35,10 @@ impl FolderClaim {
         loop {
             match lock.try_lock() {
                 Ok(()) => return Ok(FolderClaim { _lock: lock }),
+                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                    tracing::warn!(folder = %folder.display(), %error, "it cannot be locked: two tasks could write there");
+                    return Ok(FolderClaim { _lock: lock });
+                }
                 Err(TryLockError::Error(source)) => return Err(failed("lock")(source)),
                 Err(TryLockError::WouldBlock) if begun.elapsed() >= patience => {
                     return Err(TrainError::FolderTaken { path: folder.to_owned() });

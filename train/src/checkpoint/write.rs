@@ -68,17 +68,42 @@ pub fn write_checkpoint<'a>(
     state: &CheckpointState,
     tensors: impl IntoIterator<Item = SavedTensor<'a>>,
 ) -> Result<PathBuf, TrainError> {
+    let step = state.position.step;
+    let path = write(folder, &file_name::of(step), state, tensors)?;
+    prune(folder, step, keep);
+    Ok(path)
+}
+
+/// Writes the state of a task whose next loss is no number to `diverged-00000123.safetensors` in `folder`, as
+/// [`write_checkpoint`] does. Who looks for the latest checkpoint passes it over, and none is removed for it.
+///
+/// # Errors
+///
+/// Those of [`write_checkpoint`].
+pub fn write_diverged<'a>(
+    folder: &Path,
+    state: &CheckpointState,
+    tensors: impl IntoIterator<Item = SavedTensor<'a>>,
+) -> Result<PathBuf, TrainError> {
+    write(folder, &file_name::of_diverged(state.position.step), state, tensors)
+}
+
+fn write<'a>(
+    folder: &Path,
+    name: &str,
+    state: &CheckpointState,
+    tensors: impl IntoIterator<Item = SavedTensor<'a>>,
+) -> Result<PathBuf, TrainError> {
     let mut tensors: Vec<_> = tensors.into_iter().collect();
     // Larger elements first, so that all are aligned: PyTorch cannot view others in place.
     tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.size_bytes()));
 
-    let step = state.position.step;
-    let path = folder.join(file_name::of(step));
+    let path = folder.join(name);
     let header = header(&path, state, &tensors)?;
     let failed = |action| move |source| TrainError::Io { path: folder.to_owned(), action, source };
     folder::make(folder)?;
 
-    let partial = Partial::create(folder.join(file_name::of_partial(step)))?;
+    let partial = Partial::create(folder.join(file_name::of_partial(name)))?;
     partial.write(&header)?;
     for tensor in tensors {
         partial.write_tensor(tensor)?;
@@ -86,7 +111,6 @@ pub fn write_checkpoint<'a>(
     partial.finish(&path)?;
     // The new name is on the disk when the folder is.
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("flush"))?;
-    prune(folder, step, keep);
     Ok(path)
 }
 

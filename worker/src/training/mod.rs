@@ -37,7 +37,18 @@ pub struct Trainer {
     steps: Steps,
     loss: ValueId,
     layout: StateLayout,
-    is_sound: bool,
+    worth: StateWorth,
+}
+
+/// What a state is worth after the steps that were tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateWorth {
+    /// It is that of whole steps, and can be gone on from.
+    Sound,
+    /// It is that of whole steps, but the loss of the next one is no number.
+    Diverged,
+    /// The optimizer has failed within a step.
+    Torn,
 }
 
 /// What one step is told.
@@ -147,7 +158,7 @@ impl Trainer {
             }
             .map_err(|raised| refused(&buffer.name, raised))?;
         }
-        Ok(Self { executable, steps, loss, layout, is_sound: true })
+        Ok(Self { executable, steps, loss, layout, worth: StateWorth::Sound })
     }
 
     /// Where the state lies.
@@ -155,9 +166,9 @@ impl Trainer {
         &self.layout
     }
 
-    /// Whether the state is that of whole steps: false once the optimizer has failed within one.
-    pub fn is_sound(&self) -> bool {
-        self.is_sound
+    /// What the state is worth.
+    pub fn worth(&self) -> StateWorth {
+        self.worth
     }
 
     /// For every parameter, in the order of the layout, in how many steps the optimizer has changed it.
@@ -277,14 +288,15 @@ impl Trainer {
         }
         let loss = self.steps.loss().map_err(|raised| fault("the loss", raised))?;
         if !loss.is_finite() {
+            self.worth = StateWorth::Diverged;
             let message = format!(
                 "the loss is {loss}: the step is thrown away, and the state is as before it; lower the learning rate or set \
-                 clip_norm, and remove the checkpoints of steps in which the loss had risen already"
+                 clip_norm, and go on from a checkpoint of an earlier step: this state gives the same loss again"
             );
             return Err(RunError { class: FaultClass::Model, message });
         }
         let applied = self.steps.apply(order.rate, order.clip_norm, pace);
-        self.is_sound = applied.is_ok();
+        self.worth = if applied.is_ok() { StateWorth::Sound } else { StateWorth::Torn };
         applied.map_err(|raised| fault("the optimizer", raised))?;
         Ok(StepEnd::Finished { loss })
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use pswitch_protocol::{Channel, FromWorker, ProtocolError};
-use pswitch_train::{CheckpointConfig, FolderClaim};
+use pswitch_train::CheckpointConfig;
 
 use super::served::chain;
 use super::task::Snapshot;
@@ -15,7 +15,7 @@ use super::task::Snapshot;
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// Writes the checkpoints of a task by a thread of its own, one after the other, and tells the controller of each. The thread ends
-/// behind those that were begun when this is dropped, and leaves the folder to others then.
+/// behind those that were begun when this is dropped.
 pub(super) struct Saver {
     orders: mpsc::Sender<Order>,
     shared: Arc<Shared>,
@@ -33,8 +33,8 @@ pub(super) enum Kind {
     Regular,
     /// Of a task that has done all its steps: it is tried until it is there.
     Last,
-    /// Of one that has failed. It may be the earlier ones that are wanted: all are kept.
-    Failed,
+    /// Of one whose next loss is no number: it goes on from an earlier one when it is submitted again.
+    Diverged,
 }
 
 #[derive(Default)]
@@ -52,10 +52,9 @@ struct State {
 }
 
 impl Saver {
-    /// `claim` is that of the place, `written` what the task goes on from.
+    /// `written` is what the task goes on from.
     pub(super) fn start(
         place: &CheckpointConfig,
-        claim: FolderClaim,
         written: Option<(u64, PathBuf)>,
         channel: Channel,
     ) -> std::io::Result<Self> {
@@ -64,7 +63,6 @@ impl Saver {
         let shared = Arc::new(Shared { state, changed: Condvar::new() });
         let (place, told) = (place.clone(), Arc::clone(&shared));
         std::thread::Builder::new().name("pswitch-checkpoint".to_owned()).spawn(move || {
-            let _claim = claim;
             for order in received {
                 told.write(&order, &place, &channel);
             }
@@ -130,8 +128,11 @@ impl Shared {
     /// False if it is to be tried again.
     fn try_to_write(&self, order: &Order, place: &CheckpointConfig, channel: &Channel) -> bool {
         let step = order.snapshot.step();
-        let keep = if order.kind == Kind::Failed { u32::MAX } else { place.keep };
-        let write = || order.snapshot.write(&place.folder, keep).map_err(chain);
+        let write = || match order.kind {
+            Kind::Regular | Kind::Last => order.snapshot.write(&place.folder, place.keep),
+            Kind::Diverged => order.snapshot.write_diverged(&place.folder),
+        };
+        let write = || write().map_err(chain);
         let written = catch_unwind(AssertUnwindSafe(write));
         let written = written.unwrap_or_else(|_| Err("writing it panicked".to_owned()));
         // Whoever asks from here on knows what is told.

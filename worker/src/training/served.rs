@@ -11,8 +11,9 @@ use pswitch_protocol::{
     Channel, FaultClass, FromWorker, PrepareTask, Region, TaskExtent, TaskPause, TaskStep as Counted,
     control, monotonic_ns,
 };
-use pswitch_train::{FolderClaim, StateLayout, TaskConfig, latest_checkpoint};
+use pswitch_train::{StateLayout, TaskConfig, latest_checkpoint};
 
+use super::StateWorth;
 use super::pace::{HostPace, Listener, Pace, Stood, at_a_gate};
 use super::run_ahead::{Bounds, GpuPace, RunAhead};
 use super::saver::{Kind, Saver, saved};
@@ -23,9 +24,6 @@ use crate::work::Shared;
 
 /// Longest that a copy of the initial state may take.
 const PATIENCE: Duration = Duration::from_secs(300);
-
-/// How long it is waited for the folder of checkpoints: who has it may be a process of a task that is over, and about to end.
-const FOLDER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Work that is queued on a GPU, unless the task says otherwise: where it is computed before others have the GPU ...
 const RUN_AHEAD_TO_END: Duration = Duration::from_micros(500);
@@ -50,7 +48,6 @@ struct KeptTask {
     saver: Option<Saver>,
     /// What is copied of a checkpoint that is due, no step having been made since. It is finished first when the task trains again.
     due: Option<PartialSnapshot>,
-    has_failed: bool,
 }
 
 /// What computes the steps of a task: the host, or a GPU whose queue is kept short.
@@ -104,16 +101,15 @@ impl ServedTask {
         let mut saver = None;
         if let Some(checkpoints) = &config.checkpoint {
             task.check_checkpoints(&checkpoints.folder).map_err(chain)?;
-            let claim = FolderClaim::new(&checkpoints.folder, FOLDER_PATIENCE).map_err(chain)?;
             let mut written = None;
             if let Some(checkpoint) = latest_checkpoint(&checkpoints.folder).map_err(chain)? {
                 task.resume(&checkpoint).map_err(chain)?;
                 written = Some((task.steps_done(), checkpoint.path().to_owned()));
                 tracing::info!(task = order.name, step = task.steps_done(), file = %checkpoint.path().display(), "resumed");
             }
-            saver = Some(Saver::start(checkpoints, claim, written, channel).map_err(chain)?);
+            saver = Some(Saver::start(checkpoints, written, channel).map_err(chain)?);
         }
-        let kept = KeptTask { task, config, saver, due: None, has_failed: false };
+        let kept = KeptTask { task, config, saver, due: None };
         Ok(Self { kept, ahead: RunAhead::default(), way: None })
     }
 
@@ -307,8 +303,7 @@ impl KeptTask {
                 }
                 Err(error) => {
                     let reason = explain(error, stats.capacity_bytes);
-                    self.has_failed = true;
-                    let is_sound = self.task.is_sound();
+                    let is_sound = self.task.worth() != StateWorth::Torn;
                     // There is none behind what is being written, with which the process ends.
                     if let (Some(saver), false) = (&self.saver, is_sound) {
                         at_a_gate(computer.pace(), || saver.wait());
@@ -379,10 +374,10 @@ impl KeptTask {
     }
 
     fn kind(&self) -> Kind {
-        match (self.has_failed, self.task.is_finished()) {
-            (true, _) => Kind::Failed,
-            (false, true) => Kind::Last,
-            (false, false) => Kind::Regular,
+        match self.task.worth() {
+            StateWorth::Diverged => Kind::Diverged,
+            _ if self.task.is_finished() => Kind::Last,
+            _ => Kind::Regular,
         }
     }
 

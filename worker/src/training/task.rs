@@ -10,12 +10,12 @@ use pswitch_protocol::FaultClass;
 use pswitch_train::{
     ArrayInfo, Batches, Checkpoint, CheckpointState, DataConfig, Dataset, OptimizerKind, Position, Role,
     RowSource, SavedTensor, StateTensor, Synthetic, SyntheticArray, TaskConfig, TrainError, check_checkpoint,
-    step_seed, write_checkpoint,
+    step_seed, write_checkpoint, write_diverged,
 };
 
 use super::loader::{Batch, BatchLayout, Loader};
 use super::pace::at_a_gate;
-use super::{Pace, StepEnd, StepOrder, Trainer};
+use super::{Pace, StateWorth, StepEnd, StepOrder, Trainer};
 use crate::error::{RunError, TaskError};
 use crate::executable::Input;
 use crate::libtorch::TorchDevice;
@@ -111,7 +111,9 @@ impl TrainingTask {
         let is_partial = last > 0 && !drop_last;
         let sizes = if is_partial { vec![most, last] } else { vec![most] };
         let inputs = feeds(program, source.as_ref(), &sizes)?;
-        let partial_every = is_partial.then_some(batches.per_epoch());
+        // Where every step has one of them, they are all alike.
+        let has_whole = u64::from(config.accumulate.max(1)) < batches.per_epoch();
+        let partial_every = (is_partial && has_whole).then_some(batches.per_epoch());
         let total_steps = config.total_steps(batches.per_epoch())?;
         let rows = inputs.iter().map(|feed| (feed.array, feed.row_bytes));
         let layout = BatchLayout::new(rows, most)
@@ -137,9 +139,9 @@ impl TrainingTask {
         self.total_steps
     }
 
-    /// Whether its state is that of whole steps.
-    pub fn is_sound(&self) -> bool {
-        self.trainer.is_sound()
+    /// What its state is worth.
+    pub fn worth(&self) -> StateWorth {
+        self.trainer.worth()
     }
 
     /// Whether all steps are done.
@@ -317,13 +319,24 @@ impl Snapshot {
     /// # Errors
     /// Those of [`write_checkpoint`].
     pub fn write(&self, folder: &Path, keep: u32) -> Result<PathBuf, TrainError> {
-        let counts: Vec<u8> = self.counts.iter().flat_map(|count| count.to_le_bytes()).collect();
+        write_checkpoint(folder, keep, &self.state, self.saved())
+    }
+
+    /// Writes it as that of a task whose next loss is no number; see [`write_diverged`].
+    ///
+    /// # Errors
+    /// Those of [`write_diverged`].
+    pub fn write_diverged(&self, folder: &Path) -> Result<PathBuf, TrainError> {
+        write_diverged(folder, &self.state, self.saved())
+    }
+
+    fn saved(&self) -> impl Iterator<Item = SavedTensor<'_>> {
         let fetch = |index: usize| self.bytes[index].as_slice();
         let tensors = saved_tensors(&self.tensors, self.state.optimizer, fetch);
         let shape = [self.counts.len() as u64];
-        let counts =
-            SavedTensor::of_optimizer(COUNTS, DType::I64, &shape, || Ok(Cow::Borrowed(counts.as_slice())));
-        write_checkpoint(folder, keep, &self.state, tensors.chain([counts]))
+        let counts = || self.counts.iter().flat_map(|count| count.to_le_bytes()).collect();
+        tensors
+            .chain([SavedTensor::of_optimizer(COUNTS, DType::I64, &shape, move || Ok(Cow::Owned(counts())))])
     }
 }
 

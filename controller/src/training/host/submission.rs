@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use pswitch_device::{DeviceError, PinnedMemory, SharedMemory};
 use pswitch_mem_pool::{PoolError, Range};
-use pswitch_train::TaskConfig;
 
 use super::super::book::TaskId;
 use super::super::{MOST_TASKS, NewTask};
@@ -53,7 +52,7 @@ impl Host {
             }
         };
         let id = TaskId(self.tasks.last_key_value().map_or(0, |(last, _)| last.0 + 1));
-        let NewTask { name, config, digest, .. } = task;
+        let NewTask { name, config, digest, claim, .. } = task;
         self.book.submit(id, config.weight, config.checkpoint.is_some(), self.now());
         let log = config.checkpoint.as_ref().map(|checkpoints| checkpoints.folder.join("progress.jsonl"));
         let record = Record {
@@ -64,6 +63,7 @@ impl Host {
             saved,
             made_room: 0,
             is_spoilt: false,
+            claim,
             worker: None,
             checkpoint: None,
             checkpoint_error: String::new(),
@@ -95,7 +95,7 @@ impl Host {
         }
     }
 
-    /// Refuses a task that would take away what the steps of others need, or whose checkpoints lie where another's do.
+    /// Refuses a task that would take away what the steps of others need.
     fn check_place(&self, task: &NewTask, state: Range) -> Result<(), ServiceError> {
         let alive = || self.tasks.values().filter(|record| record.state.is_some());
         let needed = alive().map(|record| record.peak_bytes).max().unwrap_or(0);
@@ -109,18 +109,7 @@ impl Host {
             );
             return Err(ServiceError::InvalidRequest { message });
         }
-        let folder = |config: &TaskConfig| config.checkpoint.as_ref().map(|it| it.folder.clone());
-        // One that is over writes nothing any more, or its process is about to end.
-        let mut others =
-            self.tasks.iter().filter(|(id, _)| !self.book.is_over(**id)).map(|(_, record)| record);
-        let own = folder(&task.config);
-        let shared = others.find(|other| own.is_some() && folder(&other.config) == own);
-        match shared {
-            Some(other) => Err(ServiceError::InvalidRequest {
-                message: format!("task '{}' has its checkpoints in the same folder", other.name),
-            }),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Memory that a state can go to when it makes room.

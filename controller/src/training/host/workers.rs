@@ -112,7 +112,11 @@ impl Host {
             } else if let Some(record) = self.tasks.get(&id)
                 && let Some(worker) = &record.worker
             {
-                tracing::error!(task = record.name, worker = %worker.id, "hangs and is killed");
+                if self.book.is_over(id) {
+                    tracing::warn!(task = record.name, worker = %worker.id, "has not ended in time and is killed");
+                } else {
+                    tracing::error!(task = record.name, worker = %worker.id, "hangs and is killed");
+                }
                 self.supervisor.kill(worker.id);
             }
         }
