@@ -8,6 +8,9 @@ use crate::TrainError;
 /// What is locked of a folder. It stays behind, empty.
 const LOCK: &str = ".lock";
 
+/// Linux's "no locks available", for which [`io::ErrorKind`] has no name.
+const ENOLCK: i32 = 37;
+
 /// How often it is tried to claim a folder that is another's.
 const TRY_EVERY: Duration = Duration::from_millis(20);
 
@@ -35,7 +38,9 @@ impl FolderClaim {
         loop {
             match lock.try_lock() {
                 Ok(()) => return Ok(FolderClaim { _lock: lock }),
-                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                Err(TryLockError::Error(error))
+                    if error.kind() == io::ErrorKind::Unsupported || error.raw_os_error() == Some(ENOLCK) =>
+                {
                     tracing::warn!(folder = %folder.display(), %error, "it cannot be locked: two tasks could write there");
                     return Ok(FolderClaim { _lock: lock });
                 }

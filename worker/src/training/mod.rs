@@ -291,7 +291,7 @@ impl Trainer {
             self.worth = StateWorth::Diverged;
             let message = format!(
                 "the loss is {loss}: the step is thrown away, and the state is as before it; lower the learning rate or set \
-                 clip_norm, and go on from a checkpoint of an earlier step: this state gives the same loss again"
+                 clip_norm, and remove a checkpoint of this very step, should there be one: it gives the same loss again"
             );
             return Err(RunError { class: FaultClass::Model, message });
         }

@@ -14,7 +14,7 @@ const LAST_LOOK: Duration = Duration::from_millis(1);
 ///
 /// All of them may hold the caller up for as long as the step is to stand still.
 pub trait Pace: Sync {
-    /// A step begins. `is_whole`: its batches have as many rows as most have.
+    /// A step begins. `is_whole`: its batches have as many rows as those of most steps.
     fn begin(&self, _is_whole: bool) {}
 
     /// Ahead of every operator, one at a time: whether the step is to end here.

@@ -35,7 +35,7 @@ pub struct TrainingTask {
     loader: Loader,
     inputs: Vec<Feed>,
     layout: BatchLayout,
-    /// The last of so many batches has fewer rows, if one has.
+    /// The last of so many batches has fewer rows, which not all steps have alike.
     partial_every: Option<u64>,
     total_steps: u64,
     step: u64,
@@ -111,9 +111,9 @@ impl TrainingTask {
         let is_partial = last > 0 && !drop_last;
         let sizes = if is_partial { vec![most, last] } else { vec![most] };
         let inputs = feeds(program, source.as_ref(), &sizes)?;
-        // Where every step has one of them, they are all alike.
-        let has_whole = u64::from(config.accumulate.max(1)) < batches.per_epoch();
-        let partial_every = (is_partial && has_whole).then_some(batches.per_epoch());
+        // Steps of whole epochs have them at the same places.
+        let are_alike = u64::from(config.accumulate.max(1)).is_multiple_of(batches.per_epoch());
+        let partial_every = (is_partial && !are_alike).then_some(batches.per_epoch());
         let total_steps = config.total_steps(batches.per_epoch())?;
         let rows = inputs.iter().map(|feed| (feed.array, feed.row_bytes));
         let layout = BatchLayout::new(rows, most)
