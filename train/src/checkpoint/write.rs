@@ -55,8 +55,9 @@ impl<'a> SavedTensor<'a> {
 /// flushed to the disk and renamed. One tensor at a time is in memory. `safetensors.torch.load_file` reads it; what it
 /// gives, without the names that begin with [`OPTIMIZER_PREFIX`], is a state dict.
 ///
-/// The folder belongs to one task, one writer at a time, which a [`FolderClaim`](super::FolderClaim) makes sure of. Only checkpoints are removed, as told by their names and their
-/// contents, and what writers that were killed left behind; later steps than the new one's stay.
+/// The folder belongs to one task, one writer at a time, which a [`FolderClaim`](super::FolderClaim) makes sure of. Only
+/// checkpoints are removed, as told by their names and their contents, and what writers that were killed left behind; later
+/// steps than the new one's stay.
 ///
 /// # Errors
 ///

@@ -3,8 +3,8 @@
 //! Operators are launched faster than a GPU computes them. What is queued when a step is told to end is computed all the
 //! same, so no more is queued than some time's worth: behind every so much work the stream takes a mark, and nothing more
 //! is launched while the marks that it has not passed, and what follows them, stand for more. How long operators take is
-//! known from marks that are timed; steps of whole batches, or of whole epochs, are alike. Where operators take the host longer than the
-//! GPU, nothing is queued, and there are few marks.
+//! known from marks that are timed; steps of whole batches, or of whole epochs, are alike. Where operators take the host
+//! longer than the GPU, nothing is queued, and there are few marks.
 //!
 //! A step that may be held has a gate behind every mark, which the stop word closes. The GPU stands still at the next one
 //! then, with all that is queued behind it, and goes on from there: nothing is computed twice, and much more may be queued.

@@ -1,7 +1,7 @@
 //! Checkpoints that are written while steps go on.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -73,7 +73,7 @@ impl Saver {
     /// Tells of the last checkpoint that is there, if one is.
     pub(super) fn tell_written(&self, channel: &Channel) -> Result<(), ProtocolError> {
         match &self.shared.state().written {
-            Some((step, path)) => channel.send(&saved(*step, Ok(path.display().to_string())), &[]),
+            Some((step, path)) => channel.send(&saved(*step, Ok(path)), &[]),
             None => Ok(()),
         }
     }
@@ -88,7 +88,7 @@ impl Saver {
             }
             State { written: Some((there, path)), .. } if *there == step => {
                 channel.send(&FromWorker::TaskCopied, &[])?;
-                channel.send(&saved(step, Ok(path.display().to_string())), &[])?;
+                channel.send(&saved(step, Ok(path)), &[])?;
             }
             _ => return Ok(false),
         }
@@ -146,12 +146,12 @@ impl Shared {
             self.changed.notify_all();
         }
         // A channel that is broken is noticed by who serves it.
-        let _ = channel.send(&saved(step, written.map(|path| path.display().to_string())), &[]);
+        let _ = channel.send(&saved(step, written.as_deref().map_err(Clone::clone)), &[]);
         is_over
     }
 }
 
 /// What is told of a checkpoint.
-pub(super) fn saved(step: u64, result: Result<String, String>) -> FromWorker {
-    FromWorker::TaskSaved { step, result }
+pub(super) fn saved(step: u64, written: Result<&Path, String>) -> FromWorker {
+    FromWorker::TaskSaved { step, result: written.map(|path| path.display().to_string()) }
 }
