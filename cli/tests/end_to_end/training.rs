@@ -182,6 +182,9 @@ fn a_task_gives_way_to_requests_and_loses_nothing_by_it() {
     assert_eq!(of("discarded_microseconds_total", "task=\"undisturbed\""), 0.0);
     let log = std::fs::read_to_string(disturbed["log"].as_str().unwrap()).unwrap();
     assert_eq!(log.lines().count(), 150, "a line for every tenth step");
+    let facts = ["loss", "steps_per_s", "samples_per_s", "goodput", "interruptions", "interruption_cost_us"];
+    let lines = server.log();
+    assert_says(lines.lines().find(|line| line.contains("trained")).expect("it is logged"), &facts);
     assert_says(&train(&["list"]), &["NAME", "disturbed", "undisturbed", "1500/1500", "finished"]);
     assert_says(&train(&["show", "disturbed"]), &["finished", "1500/1500", "step-00001500.safetensors"]);
     let picture = place.0.path().join("loss.svg");

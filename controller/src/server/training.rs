@@ -11,7 +11,7 @@ use pswitch_train::{FolderClaim, Progress, StateLayout, TaskConfig};
 use super::{Server, chain};
 use crate::repository::ModelName;
 use crate::service::{Residence, ServiceError, TaskCommand, TaskState, TaskStatus};
-use crate::training::{NewTask, Training};
+use crate::training::{self, NewTask, Training};
 
 /// How long it is waited for a folder of checkpoints: who has it may be over, and its process about to end.
 const FOLDER_PATIENCE: Duration = Duration::from_secs(2);
@@ -98,10 +98,7 @@ impl Server {
         command: TaskCommand,
     ) -> Result<TaskStatus, ServiceError> {
         let Some((training, _)) = self.training_of(name) else {
-            let state = self.task_status(name)?.state;
-            return Err(ServiceError::InvalidRequest {
-                message: format!("training task '{name}' is over: it is {}", state.name()),
-            });
+            return Err(training::refused_as_over(name, self.task_status(name)?.state));
         };
         training.command(name, command).await?;
         self.task_status(name)

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pswitch_protocol::{TaskExtent, TaskPause, TaskStep};
-use pswitch_train::{InterruptionReason, Progress, ProgressEvent};
+use pswitch_train::{InterruptionReason, Progress, ProgressEvent, ProgressLine};
 
 use crate::service::{TaskCommand, TaskState};
 
@@ -307,9 +307,9 @@ impl Book {
         self.tasks.get(&id).is_some_and(Task::is_under_way)
     }
 
-    /// Whether no step is left to be made.
-    pub(super) fn has_all_steps(&self, id: TaskId) -> bool {
-        self.tasks.get(&id).is_some_and(|task| task.extent.steps_done >= task.extent.total_steps)
+    /// Steps that it has in all.
+    pub(super) fn total_steps(&self, id: TaskId) -> u64 {
+        self.tasks.get(&id).map(|task| task.extent.total_steps).unwrap_or_default()
     }
 
     /// Steps that are in no checkpoint, of a task that has some and is not over.
@@ -351,9 +351,9 @@ impl Book {
     }
 
     /// A line for the log of a task.
-    pub(super) fn line(&self, id: TaskId, at: Duration) -> Option<String> {
+    pub(super) fn line(&self, id: TaskId, at: Duration) -> Option<ProgressLine> {
         let task = self.tasks.get(&id)?;
-        Some(task.progress.line(at, task.rate?).to_json())
+        Some(task.progress.line(at, task.rate?))
     }
 
     /// `between_steps`: whoever computes has just finished one, so that least is lost if another has its turn.

@@ -18,7 +18,7 @@ use super::book::{Book, TaskAction, TaskEvent, TaskId};
 use super::journal::Journal;
 use super::places::Places;
 use super::worker::{self, Attachment, TaskWorker};
-use super::{Gate, Mail, Mailbox, Reply, Statuses, TrainingParts};
+use super::{Gate, Mail, Mailbox, Reply, Statuses, TrainingParts, refused_as_over};
 use crate::scheduler::WorkerId;
 use crate::service::{CheckpointStatus, Residence, ServiceError, TaskCommand, TaskState, TaskStatus};
 use crate::supervisor::Supervisor;
@@ -237,8 +237,7 @@ impl Host {
                     let over =
                         self.book.view(id, self.now()).map(|view| view.state).filter(|state| state.is_over());
                     if let Some(state) = over {
-                        let message = format!("training task '{name}' is over: it is {}", state.name());
-                        let _ = reply.send(Err(ServiceError::InvalidRequest { message }));
+                        let _ = reply.send(Err(refused_as_over(&name, state)));
                     } else {
                         self.waiting.push((id, command, reply));
                         self.feed(id, TaskEvent::Command(command));
@@ -411,25 +410,27 @@ impl Host {
 
     /// A line for people and one for plots, every so many steps and for the last.
     fn log(&mut self, id: TaskId, steps_done: u64) {
-        let at = self.now();
-        let Some(record) = self.tasks.get_mut(&id) else { return };
-        if !self.book.has_all_steps(id) && !steps_done.is_multiple_of(record.config.log_every_steps) {
+        let (at, total_steps) = (self.now(), self.book.total_steps(id));
+        let Some(record) = self.tasks.get(&id) else { return };
+        if steps_done < total_steps && !steps_done.is_multiple_of(record.config.log_every_steps) {
             return;
         }
-        let (Some(view), Some(line)) = (self.book.view(id, at), self.book.line(id, at)) else { return };
+        let Some(line) = self.book.line(id, at) else { return };
         tracing::info!(
             task = record.name,
             step = steps_done,
-            of = view.extent.total_steps,
-            loss = view.progress.last_loss,
-            steps_per_s = view.progress.steps_per_s,
-            interruptions = view.progress.interruptions,
+            of = total_steps,
+            loss = line.loss,
+            steps_per_s = line.steps_per_s,
+            samples_per_s = line.samples_per_s,
+            goodput = line.goodput,
+            interruptions = line.interruptions,
+            interruption_cost_us = line.interruption_cost_us,
             "trained"
         );
-        if record.log.as_os_str().is_empty() {
-            return;
+        if !record.log.as_os_str().is_empty() {
+            self.journal.write(&record.log, line.to_json());
         }
-        self.journal.write(&record.log, line);
     }
 
     /// A line for people when a task is over.

@@ -30,7 +30,7 @@ use tokio::sync::oneshot;
 use crate::driver;
 use crate::error::ControllerError;
 use crate::scheduler::WorkerId;
-use crate::service::{ServiceError, TaskCommand, TaskStatus};
+use crate::service::{ServiceError, TaskCommand, TaskState, TaskStatus};
 use crate::supervisor::Supervisor;
 pub(crate) use gate::Gate;
 use host::Host;
@@ -67,6 +67,12 @@ pub(crate) struct NewTask {
     pub(crate) state_bytes: u64,
     /// Its folder of checkpoints.
     pub(crate) claim: Option<FolderClaim>,
+}
+
+/// The answer to who commands a task that is over.
+pub(crate) fn refused_as_over(name: &str, state: TaskState) -> ServiceError {
+    let message = format!("training task '{name}' is over: it is {}", state.name());
+    ServiceError::InvalidRequest { message }
 }
 
 type Reply = oneshot::Sender<Result<(), ServiceError>>;

@@ -23,8 +23,19 @@ pub(super) fn told(task: &TaskStatus) -> String {
 
 /// A line for each task.
 pub(super) fn table(tasks: &[TaskStatus]) -> String {
-    let head = ["NAME", "STATE", "PLACE", "STEP", "LOSS", "STEPS/S", "GOODPUT", "INTERRUPTIONS", "TIME LOST"]
-        .map(str::to_owned);
+    let head = [
+        "NAME",
+        "STATE",
+        "PLACE",
+        "STEP",
+        "LOSS",
+        "STEPS/S",
+        "SAMPLES/S",
+        "GOODPUT",
+        "INTERRUPTIONS",
+        "TIME LOST",
+    ]
+    .map(str::to_owned);
     let rows = tasks.iter().map(|task| {
         let progress = &task.progress;
         [
@@ -34,6 +45,7 @@ pub(super) fn table(tasks: &[TaskStatus]) -> String {
             steps(task),
             progress.last_loss.map_or_else(none, |loss| format!("{loss:.6}")),
             format!("{:.2}", progress.steps_per_s),
+            format!("{:.1}", progress.samples_per_s),
             progress.goodput.map_or_else(none, |share| format!("{:.1} %", share * 100.0)),
             progress.interruptions.to_string(),
             seconds(progress.interruption_cost_us()),
@@ -41,7 +53,7 @@ pub(super) fn table(tasks: &[TaskStatus]) -> String {
     });
     let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..9).map(width).collect();
+    let widths: Vec<usize> = (0..rows[0].len()).map(width).collect();
     let mut text = String::new();
     for row in &rows {
         let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
@@ -169,9 +181,9 @@ mod tests {
         (other.steps_done, other.total_steps) = (0, 0);
         (other.progress.last_loss, other.progress.goodput) = (None, None);
         let expected = "\
-NAME           STATE      PLACE      STEP      LOSS  STEPS/S  GOODPUT  INTERRUPTIONS  TIME LOST
-resnet18       waiting    host   120/1000  1.250000    12.50   96.0 %              7     1.75 s
-a-longer-name  preparing  host        0/?         -    12.50        -              7     1.75 s
+NAME           STATE      PLACE      STEP      LOSS  STEPS/S  SAMPLES/S  GOODPUT  INTERRUPTIONS  TIME LOST
+resnet18       waiting    host   120/1000  1.250000    12.50      400.0   96.0 %              7     1.75 s
+a-longer-name  preparing  host        0/?         -    12.50      400.0        -              7     1.75 s
 ";
         assert_eq!(table(&[example(), other]), expected);
         assert_eq!(table(&[]).lines().count(), 1);
